@@ -1,0 +1,61 @@
+"""What a broker needs to know, as plain values: built by the command line, handed over as JSON."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+from quiesce.registry.limits import KindLimits, RuntimeLimits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerSettings:
+    """The settings of the broker. Times in seconds, sizes in bytes.
+
+    `address` as users write it; `control` and `data` the two endpoints it stands for. `lock_path`: the file
+    that is locked before binding, so that a second broker refuses. `shutdown_order`: kinds, in the order in
+    which a stop of the whole system asks them; all others come after "*". `parent_pid`: 0, or whose death
+    must end the broker.
+    """
+
+    address: str
+    control: str
+    data: str
+    state: str
+    lock_path: str
+    runtimes: tuple[RuntimeLimits, ...]
+    kinds: tuple[KindLimits, ...]
+    shutdown_order: tuple[str, ...] = ()
+    stop_timeout: float = 30.0
+    lease: float = 30.0
+    durability: str = "crash"
+    payload_limit: int = 64 * 1024 * 1024
+    session_timeout: float = 300.0
+    history: int = 10_000
+    result_bytes: int = 256 * 1024 * 1024
+    log_level: str = "INFO"
+    parent_pid: int = 0
+
+    def to_json(self) -> str:
+        """As one line of JSON; infinities as the string "inf"."""
+
+        def plain(value: object) -> object:
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [plain(item) for item in value]
+            return "inf" if value == math.inf else value
+
+        return json.dumps(plain(asdict(self)))
+
+    @classmethod
+    def from_json(cls, text: str) -> "BrokerSettings":
+        """The inverse of `to_json`."""
+
+        def revive(item: dict[str, object]) -> dict[str, object]:
+            return {key: math.inf if value == "inf" else value for key, value in item.items()}
+
+        values = json.loads(text)
+        values["runtimes"] = tuple(RuntimeLimits(**revive(item)) for item in values["runtimes"])
+        values["kinds"] = tuple(KindLimits(**revive(item)) for item in values["kinds"])
+        values["shutdown_order"] = tuple(values["shutdown_order"])
+        return cls(**values)

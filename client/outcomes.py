@@ -1,0 +1,215 @@
+"""From what the broker sends to what users get: refusals and ends to exceptions, rows to values."""
+
+from typing import Any
+
+from quiesce import errors
+from quiesce.errors import (
+    QuiesceError,
+    TaskCancelledError,
+    TaskCrashedError,
+    TaskFailedError,
+    TaskLostError,
+    TaskTimeoutError,
+)
+from quiesce.protocol import to_client
+from quiesce.protocol.callables import unpack_exception, unpack_value
+from quiesce.protocol.frames import Frame
+from quiesce.registry.ids import TaskId
+from quiesce.registry.rows import ResultRow, StoppedRow, TaskRow
+from quiesce.registry.scope import Scope
+from quiesce.registry.states import Evidence, Outcome, State
+from quiesce.values import (
+    BrokerInfo,
+    ClosedScope,
+    Event,
+    Progress,
+    ShutdownReport,
+    StoppedTask,
+    TaskInfo,
+    TaskStacks,
+    WorkerInfo,
+)
+
+
+def refusal(code: str, text: str) -> QuiesceError:
+    """The error that a refusal names; a name that this version doesn't know becomes the base class."""
+    found = getattr(errors, code, None)
+    if isinstance(found, type) and issubclass(found, QuiesceError):
+        return found(text)
+    return QuiesceError(f"{code}: {text}")
+
+
+def _payload(row: ResultRow) -> bytes:
+    result: Any = row.result
+    return result.data if isinstance(result, Frame) else bytes(result)
+
+
+def error_of(row: ResultRow, name: str) -> QuiesceError | None:
+    """The exception that stands for this end of the task `name`; None if it completed."""
+    what = f"task {row.task_id} ({name})"
+    if row.outcome == Outcome.COMPLETED:
+        if _payload(row):
+            return None
+        text = row.text or "it completed, but its process died before its result had left it"
+        return TaskLostError(f"{what}: the result is lost: {text}")
+    if row.outcome == Outcome.FAILED:
+        cause = _rebuilt(row)
+        # The worker raises this one itself, from no frame of the task's, when the time is over.
+        if isinstance(cause, TaskTimeoutError):
+            error: QuiesceError = TaskTimeoutError(f"{what} timed out: {row.text or cause}")
+        else:
+            error = TaskFailedError(f"{what} failed\n{row.text}".rstrip())
+        error.__cause__ = cause
+        return error
+    if row.outcome == Outcome.CRASHED:
+        how = row.text or _status_words(row.exit_status)
+        crash = TaskCrashedError(f"{what} crashed: {how}", row.exit_status)
+        crash.__cause__ = _rebuilt(row)
+        return crash
+    if row.outcome == Outcome.CANCELLED:
+        return TaskCancelledError(f"{what} was stopped: {row.text or _evidence_words(row)}")
+    if row.outcome == Outcome.LOST:
+        return TaskLostError(f"{what} is lost: {row.text or 'its host is out of reach'}")
+    return QuiesceError(f"{what} ended as {row.outcome!r}, which this version doesn't know")
+
+
+def value_of(row: ResultRow, name: str) -> object:
+    """The rebuilt result of a task that completed. QuiesceError if it can't be rebuilt here."""
+    try:
+        return unpack_value(_payload(row))
+    except Exception as error:
+        raise QuiesceError(
+            f"task {row.task_id} ({name}) completed, but its result can't be rebuilt here: {error!r}. "
+            "Its classes must be importable in this process as well"
+        ) from error
+
+
+def _rebuilt(row: ResultRow) -> BaseException | None:
+    payload = _payload(row)
+    if not payload:
+        return None
+    try:
+        return unpack_exception(payload)
+    except Exception:  # the traceback in the text says all there is to say
+        return None
+
+
+def _status_words(status: int | None) -> str:
+    if status is None:
+        return "an exception that ends processes escaped from it"
+    if status < 0:
+        return f"its process was killed by signal {-status}"
+    return f"its process ended with exit status {status}"
+
+
+def _evidence_words(row: ResultRow) -> str:
+    if row.evidence == Evidence.NEVER_RAN:
+        return "it had not begun"
+    if row.evidence == Evidence.REAPED:
+        return "its process was killed"
+    return "it was asked to, and returned"
+
+
+# --- rows to values ------------------------------------------------------------------------------
+
+
+def task_info(row: TaskRow) -> TaskInfo:
+    """As listings show it."""
+    values = row._asdict()
+    values["state"] = State(row.state)
+    values["outcome"] = None if row.outcome is None else Outcome(row.outcome)
+    values["evidence"] = None if row.evidence is None else Evidence(row.evidence)
+    values["progress"] = None if row.progress is None else Progress(*row.progress)
+    return TaskInfo(**values)
+
+
+def stopped_task(row: StoppedRow) -> StoppedTask:
+    """As reports show it."""
+    values = row._asdict()
+    values["outcome"] = None if row.outcome is None else Outcome(row.outcome)
+    values["evidence"] = None if row.evidence is None else Evidence(row.evidence)
+    return StoppedTask(**values)
+
+
+def shutdown_report(message: to_client.StopReport, scope: str, reason: str) -> ShutdownReport:
+    """The certificate of a stop of `scope`."""
+
+    def tasks(rows: list[StoppedRow]) -> tuple[StoppedTask, ...]:
+        return tuple(map(stopped_task, rows))
+
+    return ShutdownReport(
+        tasks=tasks(message.tasks),
+        caller=tasks(message.caller),
+        collateral=tasks(message.collateral),
+        remaining=tasks(message.remaining),
+        scope=scope,
+        reason=reason,
+        requested_at=message.requested_at,
+        completed_at=message.completed_at,
+    )
+
+
+def task_list(message: to_client.Tasks) -> list[TaskInfo]:
+    """The answer to ListTasks."""
+    return [task_info(row) for row in message.rows]
+
+
+def only_task(message: to_client.Tasks) -> TaskInfo:
+    """The answer to GetTask."""
+    return task_info(message.rows[0])
+
+
+def worker_list(message: to_client.Workers) -> list[WorkerInfo]:
+    """The answer to GetWorkers."""
+    return [
+        WorkerInfo(**{**row._asdict(), "tasks": tuple(TaskId(task) for task in row.tasks)})
+        for row in message.rows
+    ]
+
+
+def broker_info(message: to_client.Broker) -> BrokerInfo:
+    """The answer to GetBroker."""
+    _, *fields = message
+    return BrokerInfo(**dict(zip(message._fields[1:], fields, strict=True)))
+
+
+def closed_list(message: to_client.Closed) -> list[ClosedScope]:
+    """The answer to GetClosed."""
+    return [
+        ClosedScope(
+            scope=scope_words(row.kind, row.tenant_id, row.timeline_id, row.runtime),
+            holder=row.holder,
+            reason=row.reason,
+            since=row.since,
+        )
+        for row in message.rows
+    ]
+
+
+def stacks_list(message: to_client.Stacks) -> list[TaskStacks]:
+    """The answer to GetStacks."""
+    return [
+        TaskStacks(
+            id=TaskId(row.task_id),
+            attempt=row.attempt,
+            name=row.name,
+            worker_pid=row.worker_pid,
+            stacks=tuple(row.stacks),
+        )
+        for row in message.rows
+    ]
+
+
+def event(message: to_client.Event) -> list[Event]:
+    """The event, after a "missed" one that counts those dropped before it."""
+    found = []
+    if message.missed:
+        found.append(Event(type="missed", at=message.at, data={"count": message.missed}))
+    task_id = None if message.task_id is None else TaskId(message.task_id)
+    found.append(Event(type=message.type, at=message.at, task_id=task_id, data=message.data))
+    return found
+
+
+def scope_words(*scope: str | None) -> str:
+    """A scope in words, as `quiesce.registry.scope.Scope` says it."""
+    return str(Scope(*scope))

@@ -1,0 +1,105 @@
+"""What the client keeps of each spawn and each request, shared by its handle and the I/O thread.
+
+A record never refers to its handle, so that the handle's going away can be noticed.
+"""
+
+import logging
+from typing import Final
+
+from quiesce.client.outcomes import refusal
+from quiesce.client.steps import Answer
+from quiesce.client.waiting import Waitable, Waker
+from quiesce.errors import QuiesceError
+from quiesce.registry.rows import ResultRow
+
+log: Final = logging.getLogger("quiesce")
+
+#: (class of quiesce.errors, text): how an error is kept, since each raising makes a new one.
+Trouble = tuple[str, str]
+
+
+class Reply(Waitable):
+    """A control request that waits for its answer. Over once `answer` or `trouble` is set."""
+
+    __slots__ = ("answer", "key", "orphan", "trouble")
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: 0 until the I/O thread has taken it up.
+        self.key = 0
+        self.answer: Answer | None = None
+        self.trouble: Trouble | None = None
+        #: Nobody waits any more: called with the answer, in the I/O thread, if one still comes.
+        self.orphan = False
+
+
+class SpawnRecord(Waitable):
+    """One spawn. Over once its task has ended, or it was refused or given up; before that, `answered`."""
+
+    __slots__ = (
+        "answered",
+        "dropped",
+        "name",
+        "parent",
+        "result",
+        "seen",
+        "task_id",
+        "trouble",
+        "value",
+    )
+
+    def __init__(self, name: str, parent: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.name = name
+        self.parent = parent
+        #: Over once the broker has answered: `task_id` or `trouble` is set.
+        self.answered = Waitable()
+        self.task_id = 0
+        self.result: ResultRow | None = None
+        #: A refusal, or why nothing more will be heard of the task.
+        self.trouble: Trouble | None = None
+        #: Somebody has been shown the trouble; no handle is left to show it through.
+        self.seen = False
+        self.dropped = False
+        #: The rebuilt result, once asked for: (value,).
+        self.value: tuple[object] | None = None
+
+    def accept(self, task_id: int, wakers: list[Waker]) -> None:
+        """Under the lock: the broker has registered the task."""
+        self.task_id = task_id
+        self.answered.finish(wakers)
+
+    def end(self, result: ResultRow, wakers: list[Waker]) -> None:
+        """Under the lock: the task has ended."""
+        self.result = result
+        self.finish(wakers)
+
+    def give_up(self, trouble: Trouble, wakers: list[Waker]) -> None:
+        """Under the lock: refused, unknown, or the client is closed. No more will come."""
+        if self.over:
+            return
+        self.trouble = trouble
+        if not self.answered.over:
+            self.answered.finish(wakers)
+        self.finish(wakers)
+
+    def error(self) -> QuiesceError:
+        """The trouble as an exception; whoever gets it has seen it."""
+        assert self.trouble is not None
+        self.seen = True
+        return refusal(*self.trouble)
+
+    def on_dropped(self) -> None:
+        """No handle is left. What nobody looked at is said in the log."""
+        self.dropped = True
+        self.log_unseen()
+
+    def log_unseen(self) -> None:
+        """Log a spawn that failed, unless somebody has seen it, or was told of it here before.
+
+        Only what became of the spawn itself; how a task ended is logged where it ran.
+        """
+        if self.trouble is None or self.seen or self.task_id:
+            return
+        self.seen = True
+        log.warning("spawn of %s failed, and nobody looked: %s: %s", self.name, *self.trouble)

@@ -1,0 +1,482 @@
+"""The client session machine: all that a client knows of its conversation with the broker.
+
+Pure: `handle(event) -> effects`, no sockets, no clock, no randomness. One conversation has two channels,
+control and data, each in one of three states:
+
+    DOWN --Connected--> GREETING --Welcome--> READY
+    READY --HelloWanted--> GREETING           any --Disconnected--> DOWN
+
+Hello is said on entering GREETING. Everything that is unanswered goes out (again) on entering READY, and
+what is wanted later goes out at once, so a channel in another state holds back and loses nothing: the
+broker knows spawns by their number in the session and answers each once.
+
+A broker that has forgotten the session (Welcome says so on a channel where it had welcomed us before)
+can't tell what became of the spawns it was sent: they end as unknown, never as failed. What was never
+sent goes into a new session.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from quiesce.client.steps import (
+    CONTROL,
+    DATA,
+    Answer,
+    Answered,
+    Arrived,
+    BrokerLeaving,
+    Connected,
+    Disconnected,
+    Effect,
+    Event,
+    EventArrived,
+    HeartbeatDue,
+    LeaveWanted,
+    ManyWanted,
+    Ready,
+    Rejected,
+    Replied,
+    Request,
+    RequestAbandoned,
+    RequestWanted,
+    ResultsGone,
+    Send,
+    SessionGiven,
+    SessionWanted,
+    SpawnsUnknown,
+    SpawnsWanted,
+    TaskEnded,
+    TurnEnded,
+)
+from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client
+from quiesce.registry.ids import SpawnNumber
+from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow
+
+DOWN: Final = "down"
+GREETING: Final = "greeting"
+READY: Final = "ready"
+
+#: One Spawn message holds at most so many rows, and no more once it holds so many bytes.
+MAX_ROWS: Final = 256
+MAX_BYTES: Final = 256 * 1024
+
+#: Groups (spawn_many) and single spawns, as they are kept for resending.
+_Kept = SpawnRow | ManyWanted
+
+
+class ClientSession:
+    """See the module. `handle` is the only way in; the attributes are for reading."""
+
+    def __init__(self, *, session: bytes, pid: int, host: str, worker: int = 0) -> None:
+        self.session = session
+        self.pid = pid
+        self.host = host
+        self.worker = worker
+        self.epoch = 0
+        self.payload_limit = 0
+        #: State of each channel, and whether this session was ever welcomed there.
+        self.channels: dict[str, str] = {CONTROL: DOWN, DATA: DOWN}
+        self.welcomed: set[str] = set()
+        self.left = False
+        #: Keys up to here have been given out, have been sent at least once, are all answered.
+        self.last_key = 0
+        self.sent_through = 0
+        self.answered_through = 0
+        #: Number on the wire = key - base.
+        self.base = 0
+        #: All and only the spawns without an answer, in order: single ones by key, groups by first key.
+        self.unanswered: dict[int, _Kept] = {}
+        #: For each member of an unanswered group, the group's first key; and by that, members not answered.
+        self.member_of: dict[int, int] = {}
+        self.group_left: dict[int, set[int]] = {}
+        #: By task id, the keys of all and only the answered spawns whose task's end has not arrived.
+        self.live: dict[int, tuple[int, ...]] = {}
+        #: Ended tasks that an answer still to come may name (out of order, or through a unique key), each
+        #: with the last key given out by then: later spawns can't get an ended task.
+        self.late: dict[int, tuple[int, ResultRow]] = {}
+        #: Keys of unanswered or live spawns that have a unique key.
+        self.unique: set[int] = set()
+        #: Ends that arrived and are to be acknowledged.
+        self.taken: list[int] = []
+        self.last_request = 0
+        self.request_base = 0
+        #: All and only the requests without an answer that someone waits for, by key, in order.
+        self.requests: dict[int, Request] = {}
+        self.subscribed = False
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Take in one event; what to do about it, in order."""
+        if self.left:
+            return []
+        effects: list[Effect] = []
+        _HANDLERS[type(event)](self, event, effects)
+        return effects
+
+    # --- what the client wants ---------------------------------------------------------------
+
+    def on_spawns_wanted(self, event: SpawnsWanted, effects: list[Effect]) -> None:
+        key = self.last_key
+        for row in event.rows:
+            key += 1
+            self.unanswered[key] = SpawnRow(SpawnNumber(key), *row[1:])
+            if row.unique_key is not None:
+                self.unique.add(key)
+        first, self.last_key = self.last_key + 1, key
+        if self.channels[DATA] == READY:
+            self._send_spawns(first, effects)
+
+    def on_many_wanted(self, event: ManyWanted, effects: list[Effect]) -> None:
+        if not event.arguments:
+            return
+        first = self.last_key + 1
+        self.last_key += len(event.arguments)
+        common = SpawnRow(SpawnNumber(first), *event.common[1:])
+        members = range(first, self.last_key + 1)
+        self.unanswered[first] = ManyWanted(common, event.arguments)
+        self.group_left[first] = set(members)
+        self.member_of.update(dict.fromkeys(members, first))
+        if common.unique_key is not None:
+            self.unique.update(members)
+        if self.channels[DATA] == READY:
+            self._send_spawns(first, effects)
+
+    def on_request_wanted(self, event: RequestWanted, effects: list[Effect]) -> None:
+        self.last_request += 1
+        message: Any = event.message
+        if type(message) is from_client.Stop:
+            message = message._replace(request=self.last_request, last_spawn=self.last_key)
+        else:
+            message = message._replace(request=self.last_request)
+            if type(message) is from_client.Subscribe:
+                self.subscribed = True
+            elif type(message) is from_client.Unsubscribe:
+                self.subscribed = False
+        self.requests[self.last_request] = message
+        if self.channels[CONTROL] == READY:
+            effects.append(Send(CONTROL, self._numbered(message)))
+
+    def on_request_abandoned(self, event: RequestAbandoned, effects: list[Effect]) -> None:
+        self.requests.pop(event.key, None)
+
+    def on_leave_wanted(self, event: LeaveWanted, effects: list[Effect]) -> None:
+        self.on_turn_ended(TurnEnded(), effects)
+        if self.channels[CONTROL] == READY:
+            effects.append(Send(CONTROL, from_client.Goodbye()))
+        self.left = True
+
+    # --- time and transport ------------------------------------------------------------------
+
+    def on_connected(self, event: Connected, effects: list[Effect]) -> None:
+        self._greet(event.channel, effects)
+
+    def on_disconnected(self, event: Disconnected, effects: list[Effect]) -> None:
+        self.channels[event.channel] = DOWN
+
+    def on_heartbeat_due(self, event: HeartbeatDue, effects: list[Effect]) -> None:
+        """On both channels, since the broker may have lost either. An unanswered Hello is said again."""
+        for channel, state in self.channels.items():
+            if state == READY:
+                beat = from_client.Heartbeat(self.answered_through - self.base)
+                effects.append(Send(channel, beat))
+            elif state == GREETING:
+                self._greet(channel, effects)
+
+    def on_turn_ended(self, event: TurnEnded, effects: list[Effect]) -> None:
+        if self.taken and self.channels[DATA] == READY:
+            effects.append(Send(DATA, from_client.ResultsTaken(self.taken)))
+            self.taken = []
+
+    def on_session_given(self, event: SessionGiven, effects: list[Effect]) -> None:
+        self.session = event.session
+        self.channels = {CONTROL: DOWN, DATA: DOWN}
+        self.welcomed = set()
+
+    # --- what the broker says ----------------------------------------------------------------
+
+    def on_arrived(self, event: Arrived, effects: list[Effect]) -> None:
+        handler = _MESSAGE_HANDLERS.get(type(event.message))
+        if handler is not None:
+            handler(self, event.channel, event.message, effects)
+        else:
+            self._on_reply(event.message, effects)
+
+    def _on_welcome(
+        self, channel: str, message: to_client.Welcome, effects: list[Effect]
+    ) -> None:
+        if abs(message.version - PROTOCOL_VERSION) > 1:
+            text = (
+                f"the broker speaks version {message.version} of the protocol, this client "
+                f"version {PROTOCOL_VERSION}; they understand each other one version apart at most"
+            )
+            effects.append(Rejected("ProtocolError", text))
+            return
+        if self.channels[channel] != GREETING:
+            return  # the answer to a Hello said twice, or of a transport that is gone
+        if not message.known and channel in self.welcomed:
+            self._forget_session(effects)
+            return
+        self.epoch = message.epoch
+        self.payload_limit = message.payload_limit
+        self.welcomed.add(channel)
+        self.channels[channel] = READY
+        if channel == CONTROL:
+            self._resend_requests(effects)
+        else:
+            self._resend_spawns(effects)
+        if all(state == READY for state in self.channels.values()):
+            effects.append(Ready(message.epoch, message.payload_limit))
+
+    def _on_hello_wanted(
+        self, channel: str, message: to_client.HelloWanted, effects: list[Effect]
+    ) -> None:
+        """While greeting, it answers something sent before our Hello, which has yet to arrive."""
+        if self.channels[channel] == READY:
+            self._greet(channel, effects)
+
+    def _on_alive(self, channel: str, message: to_client.Alive, effects: list[Effect]) -> None:
+        pass
+
+    def _on_spawn_answers(
+        self, channel: str, message: to_client.SpawnAnswers, effects: list[Effect]
+    ) -> None:
+        for answer in message.rows:
+            self._on_spawn_answer(answer, effects)
+        through = self.answered_through
+        while through < self.last_key and not self._is_unanswered(through + 1):
+            through += 1
+        self.answered_through = through
+        while self.late:
+            task_id, (last_key, _) = next(iter(self.late.items()))
+            if last_key > through:
+                break
+            del self.late[task_id]
+
+    def _on_spawn_answer(self, answer: SpawnAnswer, effects: list[Effect]) -> None:
+        key = answer.number + self.base
+        first = self.member_of.get(key)
+        if first is None:
+            if type(self.unanswered.get(key)) is not SpawnRow:
+                return  # answered before
+            del self.unanswered[key]
+        else:
+            left = self.group_left[first]
+            if key not in left:
+                return
+            left.discard(key)
+            if not left:
+                group = self.unanswered.pop(first)
+                assert isinstance(group, ManyWanted)  # ours: group_left names groups only
+                for member in range(first, first + len(group.arguments)):
+                    del self.member_of[member]
+                del self.group_left[first]
+        task_id = answer.task_id
+        effects.append(Answered(key, task_id, answer.error, answer.text))
+        if not task_id:
+            self.unique.discard(key)
+        elif task_id in self.late:
+            self.unique.discard(key)
+            effects.append(TaskEnded((key,), self.late[task_id][1]))
+        else:
+            self.live[task_id] = (*self.live.get(task_id, ()), key)
+
+    def _on_ended(self, channel: str, message: to_client.Ended, effects: list[Effect]) -> None:
+        for row in message.rows:
+            self.taken.append(row.task_id)
+            keys = self.live.pop(row.task_id, ())
+            if keys:
+                effects.append(TaskEnded(keys, row))
+                shared = not self.unique.isdisjoint(keys)
+                self.unique.difference_update(keys)
+                if not shared:
+                    continue
+            if self.unanswered:
+                self.late.setdefault(row.task_id, (self.last_key, row))
+
+    def _on_event(self, channel: str, message: to_client.Event, effects: list[Effect]) -> None:
+        effects.append(EventArrived(message))
+
+    def _on_goodbye(
+        self, channel: str, message: to_client.Goodbye, effects: list[Effect]
+    ) -> None:
+        effects.append(BrokerLeaving(message.reason))
+
+    def _on_reply(self, message: Any, effects: list[Effect]) -> None:
+        answer: Answer = message
+        if answer.request == 0 and isinstance(answer, to_client.Refused):
+            effects.append(Rejected(answer.error, answer.text))
+            return
+        key = answer.request + self.request_base
+        self.requests.pop(key, None)
+        effects.append(Replied(key, answer))
+
+    # --- parts -------------------------------------------------------------------------------
+
+    def _greet(self, channel: str, effects: list[Effect]) -> None:
+        self.channels[channel] = GREETING
+        hello = from_client.Hello(
+            PROTOCOL_VERSION, self.session, channel, self.pid, self.host, self.worker
+        )
+        effects.append(Send(channel, hello))
+
+    def _is_unanswered(self, key: int) -> bool:
+        return key in self.unanswered or key in self.member_of
+
+    def _numbered(self, message: Request) -> Request:
+        """As it goes out in this session."""
+        if self.request_base:
+            message = message._replace(request=message.request - self.request_base)
+        if self.base and isinstance(message, from_client.Stop):
+            message = message._replace(last_spawn=max(0, message.last_spawn - self.base))
+        return message
+
+    def _resend_requests(self, effects: list[Effect]) -> None:
+        subscribing = False
+        for message in self.requests.values():
+            effects.append(Send(CONTROL, self._numbered(message)))
+            subscribing = subscribing or isinstance(message, from_client.Subscribe)
+        if self.subscribed and not subscribing:  # the broker may have restarted and lost it
+            self.on_request_wanted(RequestWanted(from_client.Subscribe(0)), effects)
+
+    def _resend_spawns(self, effects: list[Effect]) -> None:
+        if self.unanswered:
+            self._send_spawns(0, effects)
+        self.on_turn_ended(TurnEnded(), effects)
+
+    def _send_spawns(self, first: int, effects: list[Effect]) -> None:
+        """All unanswered ones from the key `first` on, in order, single ones packed together."""
+        through = self.answered_through - self.base
+        kept: list[_Kept]
+        if first in self.unanswered and first in self.member_of:
+            kept = [self.unanswered[first]]
+        elif first:
+            kept = [self.unanswered[key] for key in range(first, self.last_key + 1)]
+        else:
+            kept = list(self.unanswered.values())
+        rows: list[SpawnRow] = []
+        size = last = 0
+        for item in kept:
+            if isinstance(item, SpawnRow):
+                row_size = len(item.function) + len(item.arguments)
+                gap = item.number != last + 1  # some between were answered: numbers are consecutive
+                if rows and (gap or len(rows) == MAX_ROWS or size + row_size > MAX_BYTES):
+                    effects.append(Send(DATA, from_client.Spawn(through, rows)))
+                    rows, size = [], 0
+                rows.append(self._rebased(item))
+                size += row_size
+                last = item.number
+            else:
+                if rows:
+                    effects.append(Send(DATA, from_client.Spawn(through, rows)))
+                    rows, size = [], 0
+                common = self._rebased(item.common)
+                effects.append(Send(DATA, from_client.SpawnMany(through, common, item.arguments)))
+        if rows:
+            effects.append(Send(DATA, from_client.Spawn(through, rows)))
+        self.sent_through = self.last_key
+
+    def _rebased(self, row: SpawnRow) -> SpawnRow:
+        return row._replace(number=SpawnNumber(row.number - self.base)) if self.base else row
+
+    def _forget_session(self, effects: list[Effect]) -> None:
+        """Everything that was sent and not answered is unknown; everything else starts anew."""
+        lost: list[int] = []
+        for first, kept in list(self.unanswered.items()):
+            if first > self.sent_through:
+                continue
+            del self.unanswered[first]
+            if isinstance(kept, SpawnRow):
+                lost.append(first)
+                continue
+            lost.extend(sorted(self.group_left.pop(first)))
+            for member in range(first, first + len(kept.arguments)):
+                del self.member_of[member]
+        gone = sorted(key for keys in self.live.values() for key in keys)
+        self.live.clear()
+        self.late.clear()
+        self.taken.clear()
+        self.unique.difference_update(lost, gone)
+        self.base = self.answered_through = self.sent_through
+        self.request_base = min(self.requests, default=self.last_request + 1) - 1
+        self.channels = {CONTROL: DOWN, DATA: DOWN}
+        if lost:
+            effects.append(SpawnsUnknown(tuple(lost)))
+        if gone:
+            effects.append(ResultsGone(tuple(gone)))
+        effects.append(SessionWanted())
+
+    # --- for the explorer --------------------------------------------------------------------
+
+    def freeze(self) -> tuple[Any, ...]:
+        """All of the state as plain tuples; `thaw` is the inverse."""
+        return (
+            (self.session, self.pid, self.host, self.worker),
+            (self.epoch, self.payload_limit, self.left, self.subscribed),
+            (self.last_key, self.sent_through, self.answered_through, self.base),
+            (self.last_request, self.request_base),
+            (self.channels[CONTROL], self.channels[DATA]),
+            tuple(sorted(self.welcomed)),
+            tuple(
+                (key, tuple(kept), ())
+                if isinstance(kept, SpawnRow)
+                else (key, tuple(kept.common), tuple(kept.arguments))
+                for key, kept in self.unanswered.items()
+            ),
+            tuple((first, tuple(sorted(left))) for first, left in self.group_left.items()),
+            tuple(self.live.items()),
+            tuple((key, last, tuple(row)) for key, (last, row) in self.late.items()),
+            tuple(sorted(self.unique)),
+            tuple(self.taken),
+            tuple((key, type(item).__name__, tuple(item)) for key, item in self.requests.items()),
+        )
+
+    @classmethod
+    def thaw(cls, frozen: tuple[Any, ...]) -> "ClientSession":
+        """The machine that `freeze` was called on."""
+        who, flags, keys, requests, channels, welcomed, kept, groups, live, late, *rest = frozen
+        unique, taken, outstanding = rest
+        self = cls(session=who[0], pid=who[1], host=who[2], worker=who[3])
+        self.epoch, self.payload_limit, self.left, self.subscribed = flags
+        self.last_key, self.sent_through, self.answered_through, self.base = keys
+        self.last_request, self.request_base = requests
+        self.channels = {CONTROL: channels[0], DATA: channels[1]}
+        self.welcomed = set(welcomed)
+        for key, row, arguments in kept:
+            common = SpawnRow(*row)
+            if not arguments:
+                self.unanswered[key] = common
+                continue
+            self.unanswered[key] = ManyWanted(common, list(arguments))
+            self.member_of.update(dict.fromkeys(range(key, key + len(arguments)), key))
+        self.group_left = {first: set(left) for first, left in groups}
+        self.live = dict(live)
+        self.late = {key: (last, ResultRow(*row)) for key, last, row in late}
+        self.unique = set(unique)
+        self.taken = list(taken)
+        self.requests = {
+            key: getattr(from_client, name)(*fields) for key, name, fields in outstanding
+        }
+        return self
+
+
+_HANDLERS: Final[dict[type, Callable[[ClientSession, Any, list[Effect]], None]]] = {
+    Connected: ClientSession.on_connected,
+    Disconnected: ClientSession.on_disconnected,
+    Arrived: ClientSession.on_arrived,
+    SpawnsWanted: ClientSession.on_spawns_wanted,
+    ManyWanted: ClientSession.on_many_wanted,
+    RequestWanted: ClientSession.on_request_wanted,
+    RequestAbandoned: ClientSession.on_request_abandoned,
+    TurnEnded: ClientSession.on_turn_ended,
+    HeartbeatDue: ClientSession.on_heartbeat_due,
+    SessionGiven: ClientSession.on_session_given,
+    LeaveWanted: ClientSession.on_leave_wanted,
+}
+_MESSAGE_HANDLERS: Final[dict[type, Callable[[ClientSession, str, Any, list[Effect]], None]]] = {
+    to_client.Welcome: ClientSession._on_welcome,
+    to_client.HelloWanted: ClientSession._on_hello_wanted,
+    to_client.Alive: ClientSession._on_alive,
+    to_client.SpawnAnswers: ClientSession._on_spawn_answers,
+    to_client.Ended: ClientSession._on_ended,
+    to_client.Event: ClientSession._on_event,
+    to_client.Goodbye: ClientSession._on_goodbye,
+}

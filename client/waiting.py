@@ -1,0 +1,169 @@
+"""How threads and coroutines wait for what the I/O thread will bring.
+
+What can be waited for has a list of *wakers*: plain callables that the I/O thread calls, outside of all
+locks, once the thing is over. A waiter enters its waker under the lock, after it has looked that the thing
+is not over yet, so none is missed. A wait inside a task ends with ShutdownRequested when that task is asked
+to stop.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from quiesce.context import TaskContext, current_context
+from quiesce.errors import ShutdownRequested
+
+Waker = Callable[[], None]
+
+#: What a lock can wait for, in seconds. An infinite timeout would raise.
+_LONGEST: Final = threading.TIMEOUT_MAX
+
+
+class Waitable:
+    """Something that is over once, for good. `over` is read without the lock, and written under it."""
+
+    __slots__ = ("over", "wakers")
+
+    def __init__(self) -> None:
+        self.over = False
+        #: Entered only while not over; emptied when it is.
+        self.wakers: list[Waker] | None = None
+
+    def finish(self, wakers: list[Waker]) -> None:
+        """Under the lock: mark as over, hand out who is to be woken after the lock."""
+        self.over = True
+        if self.wakers:
+            wakers.extend(self.wakers)
+        self.wakers = None
+
+    def add_waker(self, lock: threading.Lock, waker: Waker) -> bool:
+        """Have `waker` called once this is over; False if it is already, and then it won't be called."""
+        with lock:
+            if self.over:
+                return False
+            if self.wakers is None:
+                self.wakers = [waker]
+            else:
+                self.wakers.append(waker)
+            return True
+
+    def remove_waker(self, lock: threading.Lock, waker: Waker) -> None:
+        """Undo `add_waker`. The waker may be running."""
+        with lock:
+            if self.wakers is not None:
+                with suppress(ValueError):
+                    self.wakers.remove(waker)
+
+
+def remaining(deadline: float | None) -> float | None:
+    """Seconds to a monotonic deadline, at least 0; None for none."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """The monotonic deadline of a wait that begins now."""
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def raise_if_asked(task: TaskContext | None) -> None:
+    """ShutdownRequested if this task has been asked to stop; notes that it has seen it."""
+    if task is not None and task.is_shutdown_requested():
+        task.observe()
+        raise ShutdownRequested(task.root.reason or "asked to stop")
+
+
+def wait_for(
+    thing: Waitable, lock: threading.Lock, timeout: float | None, *, interruptible: bool = True
+) -> bool:
+    """Block this thread until the thing is over, at most `timeout` seconds; whether it is.
+
+    ShutdownRequested: inside a task that is asked to stop (unless not `interruptible`). A thing that is
+    over already is given at once even then.
+    """
+    if thing.over:
+        return True
+    task = current_context() if interruptible else None
+    raise_if_asked(task)
+    gate = threading.Lock()
+    gate.acquire()
+
+    def wake() -> None:
+        with suppress(RuntimeError):  # released already: two reasons to wake at once
+            gate.release()
+
+    if not thing.add_waker(lock, wake):
+        return True
+    forget = None if task is None else task.root.add_callback(wake)
+    try:
+        if timeout is None:
+            gate.acquire()
+        else:
+            gate.acquire(timeout=min(max(timeout, 0.0), _LONGEST))
+        if thing.over:
+            return True
+        raise_if_asked(task)
+        return False
+    finally:
+        thing.remove_waker(lock, wake)
+        if forget is not None:
+            forget()
+
+
+class LoopBell:
+    """Wakes coroutines of one event loop from other threads: one call into the loop for many at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._rung: deque[asyncio.Future[None]] = deque()
+
+    def ring(self, future: asyncio.Future[None]) -> None:
+        """From any thread: complete `future` soon. A loop that is closed has nobody to wake."""
+        self._rung.append(future)
+        if len(self._rung) == 1:
+            with suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        # Each ring that found the deque empty schedules an answer, so leaving at empty misses none.
+        while self._rung:
+            future = self._rung.popleft()
+            if not future.done():
+                future.set_result(None)
+
+
+async def wait_for_async(
+    thing: Waitable,
+    lock: threading.Lock,
+    timeout: float | None,  # noqa: ASYNC109 - a wait that runs out answers False, it doesn't raise
+    bell: LoopBell,
+    *,
+    interruptible: bool = True,
+) -> bool:
+    """`wait_for`, for a coroutine. Cancelling it only ends the wait."""
+    if thing.over:
+        return True
+    task = current_context() if interruptible else None
+    raise_if_asked(task)
+    future: asyncio.Future[None] = bell.loop.create_future()
+    wake = partial(bell.ring, future)
+    if not thing.add_waker(lock, wake):
+        return True
+    forget = None if task is None else task.root.add_callback(wake)
+    try:
+        if timeout is None:
+            await future
+        else:
+            await asyncio.wait([future], timeout=min(max(timeout, 0.0), _LONGEST))
+        if thing.over:
+            return True
+        raise_if_asked(task)
+        return False
+    finally:
+        thing.remove_waker(lock, wake)
+        if forget is not None:
+            forget()

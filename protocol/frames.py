@@ -1,0 +1,32 @@
+"""Payloads: small ones travel inside their message, large ones as frames of their own beside it."""
+
+from typing import Final
+
+#: A payload above this many bytes gets a frame of its own, so that nobody copies it on the way.
+INLINE_LIMIT: Final = 32 * 1024
+
+
+class Frame:
+    """A payload that is a frame of its own on the wire. Opaque to the broker."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+#: Function, arguments or result, as the broker sees them.
+Payload = bytes | Frame
+
+
+def as_payload(data: bytes) -> Payload:
+    """Choose how `data` travels, by its size."""
+    return data if len(data) <= INLINE_LIMIT else Frame(data)
+
+
+def payload_bytes(payload: Payload) -> bytes:
+    """The bytes of a payload, however it travelled."""
+    return payload.data if isinstance(payload, Frame) else payload

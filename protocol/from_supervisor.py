@@ -1,0 +1,99 @@
+"""What a supervisor says to the broker. All of it on the control endpoint."""
+
+from typing import NamedTuple
+
+
+class AttemptPhase(NamedTuple):
+    """What the shared table says of one attempt of a dead worker.
+
+    `phase`: "begun", "completed", "failed", "cancelled" or "crashed" (its body and all it began had ended so).
+    """
+
+    task_id: int
+    attempt: int
+    phase: str
+
+
+class WorkerExitedRow(NamedTuple):
+    """One worker that has been reaped, with its descendants. `status`: negative is the signal.
+
+    `attempts`: all that the table still knows; what the worker held and is not in it never began.
+    `table_known` is False when the table could not be read: then anything it held may have begun.
+    """
+
+    serial: int
+    pid: int
+    status: int
+    table_known: bool
+    attempts: list[AttemptPhase]
+
+
+class Predecessor(NamedTuple):
+    """A supervisor of the same pool that died and was reaped with its workers, by who started this one."""
+
+    supervisor: bytes
+    pid: int
+    status: int
+    workers: list[WorkerExitedRow]
+
+
+class Hello(NamedTuple):
+    """First message, and after each HelloWanted. `incarnation` is 0 at the start, later what Registered gave.
+
+    `supervisor`: 8 random bytes that name this process for its whole life.
+    """
+
+    version: int
+    supervisor: bytes
+    runtime: str
+    pid: int
+    host: str
+    boot_id: str
+    processes: int
+    slots: int
+    incarnation: int
+    epoch: int
+    predecessor: Predecessor | None
+
+
+class WorkerExited(NamedTuple):
+    """Sent again until ExitTaken names its serial."""
+
+    supervisor: bytes
+    row: WorkerExitedRow
+
+
+class WorkerUsage(NamedTuple):
+    """CPU in seconds since its start, resident memory in bytes, and for each running attempt
+    (task, attempt, seconds since its last check for shutdown or None if it never checked)."""
+
+    serial: int
+    pid: int
+    cpu_seconds: float
+    memory_bytes: int
+    checks: list[tuple[int, int, float | None]]
+
+
+class Usage(NamedTuple):
+    """Telemetry, every other second while something changes. `cpu_seconds` of ended workers included in `ended_cpu`."""
+
+    supervisor: bytes
+    cpu_seconds: float
+    memory_bytes: int
+    ended_cpu: float
+    workers: list[WorkerUsage]
+
+
+class Heartbeat(NamedTuple):
+    """Keeps the registration known; answered by Alive."""
+
+    supervisor: bytes
+
+
+class Goodbye(NamedTuple):
+    """All workers are reaped and reported; the supervisor exits."""
+
+    supervisor: bytes
+
+
+MESSAGES = (Hello, WorkerExited, Usage, Heartbeat, Goodbye)

@@ -1,0 +1,512 @@
+"""Applying facts: the only code that changes the registry's state.
+
+Each function assumes that its fact was decided by a handler, which has checked everything; a state
+transition that is not in `states.LEGAL` raises RegistryFault with the task's story.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from quiesce.registry import facts
+from quiesce.registry.ids import (
+    AssignNumber,
+    Attempt,
+    Epoch,
+    Incarnation,
+    RequestNumber,
+    SessionId,
+    SpawnNumber,
+    StopId,
+    TaskId,
+)
+from quiesce.registry.records import (
+    Ask,
+    Closure,
+    EndedTask,
+    Session,
+    Stop,
+    Supervisor,
+    Task,
+    Worker,
+)
+from quiesce.registry.rows import ResultRow, SpawnAnswer, StoppedRow
+from quiesce.registry.state import State
+from quiesce.registry.states import LEGAL
+from quiesce.registry.states import State as TaskState
+
+#: How many reports of ended stops a session may ask for again.
+REPORTS_KEPT: Final = 16
+
+
+class RegistryFault(Exception):
+    """The registry was about to break its own rules. The text tells the task's story."""
+
+
+def move(task: Task, to: TaskState) -> None:
+    """The one place where a task's state changes."""
+    if to not in LEGAL[task.state]:
+        raise RegistryFault(
+            f"task {task.id}.{task.attempt} ({task.spawn.kind} {task.spawn.name!r}) can't go from "
+            f"{task.state} to {to}: worker {task.worker}, assignment {task.assign_number}, "
+            f"asked to stop: {task.ask is not None}, stops {sorted(task.stops)}"
+        )
+    task.state = to
+
+
+def stopped_row(
+    task: Task,
+    outcome: str | None = None,
+    evidence: str | None = None,
+    exit_status: int | None = None,
+    stopped_at: float | None = None,
+) -> StoppedRow:
+    """A task as a row of a report; its times are made to be ordered."""
+    ask = task.ask
+    requested = delivered = observed = None
+    if ask is not None:
+        requested, delivered, observed = ask.at, ask.delivered_at, ask.observed_at
+    return StoppedRow(
+        task.id,
+        task.attempt,
+        task.spawn.kind,
+        task.spawn.name,
+        task.spawn.runtime,
+        task.tenant_id,
+        task.timeline_id,
+        outcome,
+        evidence,
+        exit_status,
+        requested,
+        delivered,
+        observed,
+        stopped_at,
+    )
+
+
+# --- sessions -------------------------------------------------------------------------------------
+
+
+def epoch_started(state: State, fact: facts.EpochStarted) -> None:
+    state.epoch = Epoch(fact.epoch)
+    state.epoch_at = fact.at
+
+
+def session_opened(state: State, fact: facts.SessionOpened) -> None:
+    session = SessionId(fact.session)
+    state.sessions[session] = Session(session, fact.pid, fact.host, fact.worker)
+
+
+def session_closed(state: State, fact: facts.SessionClosed) -> None:
+    session = state.sessions.pop(SessionId(fact.session))
+    for stop_id in session.reports.values():
+        state.stops.pop(stop_id, None)
+
+
+def answers_forgotten(state: State, fact: facts.AnswersForgotten) -> None:
+    answers = state.sessions[SessionId(fact.session)].answers
+    for number in [number for number in answers if number <= fact.through]:
+        del answers[number]
+
+
+def results_forgotten(state: State, fact: facts.ResultsForgotten) -> None:
+    results = state.sessions[SessionId(fact.session)].results
+    for task_id in fact.task_ids:
+        results.pop(TaskId(task_id), None)
+
+
+# --- spawns ---------------------------------------------------------------------------------------
+
+
+def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
+    session = state.sessions.get(SessionId(session_id))
+    if session is not None:
+        session.answers[answer.number] = answer
+        session.spawned = max(session.spawned, answer.number)
+
+
+def task_registered(state: State, fact: facts.TaskRegistered) -> None:
+    task = Task(TaskId(fact.task_id), fact.row, fact.at)
+    state.last_task_id = task.id
+    state.spawned_total += 1
+    state.tasks[task.id] = task
+    state.index.add(task)
+    state.queues[fact.row.runtime].push(task.id, task.tenant_id, fact.row.kind)
+    if task.unique is not None:
+        state.unique[task.unique] = task.id
+    if SessionId(fact.session) in state.sessions:
+        task.watchers.append(SessionId(fact.session))
+    _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
+
+
+def spawn_refused(state: State, fact: facts.SpawnRefused) -> None:
+    _answer(
+        state,
+        fact.session,
+        SpawnAnswer(SpawnNumber(fact.number), TaskId(0), fact.error, fact.text),
+    )
+
+
+def spawn_joined(state: State, fact: facts.SpawnJoined) -> None:
+    task = state.tasks[TaskId(fact.task_id)]
+    session = SessionId(fact.session)
+    if session in state.sessions and session not in task.watchers:
+        task.watchers.append(session)
+    _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
+
+
+def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
+    session = SessionId(fact.session)
+    state.tasks[TaskId(fact.holder)].parked.append((session, fact.row))
+    state.parked += 1
+    if session in state.sessions:
+        state.sessions[session].spawned = max(state.sessions[session].spawned, fact.row.number)
+
+
+# --- a task's life --------------------------------------------------------------------------------
+
+
+def _hold(state: State, task: Task, change: int) -> None:
+    """Count a task in or out of what workers hold."""
+    kind = task.spawn.kind
+    for counts, key in ((state.held_kind, kind), (state.held_tenant, (kind, task.tenant_id))):
+        count = counts.get(key, 0) + change  # type: ignore[attr-defined]  # two dicts, one rule
+        if count:
+            counts[key] = count  # type: ignore[index]
+        else:
+            del counts[key]  # type: ignore[attr-defined]
+
+
+def _leave_worker(state: State, task: Task) -> None:
+    worker = state.workers[task.worker]
+    worker.tasks.pop(task.id, None)
+    worker.orphans.pop(task.id, None)
+    _hold(state, task, -1)
+    _forget_dead(state, worker)
+
+
+def _forget_dead(state: State, worker: Worker) -> None:
+    """A dead worker is forgotten with its last task."""
+    if worker.status is not None and not worker.tasks:
+        del state.workers[worker.incarnation]
+
+
+def task_assigned(state: State, fact: facts.TaskAssigned) -> None:
+    task = state.tasks[TaskId(fact.task_id)]
+    move(task, TaskState.ASSIGNED)
+    state.queues[task.spawn.runtime].take(task.id, task.tenant_id, task.spawn.kind)
+    task.worker = Incarnation(fact.worker)
+    task.assign_number = AssignNumber(fact.assign_number)
+    worker = state.workers[task.worker]
+    worker.tasks[task.id] = None
+    worker.last_assign = task.assign_number
+    _hold(state, task, +1)
+
+
+def task_began(state: State, fact: facts.TaskBegan) -> None:
+    task = state.tasks[TaskId(fact.task_id)]
+    move(task, TaskState.RUNNING)
+    task.started_at = fact.at
+
+
+def task_requeued(state: State, fact: facts.TaskRequeued) -> None:
+    task = state.tasks[TaskId(fact.task_id)]
+    move(task, TaskState.QUEUED)
+    _leave_worker(state, task)
+    task.worker = Incarnation(0)
+    task.assign_number = AssignNumber(0)
+    task.lingering = ""
+    if fact.attempt != task.attempt:
+        # A new attempt starts as the spawn said, whatever the old one associated itself with.
+        state.index.remove(task)
+        task.tenant_id, task.timeline_id = task.spawn.tenant_id, task.spawn.timeline_id
+        state.index.add(task)
+        task.attempt = Attempt(fact.attempt)
+        task.retries = fact.retries
+        task.started_at = None
+    state.queues[task.spawn.runtime].push(task.id, task.tenant_id, task.spawn.kind)
+
+
+def task_associated(state: State, fact: facts.TaskAssociated) -> None:
+    task = state.tasks[TaskId(fact.task_id)]
+    state.index.remove(task)
+    _hold(state, task, -1)
+    task.tenant_id, task.timeline_id = fact.tenant_id, fact.timeline_id
+    _hold(state, task, +1)
+    state.index.add(task)
+
+
+def task_asked(state: State, fact: facts.TaskAsked) -> None:
+    state.tasks[TaskId(fact.task_id)].ask = Ask(fact.at, fact.reason)
+
+
+def stop_delivered(state: State, fact: facts.StopDelivered) -> None:
+    ask = state.tasks[TaskId(fact.task_id)].ask
+    if ask is not None:
+        ask.delivered_at = fact.at
+
+
+def stop_observed(state: State, fact: facts.StopObserved) -> None:
+    ask = state.tasks[TaskId(fact.task_id)].ask
+    if ask is not None:
+        ask.observed_at = fact.at
+
+
+def task_lingering(state: State, fact: facts.TaskLingering) -> None:
+    state.tasks[TaskId(fact.task_id)].lingering = fact.what
+
+
+def task_ended(state: State, fact: facts.TaskEnded) -> None:
+    task = state.tasks[TaskId(fact.task_id)]
+    was = task.state
+    move(task, TaskState.ENDED)
+    worker = state.workers.get(task.worker) if was is not TaskState.QUEUED else None
+    if worker is None:
+        state.queues[task.spawn.runtime].remove(task.id, task.tenant_id, task.spawn.kind)
+    else:
+        _leave_worker(state, task)
+    del state.tasks[task.id]
+    state.index.remove(task)
+    if task.unique is not None:
+        del state.unique[task.unique]
+    state.parked -= len(task.parked)
+    for session_id in task.watchers:
+        session = state.sessions.get(session_id)
+        if session is not None:
+            session.results[task.id] = ResultRow(
+                task.id,
+                task.attempt,
+                fact.outcome,
+                fact.evidence,
+                fact.exit_status,
+                fact.text,
+                fact.result,
+            )
+    row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
+    for stop_id in task.stops:
+        stop = state.stops[stop_id]
+        stop.remaining.discard(task.id)
+        stop.rows.append(row)
+    ended = EndedTask(
+        task,
+        outcome=fact.outcome,
+        evidence=fact.evidence,
+        exit_status=fact.exit_status,
+        started_at=fact.started_at,
+        ended_at=fact.at,
+        host=worker.host if worker else "",
+        worker_pid=worker.pid if worker else None,
+    )
+    state.history[task.id] = ended
+    while len(state.history) > state.history_limit:
+        state.history.popitem(last=False)
+    key = (ended.runtime, fact.outcome)
+    state.ended_total[key] = state.ended_total.get(key, 0) + 1
+
+
+# --- pools ----------------------------------------------------------------------------------------
+
+
+def supervisor_registered(state: State, fact: facts.SupervisorRegistered) -> None:
+    state.last_incarnation = Incarnation(fact.incarnation)
+    state.supervisors[fact.supervisor] = Supervisor(
+        fact.supervisor,
+        Incarnation(fact.incarnation),
+        fact.runtime,
+        fact.pid,
+        fact.host,
+        fact.processes,
+        fact.slots,
+    )
+
+
+def supervisor_gone(state: State, fact: facts.SupervisorGone) -> None:
+    del state.supervisors[fact.supervisor]
+
+
+def worker_registered(state: State, fact: facts.WorkerRegistered) -> None:
+    incarnation = Incarnation(fact.incarnation)
+    state.last_incarnation = incarnation
+    worker = Worker(
+        incarnation,
+        fact.supervisor,
+        fact.serial,
+        fact.runtime,
+        fact.pid,
+        fact.host,
+        fact.slots,
+    )
+    state.workers[incarnation] = worker
+    state.pool[fact.runtime][incarnation] = worker
+    state.supervisors[fact.supervisor].workers[fact.serial] = incarnation
+
+
+def worker_reachable(state: State, fact: facts.WorkerReachable) -> None:
+    state.workers[Incarnation(fact.worker)].attached = True
+
+
+def worker_gone(state: State, fact: facts.WorkerGone) -> None:
+    supervisor = state.supervisors.get(fact.supervisor)
+    if supervisor is not None:
+        supervisor.dead_serials.add(fact.serial)
+        supervisor.workers.pop(fact.serial, None)
+    worker = state.workers.get(Incarnation(fact.worker))
+    if worker is not None:
+        worker.status = fact.status
+        worker.attached = False
+        worker.orphans = {TaskId(task_id): outcome for task_id, outcome in fact.orphans}
+        state.pool[worker.runtime].pop(worker.incarnation, None)
+        _forget_dead(state, worker)
+
+
+# --- stops ----------------------------------------------------------------------------------------
+
+
+def _close(state: State, stop_id: StopId, closure: Closure) -> None:
+    state.closures[stop_id] = closure
+    state.closed.setdefault(closure.scope, set()).add(stop_id)
+
+
+def _open(state: State, stop_id: StopId) -> None:
+    closure = state.closures.pop(stop_id, None)
+    if closure is not None:
+        stops = state.closed[closure.scope]
+        stops.remove(stop_id)
+        if not stops:
+            del state.closed[closure.scope]
+
+
+def stop_opened(state: State, fact: facts.StopOpened) -> None:
+    stop_id = StopId(fact.stop_id)
+    state.last_stop_id = stop_id
+    caller = state.tasks.get(TaskId(fact.caller)) if fact.caller is not None else None
+    stop = Stop(
+        stop_id,
+        session=SessionId(fact.session),
+        request=RequestNumber(fact.request),
+        scope=fact.scope,
+        task_id=None if fact.task_id is None else TaskId(fact.task_id),
+        grace=fact.grace,
+        timeout=fact.timeout,
+        keep_closed=fact.keep_closed,
+        hold=fact.hold,
+        reason=fact.reason,
+        last_spawn=fact.last_spawn,
+        caller=None if caller is None else stopped_row(caller),
+        members=[TaskId(member) for member in fact.members],
+        at=fact.at,
+    )
+    state.stops[stop_id] = stop
+    state.open_stops[stop_id] = stop
+    for member in reversed(fact.members):
+        task = state.tasks[TaskId(member)]
+        task.stops.add(stop_id)
+        if task.state is TaskState.QUEUED:
+            stop.todo.append(task.id)
+    if stop.closes:
+        _close(state, stop_id, Closure(fact.scope, "stop", fact.reason, fact.at))
+    session = state.sessions.get(stop.session)
+    if session is not None:
+        session.requests[stop.request] = stop_id
+
+
+def stop_joined(state: State, fact: facts.StopJoined) -> None:
+    stop_id, task_id = StopId(fact.stop_id), TaskId(fact.task_id)
+    state.stops[stop_id].remaining.add(task_id)
+    state.tasks[task_id].stops.add(stop_id)
+
+
+def task_collateral(state: State, fact: facts.TaskCollateral) -> None:
+    task = state.tasks[TaskId(fact.task_id)]
+    state.stops[StopId(fact.stop_id)].collateral.append(stopped_row(task))
+
+
+def stop_ended(state: State, fact: facts.StopEnded) -> None:
+    stop = state.open_stops.pop(StopId(fact.stop_id))
+    stop.open = False
+    stop.timed_out = fact.timed_out
+    stop.completed_at = fact.at
+    for member in stop.remaining:
+        state.tasks[member].stops.discard(stop.id)
+    session = state.sessions.get(stop.session)
+    if stop.closes:
+        closure = state.closures[stop.id]
+        if fact.timed_out:
+            closure.holder = "timed-out"
+        elif stop.hold and session is not None:
+            closure.holder = "block"
+            session.blocks.add(stop.id)
+        elif stop.keep_closed or stop.hold:
+            closure.holder = "kept"
+        else:
+            _open(state, stop.id)
+    if session is None:
+        del state.stops[stop.id]
+        return
+    del session.requests[stop.request]
+    session.reports[stop.request] = stop.id
+    while len(session.reports) > REPORTS_KEPT:
+        oldest = min(session.reports)
+        del state.stops[session.reports.pop(oldest)]
+
+
+def block_released(state: State, fact: facts.BlockReleased) -> None:
+    stop_id = StopId(fact.stop_id)
+    for session in state.sessions.values():
+        session.blocks.discard(stop_id)
+    if fact.kept and stop_id in state.closures:
+        state.closures[stop_id].holder = "kept"
+    else:
+        _open(state, stop_id)
+
+
+def scopes_reopened(state: State, fact: facts.ScopesReopened) -> None:
+    holders = {"timed-out"} if fact.timed_out_only else {"timed-out", "kept"}
+    for stop_id, closure in list(state.closures.items()):
+        if closure.holder in holders and fact.scope.covers(closure.scope):
+            _open(state, stop_id)
+
+
+def system_stopping(state: State, fact: facts.SystemStopping) -> None:
+    state.stopping = True
+    state.failed = state.failed or fact.failed
+    state.fast = state.fast or fact.fast
+    state.stop_reason = state.stop_reason or fact.reason
+
+
+APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
+    facts.EpochStarted: epoch_started,
+    facts.SupervisorRegistered: supervisor_registered,
+    facts.SupervisorGone: supervisor_gone,
+    facts.WorkerRegistered: worker_registered,
+    facts.WorkerReachable: worker_reachable,
+    facts.WorkerGone: worker_gone,
+    facts.SessionOpened: session_opened,
+    facts.SessionClosed: session_closed,
+    facts.AnswersForgotten: answers_forgotten,
+    facts.TaskRegistered: task_registered,
+    facts.SpawnRefused: spawn_refused,
+    facts.SpawnJoined: spawn_joined,
+    facts.SpawnParked: spawn_parked,
+    facts.TaskAssigned: task_assigned,
+    facts.TaskBegan: task_began,
+    facts.TaskRequeued: task_requeued,
+    facts.TaskAssociated: task_associated,
+    facts.TaskAsked: task_asked,
+    facts.StopJoined: stop_joined,
+    facts.StopDelivered: stop_delivered,
+    facts.StopObserved: stop_observed,
+    facts.TaskLingering: task_lingering,
+    facts.TaskEnded: task_ended,
+    facts.ResultsForgotten: results_forgotten,
+    facts.StopOpened: stop_opened,
+    facts.TaskCollateral: task_collateral,
+    facts.StopEnded: stop_ended,
+    facts.BlockReleased: block_released,
+    facts.ScopesReopened: scopes_reopened,
+    facts.SystemStopping: system_stopping,
+}
+
+
+def apply(state: State, fact: facts.Fact) -> None:
+    """Change the state by one fact."""
+    APPLY[type(fact)](state, fact)

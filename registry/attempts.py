@@ -1,0 +1,110 @@
+"""What workers say of attempts: begun, lingering, associated, ended."""
+
+from quiesce.registry import effects, events, facts, stopping
+from quiesce.registry.ending import end
+from quiesce.registry.ids import Incarnation, TaskId
+from quiesce.registry.records import Task
+from quiesce.registry.states import State as TaskState
+from quiesce.registry.turn import Turn
+
+
+def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | None:
+    """The live task that this worker holds in this attempt, or None if the worker speaks of the past."""
+    task = turn.state.tasks.get(TaskId(task_id))
+    if task is None or task.worker != worker or task.attempt != attempt:
+        return None
+    return task
+
+
+def on_tasks_begun(turn: Turn, event: events.TasksBegun) -> None:
+    for task_id, attempt, age in event.rows:
+        task = held(turn, event.worker, task_id, attempt)
+        if task is not None and task.state is TaskState.ASSIGNED:
+            turn.emit(facts.TaskBegan(task.id, max(task.created_at, turn.now.wall - age)))
+
+
+def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
+    """Record each end and let the worker forget it; an end that is known already is only taken again."""
+    if event.worker not in turn.state.workers:
+        return
+    for row in event.rows:
+        task = held(turn, event.worker, row.task_id, row.attempt)
+        turn.take_end(event.worker, (row.task_id, row.attempt))
+        if task is None:
+            continue
+        now = turn.now.wall
+        if row.observed_age is not None and task.ask is not None and task.ask.observed_at is None:
+            _observed(turn, task, now - row.observed_age)
+        begun = task.started_at
+        if begun is None and row.begun_age is not None:
+            begun = max(task.created_at, now - row.begun_age)
+        end(
+            turn,
+            task,
+            outcome=row.outcome,
+            evidence=row.evidence,
+            started_at=begun,
+            at=max(now - row.ended_age, begun or task.created_at),
+            text=row.text,
+            result=row.result,
+        )
+
+
+def _observed(turn: Turn, task: Task, at: float) -> None:
+    ask = task.ask
+    if ask is None:
+        return
+    at = min(max(at, ask.at), turn.now.wall)
+    if ask.delivered_at is None or ask.delivered_at > at:
+        turn.emit(facts.StopDelivered(task.id, at))
+    turn.emit(facts.StopObserved(task.id, at))
+
+
+def on_stops_seen(turn: Turn, event: events.StopsSeen) -> None:
+    """The request has arrived; ages are placed between the request and now, so that the times are ordered."""
+    for task_id, attempt, _, delivered_age, observed_age in event.rows:
+        task = held(turn, event.worker, task_id, attempt)
+        if task is None or task.ask is None:
+            continue
+        if task.ask.delivered_at is None:
+            at = min(max(turn.now.wall - delivered_age, task.ask.at), turn.now.wall)
+            turn.emit(facts.StopDelivered(task.id, at))
+            turn.timers.clear(("resend", task.id))
+        if observed_age is not None and task.ask.observed_at is None:
+            _observed(turn, task, turn.now.wall - observed_age)
+
+
+def on_task_lingers(turn: Turn, event: events.TaskLingers) -> None:
+    task = held(turn, event.worker, event.task_id, event.attempt)
+    if task is not None and task.lingering != event.what:
+        turn.emit(facts.TaskLingering(task.id, event.what))
+
+
+def on_progress_said(turn: Turn, event: events.ProgressSaid) -> None:
+    for task_id, attempt, done, total, note in event.rows:
+        task = held(turn, event.worker, task_id, attempt)
+        if task is not None:
+            task.progress = (done, total, note)
+
+
+def on_grace_asked(turn: Turn, event: events.GraceAsked) -> None:
+    task = held(turn, event.worker, event.task_id, event.attempt)
+    if task is not None and task.ask is not None and event.seconds > 0:
+        stopping.extend(turn, task, event.seconds)
+
+
+def on_associate_asked(turn: Turn, event: events.AssociateAsked) -> None:
+    """Overwrite tenant and timeline; in a closed scope the task is asked to stop, and its stops wait for it."""
+    task = held(turn, event.worker, event.task_id, event.attempt)
+    if task is None:
+        turn.send(
+            effects.AnswerAssociate(
+                event.worker, event.request, "TaskNotFoundError", "this attempt has ended"
+            )
+        )
+        return
+    turn.emit(facts.TaskAssociated(task.id, event.tenant_id, event.timeline_id))
+    turn.dirty.add(task.spawn.runtime)  # limits per tenant have changed
+    stopping.join_covering(turn, task)
+    turn.send(effects.AnswerAssociate(event.worker, event.request, None, ""))
+

@@ -1,0 +1,194 @@
+"""What the broker must do: the outputs of `Registry.handle`, most of them messages.
+
+`HASTY` effects do not wait for the journal: a stalled disk must not hold up a request to stop.
+All others leave only when the facts of their turn are committed.
+"""
+
+from typing import Final, NamedTuple
+
+from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId
+from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, StoppedRow
+
+
+class WelcomeSession(NamedTuple):
+    session: SessionId
+    known: bool
+
+
+class WantHello(NamedTuple):
+    """A session's spawns have a gap: it must say hello and send again what is unanswered."""
+
+    session: SessionId
+
+
+class AnswerSpawns(NamedTuple):
+    session: SessionId
+    rows: list[SpawnAnswer]
+
+
+class SendResults(NamedTuple):
+    session: SessionId
+    rows: list[ResultRow]
+
+
+class Report(NamedTuple):
+    """The rows of a stop's report."""
+
+    tasks: list[StoppedRow]
+    caller: list[StoppedRow]
+    collateral: list[StoppedRow]
+    remaining: list[StoppedRow]
+
+
+class AnswerStop(NamedTuple):
+    session: SessionId
+    request: RequestNumber
+    stop_id: StopId
+    timed_out: bool
+    requested_at: float
+    completed_at: float
+    report: Report
+
+
+class AnswerDone(NamedTuple):
+    session: SessionId
+    request: RequestNumber
+
+
+class RefuseRequest(NamedTuple):
+    session: SessionId
+    request: RequestNumber
+    error: str
+    text: str
+
+
+class WelcomeSupervisor(NamedTuple):
+    supervisor: bytes
+    incarnation: Incarnation
+
+
+class RefuseSupervisor(NamedTuple):
+    supervisor: bytes
+    text: str
+
+
+class WelcomeWorker(NamedTuple):
+    supervisor: bytes
+    serial: int
+    incarnation: Incarnation
+
+
+class RefuseWorker(NamedTuple):
+    supervisor: bytes
+    serial: int
+    text: str
+
+
+class AssignTasks(NamedTuple):
+    worker: Incarnation
+    rows: list[AssignRow]
+
+
+class TakeEnds(NamedTuple):
+    """The worker may forget these ends: (task, attempt)."""
+
+    worker: Incarnation
+    rows: list[tuple[int, int]]
+
+
+class AskStops(NamedTuple):
+    """(task, attempt, last assign number, reason)."""
+
+    worker: Incarnation
+    rows: list[tuple[int, int, int, str]]
+
+
+class RaiseFlags(NamedTuple):
+    """(serial, task, attempt)."""
+
+    supervisor: bytes
+    rows: list[tuple[int, int, int]]
+
+
+class ForceTask(NamedTuple):
+    worker: Incarnation
+    task_id: int
+    attempt: int
+
+
+class KillWorker(NamedTuple):
+    supervisor: bytes
+    serial: int
+    task_id: int
+    attempt: int
+
+
+class AnswerAssociate(NamedTuple):
+    worker: Incarnation
+    request: int
+    error: str | None
+    text: str
+
+
+class TakeExit(NamedTuple):
+    supervisor: bytes
+    serial: int
+
+
+class ExitWorker(NamedTuple):
+    worker: Incarnation
+
+
+class ExitSupervisor(NamedTuple):
+    supervisor: bytes
+    grace: float
+
+
+class Log(NamedTuple):
+    """`level` is a level name of `logging`."""
+
+    level: str
+    text: str
+
+
+class Again(NamedTuple):
+    """Give the registry `Continue(stop_id)` in a later turn, after what waits in the inbox."""
+
+    stop_id: StopId
+
+
+class SystemStopped(NamedTuple):
+    """All is over: the broker exits. `failed`: a task marked shutdown_process_on_error was the cause."""
+
+    failed: bool
+
+
+Effect = (
+    WelcomeSession
+    | WantHello
+    | AnswerSpawns
+    | SendResults
+    | AnswerStop
+    | AnswerDone
+    | RefuseRequest
+    | WelcomeSupervisor
+    | RefuseSupervisor
+    | WelcomeWorker
+    | RefuseWorker
+    | AssignTasks
+    | TakeEnds
+    | AskStops
+    | RaiseFlags
+    | ForceTask
+    | KillWorker
+    | AnswerAssociate
+    | TakeExit
+    | ExitWorker
+    | ExitSupervisor
+    | Log
+    | Again
+    | SystemStopped
+)
+
+#: Effects that leave at once, whatever the journal does.
+HASTY: Final = frozenset({AskStops, RaiseFlags, ForceTask, KillWorker, Log, Again})

@@ -1,0 +1,286 @@
+"""What can happen to the registry: the inputs of `Registry.handle`.
+
+Events are said by sessions (clients), workers and supervisors, by the broker itself, and by time.
+"""
+
+from typing import NamedTuple
+
+from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
+from quiesce.registry.rows import EndedRow, SpawnRow
+from quiesce.registry.scope import Scope
+
+SupervisorId = bytes
+
+
+class Instant(NamedTuple):
+    """A moment: `tick` on a clock that never jumps (seconds), `wall` in seconds since the epoch."""
+
+    tick: float
+    wall: float
+
+
+# --- sessions -------------------------------------------------------------------------------------
+
+
+class SessionHello(NamedTuple):
+    """A client is there, for the first time or again."""
+
+    session: SessionId
+    pid: int
+    host: str
+    worker: int
+
+
+class SessionHeard(NamedTuple):
+    """A client is alive and has all spawn answers up to `answered_through`."""
+
+    session: SessionId
+    answered_through: int
+
+
+class SessionGoodbye(NamedTuple):
+    """A client leaves."""
+
+    session: SessionId
+
+
+class SpawnsAsked(NamedTuple):
+    """Spawns of one session, numbers consecutive. `atomic`: all or none."""
+
+    session: SessionId
+    rows: list[SpawnRow]
+    atomic: bool
+
+
+class ResultsTaken(NamedTuple):
+    """A client has these results."""
+
+    session: SessionId
+    task_ids: list[int]
+
+
+class StopAsked(NamedTuple):
+    """shutdown_tasks; the fields of `from_client.Stop`."""
+
+    session: SessionId
+    request: RequestNumber
+    scope: Scope
+    task_id: TaskId | None
+    grace: float | None
+    timeout: float | None
+    keep_closed: bool
+    hold: bool
+    reason: str
+    last_spawn: int
+    caller: tuple[int, int] | None
+
+
+class ReleaseAsked(NamedTuple):
+    """A `stopped()` block has ended."""
+
+    session: SessionId
+    request: RequestNumber
+    stop_id: StopId
+
+
+class ReopenAsked(NamedTuple):
+    """Forget kept and timed-out closures within the scope."""
+
+    session: SessionId
+    request: RequestNumber
+    scope: Scope
+
+
+# --- pools ----------------------------------------------------------------------------------------
+
+
+class Phase(NamedTuple):
+    """What the shared table of a dead worker says of one attempt; see `from_supervisor.AttemptPhase`."""
+
+    task_id: int
+    attempt: int
+    phase: str
+
+
+class ExitRow(NamedTuple):
+    """One reaped worker; see `from_supervisor.WorkerExitedRow`."""
+
+    serial: int
+    pid: int
+    status: int
+    table_known: bool
+    attempts: list[Phase]
+
+
+class Predecessor(NamedTuple):
+    """A supervisor that was reaped with its workers."""
+
+    supervisor: SupervisorId
+    pid: int
+    status: int
+    workers: list[ExitRow]
+
+
+class SupervisorHello(NamedTuple):
+    """A supervisor is there, for the first time or again."""
+
+    supervisor: SupervisorId
+    runtime: str
+    pid: int
+    host: str
+    processes: int
+    slots: int
+    predecessor: Predecessor | None
+
+
+class SupervisorGoodbye(NamedTuple):
+    """A supervisor has reaped all its workers and exits."""
+
+    supervisor: SupervisorId
+
+
+class WorkerExited(NamedTuple):
+    """A worker has been reaped, with its descendants."""
+
+    supervisor: SupervisorId
+    row: ExitRow
+
+
+class WorkerHello(NamedTuple):
+    """A worker is there; the fields of `from_worker.Hello`."""
+
+    supervisor: SupervisorId
+    serial: int
+    runtime: str
+    pid: int
+    host: str
+    slots: int
+    incarnation: int
+    last_assign: int
+
+
+class WorkerAttached(NamedTuple):
+    """A worker can be reached on the data endpoint."""
+
+    worker: Incarnation
+
+
+class TasksBegun(NamedTuple):
+    """(task, attempt, seconds ago)."""
+
+    worker: Incarnation
+    rows: list[tuple[int, int, float]]
+
+
+class TasksEnded(NamedTuple):
+    """Attempts have ended, with all that they began."""
+
+    worker: Incarnation
+    rows: list[EndedRow]
+
+
+class StopsSeen(NamedTuple):
+    """(task, attempt, state, delivered_age, observed_age); see `from_worker.StopSeenRow`."""
+
+    worker: Incarnation
+    rows: list[tuple[int, int, str, float, float | None]]
+
+
+class TaskLingers(NamedTuple):
+    """The body has ended, but `what` that it began has not."""
+
+    worker: Incarnation
+    task_id: int
+    attempt: int
+    what: str
+
+
+class AssociateAsked(NamedTuple):
+    """associate_with."""
+
+    worker: Incarnation
+    request: int
+    task_id: int
+    attempt: int
+    tenant_id: str | None
+    timeline_id: str | None
+
+
+class GraceAsked(NamedTuple):
+    """extend_grace."""
+
+    worker: Incarnation
+    task_id: int
+    attempt: int
+    seconds: float
+
+
+class ProgressSaid(NamedTuple):
+    """(task, attempt, done, total, note). Telemetry: makes no fact."""
+
+    worker: Incarnation
+    rows: list[tuple[int, int, float, float | None, str]]
+
+
+class UsageSaid(NamedTuple):
+    """What a pool uses: (serial, pid, cpu seconds, bytes, [(task, attempt, check age)]). Telemetry."""
+
+    supervisor: SupervisorId
+    cpu_seconds: float
+    memory_bytes: int
+    ended_cpu: float
+    workers: list[tuple[int, int, float, int, list[tuple[int, int, float | None]]]]
+
+
+# --- the broker and time --------------------------------------------------------------------------
+
+
+class EpochBegan(NamedTuple):
+    """The broker starts; the first event of its life."""
+
+    epoch: int
+
+
+class SystemStopAsked(NamedTuple):
+    """Stop everything in order; said again: faster."""
+
+    reason: str
+
+
+class Continue(NamedTuple):
+    """The driver hands back an `Again` effect: the next slice of a long stop."""
+
+    stop_id: StopId
+
+
+class Tick(NamedTuple):
+    """Time has passed; said no later than `Registry.next_deadline()`."""
+
+
+Event = (
+    SessionHello
+    | SessionHeard
+    | SessionGoodbye
+    | SpawnsAsked
+    | ResultsTaken
+    | StopAsked
+    | ReleaseAsked
+    | ReopenAsked
+    | SupervisorHello
+    | SupervisorGoodbye
+    | WorkerExited
+    | WorkerHello
+    | WorkerAttached
+    | TasksBegun
+    | TasksEnded
+    | StopsSeen
+    | TaskLingers
+    | AssociateAsked
+    | GraceAsked
+    | ProgressSaid
+    | UsageSaid
+    | EpochBegan
+    | SystemStopAsked
+    | Continue
+    | Tick
+)

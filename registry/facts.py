@@ -1,0 +1,270 @@
+"""What the registry has decided: the only things that change its state, and what a journal holds.
+
+Recovery is `apply` of all facts in their order. A fact says all that applying it needs; wall times only,
+for a monotonic clock does not outlive its machine.
+"""
+
+from collections.abc import Sized
+from typing import NamedTuple
+
+from quiesce.registry.rows import SpawnRow
+from quiesce.registry.scope import Scope
+
+
+class EpochStarted(NamedTuple):
+    epoch: int
+    at: float
+
+
+class SupervisorRegistered(NamedTuple):
+    supervisor: bytes
+    incarnation: int
+    runtime: str
+    pid: int
+    host: str
+    processes: int
+    slots: int
+
+
+class SupervisorGone(NamedTuple):
+    supervisor: bytes
+
+
+class WorkerRegistered(NamedTuple):
+    incarnation: int
+    supervisor: bytes
+    serial: int
+    runtime: str
+    pid: int
+    host: str
+    slots: int
+
+
+class WorkerReachable(NamedTuple):
+    worker: int
+
+
+class WorkerGone(NamedTuple):
+    """Also said of a serial that never registered (`worker` 0): its hello, should it come, is refused.
+
+    `orphans`: tasks that had ended there, by the shared table, as (task, outcome): their Ended may still arrive.
+    """
+
+    worker: int
+    supervisor: bytes
+    serial: int
+    status: int
+    orphans: list[tuple[int, str]]
+
+
+class SessionOpened(NamedTuple):
+    session: bytes
+    pid: int
+    host: str
+    worker: int
+
+
+class SessionClosed(NamedTuple):
+    session: bytes
+
+
+class AnswersForgotten(NamedTuple):
+    session: bytes
+    through: int
+
+
+class TaskRegistered(NamedTuple):
+    """A spawn became a task, QUEUED."""
+
+    task_id: int
+    session: bytes
+    number: int
+    at: float
+    row: SpawnRow
+
+
+class SpawnRefused(NamedTuple):
+    session: bytes
+    number: int
+    error: str
+    text: str
+
+
+class SpawnJoined(NamedTuple):
+    """A spawn whose unique key is held by a live task: it gets that task."""
+
+    session: bytes
+    number: int
+    task_id: int
+
+
+class SpawnParked(NamedTuple):
+    """A spawn whose unique key is held by a task that is stopping: decided when that one has ended."""
+
+    session: bytes
+    holder: int
+    row: SpawnRow
+
+
+class TaskAssigned(NamedTuple):
+    task_id: int
+    worker: int
+    assign_number: int
+
+
+class TaskBegan(NamedTuple):
+    task_id: int
+    at: float
+
+
+class TaskRequeued(NamedTuple):
+    """Back in the queue: never begun (same attempt), or for a new attempt with one retry fewer."""
+
+    task_id: int
+    attempt: int
+    retries: int
+
+
+class TaskAssociated(NamedTuple):
+    task_id: int
+    tenant_id: str | None
+    timeline_id: str | None
+
+
+class TaskAsked(NamedTuple):
+    """The task is asked to stop; from now on `stopping`."""
+
+    task_id: int
+    at: float
+    reason: str
+
+
+class StopJoined(NamedTuple):
+    """A stop waits for this task too (it came into the closed scope by associate_with)."""
+
+    stop_id: int
+    task_id: int
+
+
+class StopDelivered(NamedTuple):
+    task_id: int
+    at: float
+
+
+class StopObserved(NamedTuple):
+    task_id: int
+    at: float
+
+
+class TaskLingering(NamedTuple):
+    task_id: int
+    what: str
+
+
+class TaskEnded(NamedTuple):
+    """The end, with its evidence. `text` and `result` as in rows.EndedRow."""
+
+    task_id: int
+    outcome: str
+    evidence: str
+    exit_status: int | None
+    started_at: float | None
+    at: float
+    text: str
+    result: Sized
+
+
+class ResultsForgotten(NamedTuple):
+    session: bytes
+    task_ids: list[int]
+
+
+class StopOpened(NamedTuple):
+    """A stop begins: the scope is closed (unless `task_id`) and `members` are what it waits for.
+
+    `session` is empty for the system's own stops.
+    """
+
+    stop_id: int
+    session: bytes
+    request: int
+    scope: Scope
+    task_id: int | None
+    grace: float | None
+    timeout: float | None
+    keep_closed: bool
+    hold: bool
+    reason: str
+    last_spawn: int
+    caller: int | None
+    members: list[int]
+    at: float
+
+
+class TaskCollateral(NamedTuple):
+    """This task, outside of the scope, died in a process that the stop had killed."""
+
+    stop_id: int
+    task_id: int
+
+
+class StopEnded(NamedTuple):
+    """The report is made. `timed_out`: not all have ended; the scope stays closed."""
+
+    stop_id: int
+    timed_out: bool
+    at: float
+
+
+class BlockReleased(NamedTuple):
+    """The `stopped()` block of this stop is over. `kept`: nobody said so, so its scope stays closed."""
+
+    stop_id: int
+    kept: bool
+
+
+class ScopesReopened(NamedTuple):
+    """Kept and timed-out closures within the scope are gone. A stop that succeeds clears only timed-out ones."""
+
+    scope: Scope
+    timed_out_only: bool
+
+
+class SystemStopping(NamedTuple):
+    reason: str
+    failed: bool
+    fast: bool
+
+
+Fact = (
+    EpochStarted
+    | SupervisorRegistered
+    | SupervisorGone
+    | WorkerRegistered
+    | WorkerReachable
+    | WorkerGone
+    | SessionOpened
+    | SessionClosed
+    | AnswersForgotten
+    | TaskRegistered
+    | SpawnRefused
+    | SpawnJoined
+    | SpawnParked
+    | TaskAssigned
+    | TaskBegan
+    | TaskRequeued
+    | TaskAssociated
+    | TaskAsked
+    | StopJoined
+    | StopDelivered
+    | StopObserved
+    | TaskLingering
+    | TaskEnded
+    | ResultsForgotten
+    | StopOpened
+    | TaskCollateral
+    | StopEnded
+    | BlockReleased
+    | ScopesReopened
+    | SystemStopping
+)

@@ -1,0 +1,30 @@
+"""What a configuration says of runtimes and kinds, as the registry needs it."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeLimits:
+    """One runtime. `slots`: tasks at once in one process. `stop_grace` None: that of the kind counts."""
+
+    name: str
+    slots: int = 16
+    max_queue: int = 100_000
+    kill_neighbours: bool = False
+    stop_grace: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KindLimits:
+    """One kind. `stop_grace`: seconds from the request to stop until force; inf: never.
+    None for the other two: no limit."""
+
+    name: str
+    stop_grace: float = 10.0
+    max_running: int | None = None
+    max_running_per_tenant: int | None = None
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.stop_grace) or self.stop_grace < 0:
+            raise ValueError(f"stop_grace of kind {self.name!r} must be 0 or more")

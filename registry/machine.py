@@ -1,0 +1,165 @@
+"""The registry: a pure state machine. Events in; facts and effects out.
+
+    facts, effects = registry.handle(event, now)
+
+No sockets, clock, randomness or processes. `handle` decides, by the handlers of one event each, and applies
+what it has decided; `apply` alone changes the state, so that replaying the facts gives the same registry.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from quiesce.registry import attempts, events, forcing, pools, sessions, spawning, stopping
+from quiesce.registry import facts as fact_types
+from quiesce.registry.apply import apply
+from quiesce.registry.effects import Effect
+from quiesce.registry.events import Event, Instant
+from quiesce.registry.facts import Fact
+from quiesce.registry.ids import SessionId, StopId, TaskId
+from quiesce.registry.limits import KindLimits, RuntimeLimits
+from quiesce.registry.scheduling import schedule
+from quiesce.registry.state import State
+from quiesce.registry.system import SystemStop
+from quiesce.registry.timers import Timers
+from quiesce.registry.turn import Turn
+
+Handler = Callable[[Turn, Any], None]
+
+HANDLERS: Final[dict[type, Handler]] = {
+    events.SessionHello: sessions.on_session_hello,
+    events.SessionHeard: sessions.on_session_heard,
+    events.SessionGoodbye: sessions.on_session_goodbye,
+    events.ResultsTaken: sessions.on_results_taken,
+    events.SpawnsAsked: spawning.on_spawns_asked,
+    events.StopAsked: stopping.on_stop_asked,
+    events.Continue: stopping.on_continue,
+    events.ReleaseAsked: stopping.on_release_asked,
+    events.ReopenAsked: stopping.on_reopen_asked,
+    events.SupervisorHello: pools.on_supervisor_hello,
+    events.SupervisorGoodbye: pools.on_supervisor_goodbye,
+    events.WorkerHello: pools.on_worker_hello,
+    events.WorkerAttached: pools.on_worker_attached,
+    events.WorkerExited: pools.on_worker_exited,
+    events.UsageSaid: pools.on_usage_said,
+    events.TasksBegun: attempts.on_tasks_begun,
+    events.TasksEnded: attempts.on_tasks_ended,
+    events.StopsSeen: attempts.on_stops_seen,
+    events.TaskLingers: attempts.on_task_lingers,
+    events.AssociateAsked: attempts.on_associate_asked,
+    events.GraceAsked: attempts.on_grace_asked,
+    events.ProgressSaid: attempts.on_progress_said,
+}
+
+
+class Registry:
+    """All tasks, and every rule about them.
+
+    Args:
+        runtimes: the declared runtimes.
+        kinds: the declared kinds.
+        shutdown_order: kinds in the order in which a stop of the system asks them; "*" for all others.
+        stop_timeout: seconds after which a stop of the system kills what is left.
+        session_timeout: seconds of silence after which a client session is forgotten.
+        history: how many ended tasks are kept to be listed.
+        payload_limit: bytes of function and arguments that one spawn may have.
+    """
+
+    def __init__(
+        self,
+        *,
+        runtimes: Iterable[RuntimeLimits],
+        kinds: Iterable[KindLimits],
+        shutdown_order: tuple[str, ...] = (),
+        stop_timeout: float = 30.0,
+        session_timeout: float = 300.0,
+        history: int = 10_000,
+        payload_limit: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.state = State(
+            {runtime.name: runtime for runtime in runtimes},
+            {kind.name: kind for kind in kinds},
+            history_limit=history,
+            payload_limit=payload_limit,
+        )
+        self.timers = Timers()
+        self.system = SystemStop(shutdown_order, stop_timeout)
+        self.session_timeout = session_timeout
+
+    def handle(self, event: Event, now: Instant) -> tuple[list[Fact], list[Effect]]:
+        """Decide what follows from one event.
+
+        Returns:
+            The facts, applied already, in order; and the effects, to be carried out in order once the facts
+            are durable (those of `effects.HASTY` at once).
+        """
+        turn = Turn(self.state, self.timers, now)
+        kind = type(event)
+        if kind is events.Tick:
+            self._on_tick(turn)
+        elif kind is events.EpochBegan:
+            turn.emit(fact_types.EpochStarted(event.epoch, now.wall))  # type: ignore[union-attr]  # narrowed by kind
+        elif kind is events.SystemStopAsked:
+            self._on_system_stop_asked(turn, event.reason)  # type: ignore[union-attr]  # narrowed by kind
+        else:
+            HANDLERS[kind](turn, event)
+        self._settle(turn)
+        return turn.facts, turn.effects
+
+    def apply(self, fact: Fact) -> None:
+        """Replay one fact of the past."""
+        apply(self.state, fact)
+
+    def next_deadline(self) -> float | None:
+        """The tick by which `handle(Tick())` must be called next; None: only other events matter."""
+        return self.timers.next()
+
+    def _on_system_stop_asked(self, turn: Turn, reason: str) -> None:
+        if self.state.stopping:
+            self.system.hurry(turn)
+        else:
+            self.system.begin(turn, reason, failed=False)
+
+    def _on_tick(self, turn: Turn) -> None:
+        while (due := self.timers.pop(turn.now.tick)) is not None:
+            what, key = due
+            if what == "resend":
+                stopping.on_resend_due(turn, TaskId(int(key)))
+            elif what == "force":
+                forcing.on_force_due(turn, TaskId(int(key)))
+            elif what == "late":
+                pools.on_late_due(turn, TaskId(int(key)))
+            elif what == "stop":
+                stopping.on_stop_due(turn, StopId(int(key)))
+            elif what == "word":
+                stopping.on_word_due(turn, StopId(int(key)))
+            elif what == "session":
+                sessions.on_session_due(
+                    turn,
+                    SessionId(key),  # type: ignore[arg-type]  # sessions are named by bytes
+                    self.session_timeout,
+                )
+            else:
+                self.system.on_due(turn)
+
+    def _settle(self, turn: Turn) -> None:
+        """Follow up until nothing follows any more: freed keys, complete stops, the system's stop, free slots."""
+        while True:
+            if turn.unparked:
+                parked, turn.unparked = turn.unparked, []
+                for session, row in parked:
+                    spawning.decide(turn, session, row)
+            elif turn.touched:
+                touched, turn.touched = turn.touched, set()
+                for stop_id in sorted(touched):
+                    stopping.check(turn, stop_id)
+            elif turn.fatal is not None:
+                reason, turn.fatal = turn.fatal, None
+                self.system.begin(turn, reason, failed=True)
+            elif turn.dirty:
+                schedule(turn)
+            else:
+                break
+        if self.state.stopping and turn.facts:
+            self.system.advance(turn)
+            if turn.touched or turn.unparked or turn.dirty:
+                self._settle(turn)

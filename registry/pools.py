@@ -1,0 +1,253 @@
+"""Supervisors and workers come, are reached, and die; what their deaths prove."""
+
+from typing import Final
+
+from quiesce.registry import effects, events, facts
+from quiesce.registry.ending import end, never_ran
+from quiesce.registry.forcing import KILL_STEP
+from quiesce.registry.ids import Incarnation, TaskId
+from quiesce.registry.records import Supervisor, Task, Worker
+from quiesce.registry.scheduling import assign_row
+from quiesce.registry.spawning import unknown
+from quiesce.registry.states import Evidence, Outcome
+from quiesce.registry.states import State as TaskState
+from quiesce.registry.turn import Turn
+
+#: Seconds that an Ended which was on its way may take after its worker's death.
+LATE: Final = 0.3
+
+
+def on_supervisor_hello(turn: Turn, event: events.SupervisorHello) -> None:
+    state = turn.state
+    if event.runtime not in state.runtimes:
+        turn.send(
+            effects.RefuseSupervisor(
+                event.supervisor, unknown("runtime", event.runtime, state.runtimes)
+            )
+        )
+        return
+    known = state.supervisors.get(event.supervisor)
+    if known is None:
+        if event.predecessor is not None:
+            _predecessor_died(turn, event.predecessor)
+        turn.emit(
+            facts.SupervisorRegistered(
+                event.supervisor,
+                state.last_incarnation + 1,
+                event.runtime,
+                event.pid,
+                event.host,
+                event.processes,
+                event.slots,
+            )
+        )
+        known = state.supervisors[event.supervisor]
+    turn.send(effects.WelcomeSupervisor(event.supervisor, known.incarnation))
+    if state.stopping and known.exiting:
+        turn.send(effects.ExitSupervisor(event.supervisor, 0.0))
+
+
+def _predecessor_died(turn: Turn, predecessor: events.Predecessor) -> None:
+    """A supervisor was reaped with all its workers."""
+    supervisor = turn.state.supervisors.get(predecessor.supervisor)
+    if supervisor is None:
+        return
+    turn.log(
+        "ERROR",
+        f"the supervisor of pool {supervisor.runtime!r} (pid {predecessor.pid}) died with status "
+        f"{predecessor.status}; its workers went with it, a successor has taken over",
+    )
+    told = {row.serial: row for row in predecessor.workers}
+    for serial in sorted(set(supervisor.workers) - set(told)):
+        told[serial] = events.ExitRow(serial, 0, -9, False, [])
+    for serial in sorted(told):
+        _worker_died(turn, supervisor, told[serial])
+    turn.emit(facts.SupervisorGone(predecessor.supervisor))
+
+
+def on_supervisor_goodbye(turn: Turn, event: events.SupervisorGoodbye) -> None:
+    supervisor = turn.state.supervisors.get(event.supervisor)
+    if supervisor is None:
+        return
+    for serial in sorted(supervisor.workers):
+        _worker_died(turn, supervisor, events.ExitRow(serial, 0, 0, False, []))
+    turn.emit(facts.SupervisorGone(event.supervisor))
+
+
+def on_worker_hello(turn: Turn, event: events.WorkerHello) -> None:
+    """Register a worker, or take it up again; one whose end was reported is refused."""
+    state = turn.state
+    supervisor = state.supervisors.get(event.supervisor)
+    if supervisor is None:
+        # It has not said hello yet, or is gone. The worker asks again; if gone, it dies with it.
+        return
+    if event.serial in supervisor.dead_serials:
+        turn.send(
+            effects.RefuseWorker(
+                event.supervisor, event.serial, "its supervisor has reported its end"
+            )
+        )
+        return
+    incarnation = supervisor.workers.get(event.serial)
+    if incarnation is None:
+        if event.incarnation:
+            turn.send(
+                effects.RefuseWorker(event.supervisor, event.serial, "its registration is gone")
+            )
+            return
+        incarnation = Incarnation(state.last_incarnation + 1)
+        turn.emit(
+            facts.WorkerRegistered(
+                incarnation,
+                event.supervisor,
+                event.serial,
+                event.runtime,
+                event.pid,
+                event.host,
+                event.slots,
+            )
+        )
+    turn.send(effects.WelcomeWorker(event.supervisor, event.serial, incarnation))
+    worker = state.workers[incarnation]
+    for task_id in worker.tasks:
+        task = state.tasks[task_id]
+        if task.assign_number > event.last_assign:
+            turn.assign(incarnation, assign_row(task))
+        if task.ask is not None and task.ask.delivered_at is None:
+            turn.timers.set(("resend", task_id), turn.now.tick)
+
+
+def on_worker_attached(turn: Turn, event: events.WorkerAttached) -> None:
+    worker = turn.state.workers.get(event.worker)
+    if worker is None or worker.status is not None:
+        return
+    if not worker.attached:
+        turn.emit(facts.WorkerReachable(event.worker))
+        turn.dirty.add(worker.runtime)
+    if worker.exiting:
+        turn.send(effects.ExitWorker(event.worker))
+
+
+def on_worker_exited(turn: Turn, event: events.WorkerExited) -> None:
+    supervisor = turn.state.supervisors.get(event.supervisor)
+    if supervisor is not None and event.row.serial not in supervisor.dead_serials:
+        _worker_died(turn, supervisor, event.row)
+    turn.send(effects.TakeExit(event.supervisor, event.row.serial))
+
+
+def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow) -> None:
+    """Every task it held ends, goes back to the queue, or (ended by the table) waits a moment for its Ended."""
+    state = turn.state
+    incarnation = supervisor.workers.get(row.serial)
+    worker = None if incarnation is None else state.workers.get(incarnation)
+    if worker is None:
+        turn.emit(facts.WorkerGone(0, supervisor.id, row.serial, row.status, []))
+        return
+    turn.dirty.add(worker.runtime)
+    phases = {(phase.task_id, phase.attempt): phase.phase for phase in row.attempts}
+    unknown_phase = "begun" if not row.table_known else "held"
+    orphans: list[tuple[int, str]] = []
+    begun: list[Task] = []
+    not_begun: list[Task] = []
+    for task_id in worker.tasks:
+        task = state.tasks[task_id]
+        phase = phases.get((task.id, task.attempt), unknown_phase)
+        if phase == "begun" or (phase == "held" and task.state is TaskState.RUNNING):
+            begun.append(task)
+        elif phase == "held":
+            not_begun.append(task)
+        else:
+            orphans.append((task.id, phase))
+            turn.timers.set(("late", task.id), turn.now.tick + LATE)
+    _collateral(turn, begun)
+    for task in begun:
+        _died_under(turn, task, worker, row.status)
+    for task in not_begun:
+        if task.ask is not None:
+            never_ran(turn, task)
+        else:
+            turn.emit(facts.TaskRequeued(task.id, task.attempt, task.retries))
+    turn.emit(
+        facts.WorkerGone(worker.incarnation, supervisor.id, row.serial, row.status, orphans)
+    )
+
+
+def _collateral(turn: Turn, begun: list[Task]) -> None:
+    """Stops that had the process killed name who else died in it."""
+    stops = {
+        stop
+        for task in begun
+        if task.ask is not None and task.ask.forced > KILL_STEP
+        for stop in task.stops
+    }
+    for task in begun:
+        if task.ask is None:
+            for stop in sorted(stops):
+                turn.emit(facts.TaskCollateral(stop, task.id))
+
+
+def _died_under(turn: Turn, task: Task, worker: Worker, status: int) -> None:
+    """The process died while the attempt ran: crashed, or cancelled if it was asked to stop."""
+    said = f"signal {-status}" if status < 0 else f"exit status {status}"
+    text = (
+        f"process {worker.pid} of runtime {worker.runtime!r} ended with {said} while it ran task "
+        f"{task.id}.{task.attempt} {task.spawn.kind} {task.spawn.name!r} (tenant {task.tenant_id!r}, "
+        f"timeline {task.timeline_id!r})"
+    )
+    asked = task.ask is not None
+    if not asked:
+        fatal = "; the whole system stops because of it" if _is_fatal(task) else ""
+        turn.log("ERROR", text + fatal)
+    end(
+        turn,
+        task,
+        outcome=Outcome.CANCELLED if asked else Outcome.CRASHED,
+        evidence=Evidence.REAPED,
+        started_at=task.started_at or turn.now.wall,
+        at=turn.now.wall,
+        exit_status=status,
+        text=text,
+    )
+
+
+def _is_fatal(task: Task) -> bool:
+    return task.spawn.shutdown_process_on_error and task.retries < 1
+
+
+def on_late_due(turn: Turn, task_id: TaskId) -> None:
+    """The Ended of a dead worker did not arrive: its outcome is known from the table, its result is lost."""
+    task = turn.state.tasks.get(task_id)
+    worker = None if task is None else turn.state.workers.get(task.worker)
+    if task is None or worker is None or task_id not in worker.orphans:
+        return
+    outcome = worker.orphans[task_id]
+    end(
+        turn,
+        task,
+        outcome=outcome,
+        evidence=Evidence.RETURNED,
+        started_at=task.started_at or turn.now.wall,
+        at=turn.now.wall,
+        exit_status=worker.status,
+        text=f"it ended as {outcome}, but process {worker.pid} died before it had handed over the result",
+    )
+
+
+def on_usage_said(turn: Turn, event: events.UsageSaid) -> None:
+    """Telemetry: written directly, decided on by nobody."""
+    supervisor = turn.state.supervisors.get(event.supervisor)
+    if supervisor is None:
+        return
+    supervisor.cpu_seconds = event.cpu_seconds
+    supervisor.memory_bytes = event.memory_bytes
+    supervisor.ended_cpu = event.ended_cpu
+    for serial, _, cpu, memory, checks in event.workers:
+        incarnation = supervisor.workers.get(serial)
+        worker = None if incarnation is None else turn.state.workers.get(incarnation)
+        if worker is None:
+            continue
+        worker.cpu_seconds, worker.memory_bytes = cpu, memory
+        for task_id, attempt, age in checks:
+            task = turn.state.tasks.get(TaskId(task_id))
+            if task is not None and task.worker == incarnation and task.attempt == attempt:
+                task.last_check_at = None if age is None else turn.now.wall - age

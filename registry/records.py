@@ -1,0 +1,388 @@
+"""What the registry knows of each thing. Plain slotted records, changed by `apply` alone.
+
+Telemetry (progress, checks, usage) is the exception: it is never decided on, so it is written directly.
+"""
+
+from collections.abc import Sized
+
+from quiesce.registry.ids import (
+    AssignNumber,
+    Attempt,
+    Incarnation,
+    RequestNumber,
+    SessionId,
+    StopId,
+    TaskId,
+)
+from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
+from quiesce.registry.scope import Scope
+from quiesce.registry.states import State
+
+
+class Ask:
+    """The request to stop that a task is under."""
+
+    __slots__ = ("at", "delivered_at", "extended", "forced", "observed_at", "reason")
+
+    def __init__(self, at: float, reason: str) -> None:
+        self.at = at
+        self.reason = reason
+        self.delivered_at: float | None = None
+        self.observed_at: float | None = None
+        #: How often it has been forced: 0 never, 1 once, … Kept beside the timers, not in facts, like the next.
+        self.forced = 0
+        #: Seconds of grace that the task has asked for beyond its own.
+        self.extended = 0.0
+
+
+class Task:
+    """One live task."""
+
+    __slots__ = (
+        "ask",
+        "assign_number",
+        "attempt",
+        "created_at",
+        "id",
+        "last_check_at",
+        "lingering",
+        "parked",
+        "progress",
+        "retries",
+        "spawn",
+        "started_at",
+        "state",
+        "stops",
+        "tenant_id",
+        "timeline_id",
+        "watchers",
+        "worker",
+    )
+
+    def __init__(self, task_id: TaskId, spawn: SpawnRow, created_at: float) -> None:
+        self.id = task_id
+        #: What was asked for; tenant and timeline may have changed since, see below.
+        self.spawn = spawn
+        self.tenant_id = spawn.tenant_id
+        self.timeline_id = spawn.timeline_id
+        self.attempt = Attempt(1)
+        self.retries = spawn.retries
+        self.state = State.QUEUED
+        self.created_at = created_at
+        self.started_at: float | None = None
+        #: The worker that holds it, 0 while QUEUED.
+        self.worker = Incarnation(0)
+        self.assign_number = AssignNumber(0)
+        #: None, or the request to stop that it is under: the mark `stopping`.
+        self.ask: Ask | None = None
+        #: All and only the open stops that wait for it.
+        self.stops: set[StopId] = set()
+        self.lingering = ""
+        #: The sessions that get its result.
+        self.watchers: list[SessionId] = []
+        #: Spawns with its unique key that came while it was stopping: (session, row).
+        self.parked: list[tuple[SessionId, SpawnRow]] = []
+        self.last_check_at: float | None = None
+        self.progress: tuple[float, float | None, str] | None = None
+
+    @property
+    def unique(self) -> tuple[str, str | None, str | None, str] | None:
+        """The name under which it is the only live task, as it was spawned."""
+        spawn = self.spawn
+        if spawn.unique_key is None:
+            return None
+        return (spawn.kind, spawn.tenant_id, spawn.timeline_id, spawn.unique_key)
+
+
+class EndedTask:
+    """A task in the bounded history: what a listing shows of it, without its payloads."""
+
+    __slots__ = (
+        "ask_reason",
+        "attempt",
+        "created_at",
+        "ended_at",
+        "evidence",
+        "exit_status",
+        "host",
+        "id",
+        "kind",
+        "name",
+        "outcome",
+        "progress",
+        "runtime",
+        "started_at",
+        "stopping",
+        "tenant_id",
+        "timeline_id",
+        "worker_pid",
+    )
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        outcome: str,
+        evidence: str,
+        exit_status: int | None,
+        started_at: float | None,
+        ended_at: float,
+        host: str,
+        worker_pid: int | None,
+    ) -> None:
+        self.id = task.id
+        self.attempt = task.attempt
+        self.kind = task.spawn.kind
+        self.name = task.spawn.name
+        self.runtime = task.spawn.runtime
+        self.tenant_id = task.tenant_id
+        self.timeline_id = task.timeline_id
+        self.stopping = task.ask is not None
+        self.ask_reason = task.ask.reason if task.ask else ""
+        self.created_at = task.created_at
+        self.started_at = started_at
+        self.ended_at = ended_at
+        self.outcome = outcome
+        self.evidence = evidence
+        self.exit_status = exit_status
+        self.progress = task.progress
+        self.host = host
+        self.worker_pid = worker_pid
+
+
+class Worker:
+    """One registered worker process."""
+
+    __slots__ = (
+        "attached",
+        "cpu_seconds",
+        "exiting",
+        "host",
+        "incarnation",
+        "last_assign",
+        "memory_bytes",
+        "orphans",
+        "pid",
+        "runtime",
+        "serial",
+        "slots",
+        "status",
+        "supervisor",
+        "tasks",
+    )
+
+    def __init__(
+        self,
+        incarnation: Incarnation,
+        supervisor: bytes,
+        serial: int,
+        runtime: str,
+        pid: int,
+        host: str,
+        slots: int,
+    ) -> None:
+        self.incarnation = incarnation
+        self.supervisor = supervisor
+        self.serial = serial
+        self.runtime = runtime
+        self.pid = pid
+        self.host = host
+        self.slots = slots
+        #: It can be reached on the data endpoint.
+        self.attached = False
+        #: It has been told to exit: gets no more tasks.
+        self.exiting = False
+        #: None while it lives; its exit status once its supervisor has reaped it.
+        self.status: int | None = None
+        #: All and only the live tasks that it holds, ASSIGNED or RUNNING.
+        self.tasks: dict[TaskId, None] = {}
+        self.last_assign = AssignNumber(0)
+        #: After its death: tasks that had ended, by the shared table, and whose Ended may still arrive.
+        self.orphans: dict[TaskId, str] = {}
+        self.cpu_seconds = 0.0
+        self.memory_bytes = 0
+
+
+class Supervisor:
+    """One registered supervisor process."""
+
+    __slots__ = (
+        "cpu_seconds",
+        "dead_serials",
+        "ended_cpu",
+        "exiting",
+        "host",
+        "id",
+        "incarnation",
+        "memory_bytes",
+        "pid",
+        "processes",
+        "runtime",
+        "slots",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        supervisor: bytes,
+        incarnation: Incarnation,
+        runtime: str,
+        pid: int,
+        host: str,
+        processes: int,
+        slots: int,
+    ) -> None:
+        self.id = supervisor
+        self.incarnation = incarnation
+        self.runtime = runtime
+        self.pid = pid
+        self.host = host
+        self.processes = processes
+        self.slots = slots
+        self.exiting = False
+        #: serial -> incarnation of its registered workers, alive or with orphans left.
+        self.workers: dict[int, Incarnation] = {}
+        #: Serials whose exit was reported: a hello that comes later is refused.
+        self.dead_serials: set[int] = set()
+        self.cpu_seconds = 0.0
+        self.ended_cpu = 0.0
+        self.memory_bytes = 0
+
+
+class Session:
+    """One client session."""
+
+    __slots__ = (
+        "answers",
+        "blocks",
+        "host",
+        "id",
+        "last_heard",
+        "pid",
+        "reports",
+        "requests",
+        "results",
+        "spawned",
+        "worker",
+    )
+
+    def __init__(self, session: SessionId, pid: int, host: str, worker: int) -> None:
+        self.id = session
+        self.pid = pid
+        self.host = host
+        self.worker = worker
+        #: All spawns up to this number have arrived.
+        self.spawned = 0
+        #: Answers that the client may not have yet, by spawn number.
+        self.answers: dict[int, SpawnAnswer] = {}
+        #: Results that the client has not yet taken.
+        self.results: dict[TaskId, ResultRow] = {}
+        #: Its open stops, by request number: a request that comes again is recognised.
+        self.requests: dict[RequestNumber, StopId] = {}
+        #: Its stops whose scope stays closed for a `stopped()` block.
+        self.blocks: set[StopId] = set()
+        #: Reports of its ended stops, the last few, by request number, for a request that comes again.
+        self.reports: dict[RequestNumber, StopId] = {}
+        #: Tick of the last sign of life; not a fact, set on recovery to its time.
+        self.last_heard = 0.0
+
+
+class Stop:
+    """One shutdown_tasks, open or ended with its scope still closed or its report still wanted."""
+
+    __slots__ = (
+        "at",
+        "caller",
+        "closes",
+        "collateral",
+        "completed_at",
+        "done",
+        "grace",
+        "hold",
+        "id",
+        "keep_closed",
+        "last_spawn",
+        "open",
+        "reason",
+        "remaining",
+        "request",
+        "rows",
+        "scope",
+        "session",
+        "task_id",
+        "timed_out",
+        "timeout",
+        "todo",
+    )
+
+    def __init__(
+        self,
+        stop_id: StopId,
+        *,
+        session: SessionId,
+        request: RequestNumber,
+        scope: Scope,
+        task_id: TaskId | None,
+        grace: float | None,
+        timeout: float | None,
+        keep_closed: bool,
+        hold: bool,
+        reason: str,
+        last_spawn: int,
+        caller: StoppedRow | None,
+        members: list[TaskId],
+        at: float,
+    ) -> None:
+        self.id = stop_id
+        self.session = session
+        self.request = request
+        self.scope = scope
+        self.task_id = task_id
+        self.grace = grace
+        self.timeout = timeout
+        self.keep_closed = keep_closed
+        self.hold = hold
+        self.reason = reason
+        self.last_spawn = last_spawn
+        self.caller = caller
+        #: All and only the matched tasks without evidence of their end.
+        self.remaining: set[TaskId] = set(members)
+        #: Queued members that a slice has still to end, the next one last.
+        self.todo: list[TaskId] = []
+        self.rows: list[StoppedRow] = []
+        self.collateral: list[StoppedRow] = []
+        self.at = at
+        self.open = True
+        self.timed_out = False
+        self.completed_at: float | None = None
+        self.closes = task_id is None
+
+
+class Closure:
+    """One holder's reason why a scope is closed."""
+
+    __slots__ = ("holder", "reason", "scope", "since")
+
+    def __init__(self, scope: Scope, holder: str, reason: str, since: float) -> None:
+        self.scope = scope
+        #: "stop", "block", "kept" or "timed-out".
+        self.holder = holder
+        self.reason = reason
+        self.since = since
+
+
+class Blob:
+    """Stands in, in frozen states, for a payload of so many bytes. (Machines never look inside payloads.)"""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def size_of(*payloads: Sized) -> int:
+    """Bytes of payloads together."""
+    return sum(map(len, payloads))

@@ -1,0 +1,173 @@
+"""The rows that travel: what a spawn says, how an attempt ended, what a listing shows.
+
+Rows are NamedTuples: cheap in batches, arrays on the wire. The registry takes and gives them as they
+are, so that no task is translated on its way through the broker. Payloads (functions, arguments,
+results) are opaque here: anything with a length in bytes.
+"""
+
+from collections.abc import Sized
+from typing import NamedTuple
+
+from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
+
+#: What code a refusal carries: the name of a class in `quiesce.errors`.
+ErrorCode = str
+
+
+class SpawnRow(NamedTuple):
+    """One spawn as a client asked for it. `parent` is the attempt that spawned it, if one did."""
+
+    number: SpawnNumber
+    runtime: str
+    kind: str
+    tenant_id: str | None
+    timeline_id: str | None
+    name: str
+    shutdown_process_on_error: bool
+    retries: int
+    restart: str
+    timeout: float | None
+    unique_key: str | None
+    parent: tuple[TaskId, Attempt] | None
+    function: Sized
+    arguments: Sized
+
+
+class SpawnAnswer(NamedTuple):
+    """What became of one spawn: a task id, or (task_id 0) a refusal."""
+
+    number: SpawnNumber
+    task_id: TaskId
+    error: ErrorCode | None
+    text: str
+
+
+class AssignRow(NamedTuple):
+    """One attempt handed to a worker. Times are seconds since the epoch."""
+
+    assign_number: int
+    task_id: TaskId
+    attempt: Attempt
+    kind: str
+    name: str
+    tenant_id: str | None
+    timeline_id: str | None
+    shutdown_process_on_error: bool
+    created_at: float
+    function: Sized
+    arguments: Sized
+
+
+class EndedRow(NamedTuple):
+    """How one attempt ended, as its worker tells it.
+
+    `begun_age` is how many seconds before the sending it began, None if it never did; `ended_age` likewise.
+    `result` is the pickled value (completed) or the pickled exception (else; empty if there is none or it
+    can't be pickled). `text` is the traceback or the explanation. `observed_age`: since when the task
+    itself had seen the request to stop, None if it never did.
+    """
+
+    task_id: TaskId
+    attempt: Attempt
+    outcome: str
+    evidence: str
+    begun_age: float | None
+    ended_age: float
+    observed_age: float | None
+    text: str
+    result: Sized
+
+
+class ResultRow(NamedTuple):
+    """How a task ended, as its client learns it. `result` and `text` as in EndedRow."""
+
+    task_id: TaskId
+    attempt: Attempt
+    outcome: str
+    evidence: str
+    exit_status: int | None
+    text: str
+    result: Sized
+
+
+class TaskRow(NamedTuple):
+    """All that a listing shows of a task; the fields of `quiesce.TaskInfo`, in its order, without the fence."""
+
+    id: TaskId
+    attempt: Attempt
+    kind: str
+    name: str
+    runtime: str
+    tenant_id: str | None
+    timeline_id: str | None
+    state: str
+    stopping: bool
+    lingering: bool
+    outcome: str | None
+    evidence: str | None
+    exit_status: int | None
+    reason: str
+    created_at: float | None
+    started_at: float | None
+    ended_at: float | None
+    last_check_at: float | None
+    progress: tuple[float, float | None, str] | None
+    host: str
+    worker_pid: int | None
+    waiting_for: str
+
+
+class StoppedRow(NamedTuple):
+    """One row of a report; the fields of `quiesce.StoppedTask`, in its order."""
+
+    id: TaskId
+    attempt: Attempt
+    kind: str
+    name: str
+    runtime: str
+    tenant_id: str | None
+    timeline_id: str | None
+    outcome: str | None
+    evidence: str | None
+    exit_status: int | None
+    requested_at: float | None
+    delivered_at: float | None
+    observed_at: float | None
+    stopped_at: float | None
+
+
+class WorkerRow(NamedTuple):
+    """One worker; the fields of `quiesce.WorkerInfo`, in its order."""
+
+    runtime: str
+    host: str
+    pid: int
+    supervisor_pid: int
+    incarnation: int
+    state: str
+    tasks: list[int]
+    cpu_seconds: float
+    memory_bytes: int
+
+
+class ClosedRow(NamedTuple):
+    """One closed scope. `holder` is "stop", "block", "kept" or "timed-out"; `scope` its four fields."""
+
+    kind: str | None
+    tenant_id: str | None
+    timeline_id: str | None
+    runtime: str | None
+    holder: str
+    reason: str
+    since: float
+
+
+class StopRow(NamedTuple):
+    """One stop in progress: how many tasks it still waits for, and the first of them."""
+
+    stop_id: int
+    scope: str
+    reason: str
+    requested_at: float
+    remaining: int
+    tasks: list[TaskRow]

@@ -1,0 +1,72 @@
+"""Handing queued tasks to workers: round-robin over tenants, to the worker that holds the least."""
+
+import heapq
+
+from quiesce.registry import facts
+from quiesce.registry.ids import Incarnation, TaskId
+from quiesce.registry.records import Task, Worker
+from quiesce.registry.rows import AssignRow
+from quiesce.registry.stopping import end_marked
+from quiesce.registry.turn import Turn
+
+
+def schedule(turn: Turn) -> None:
+    """Assign what can be assigned in the runtimes where something has changed."""
+    for runtime in sorted(turn.dirty):
+        _schedule_runtime(turn, runtime)
+    turn.dirty.clear()
+
+
+def _schedule_runtime(turn: Turn, runtime: str) -> None:
+    state = turn.state
+    queue = state.queues[runtime]
+    if not len(queue):
+        return
+    free = [
+        (len(worker.tasks), worker.incarnation)
+        for worker in state.pool[runtime].values()
+        if _takes(worker)
+    ]
+    heapq.heapify(free)
+    while free and len(queue):
+        held, incarnation = free[0]
+        task_id = queue.peek(state.allowed)
+        if task_id is None:
+            return
+        if state.tasks[task_id].stops:
+            end_marked(turn, state.tasks[task_id])
+            continue
+        assign(turn, task_id, incarnation)
+        if held + 1 < state.workers[incarnation].slots:
+            heapq.heapreplace(free, (held + 1, incarnation))
+        else:
+            heapq.heappop(free)
+
+
+def _takes(worker: Worker) -> bool:
+    return worker.attached and not worker.exiting and len(worker.tasks) < worker.slots
+
+
+def assign(turn: Turn, task_id: TaskId, incarnation: Incarnation) -> None:
+    """Hand one queued task to a worker, under the worker's next number."""
+    number = turn.state.workers[incarnation].last_assign + 1
+    turn.emit(facts.TaskAssigned(task_id, incarnation, number))
+    turn.assign(incarnation, assign_row(turn.state.tasks[task_id]))
+
+
+def assign_row(task: Task) -> AssignRow:
+    """An assigned task as its worker gets it."""
+    spawn = task.spawn
+    return AssignRow(
+        task.assign_number,
+        task.id,
+        task.attempt,
+        spawn.kind,
+        spawn.name,
+        task.tenant_id,
+        task.timeline_id,
+        spawn.shutdown_process_on_error,
+        task.created_at,
+        spawn.function,
+        spawn.arguments,
+    )

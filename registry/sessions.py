@@ -1,0 +1,81 @@
+"""Client sessions: opened, heard of, closed, expired."""
+
+from typing import Final
+
+from quiesce.registry import effects, events, facts
+from quiesce.registry.ids import SessionId
+from quiesce.registry.records import Session
+from quiesce.registry.turn import Turn
+
+#: Seconds between two looks at whether a session has expired.
+LOOK: Final = 15.0
+
+
+def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
+    """Open a session, or take it up again: what it may have missed is sent again."""
+    session = turn.state.sessions.get(event.session)
+    known = session is not None
+    if session is None:
+        turn.emit(facts.SessionOpened(event.session, event.pid, event.host, event.worker))
+        session = turn.state.sessions[event.session]
+        turn.timers.set(("session", event.session), turn.now.tick + LOOK)
+    session.last_heard = turn.now.tick
+    turn.send(effects.WelcomeSession(event.session, known))
+    for row in session.results.values():
+        turn.send_result(event.session, row)
+
+
+def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:
+    session = turn.state.sessions.get(event.session)
+    if session is None:
+        turn.send(effects.WantHello(event.session))
+        return
+    session.last_heard = turn.now.tick
+    forget_answers(turn, session, event.answered_through)
+
+
+def forget_answers(turn: Turn, session: Session, through: int) -> None:
+    """The client has the answers up to this one."""
+    first = next(iter(session.answers), None)
+    if first is not None and first <= through:
+        turn.emit(facts.AnswersForgotten(session.id, through))
+
+
+def on_results_taken(turn: Turn, event: events.ResultsTaken) -> None:
+    session = turn.state.sessions.get(event.session)
+    if session is None:
+        return
+    taken = [task_id for task_id in event.task_ids if task_id in session.results]
+    if taken:
+        turn.emit(facts.ResultsForgotten(event.session, taken))
+
+
+def on_session_goodbye(turn: Turn, event: events.SessionGoodbye) -> None:
+    session = turn.state.sessions.get(event.session)
+    if session is not None:
+        close(turn, session)
+
+
+def close(turn: Turn, session: Session) -> None:
+    """The session ends. Its tasks go on; its open stops run to their end; the scopes of its `stopped()`
+    blocks stay closed, as kept, because nobody has said that the block is done."""
+    turn.timers.clear(("session", session.id))
+    for stop_id in sorted(session.blocks):
+        turn.emit(facts.BlockReleased(stop_id, True))
+    turn.emit(facts.SessionClosed(session.id))
+
+
+def on_session_due(turn: Turn, session_id: SessionId, timeout: float) -> None:
+    """Look whether the session has been silent for too long."""
+    session = turn.state.sessions.get(session_id)
+    if session is None:
+        return
+    if turn.now.tick - session.last_heard > timeout:
+        turn.log(
+            "WARNING",
+            f"the client session of pid {session.pid} on {session.host} has been silent for over "
+            f"{timeout:.0f} s: forgotten",
+        )
+        close(turn, session)
+        return
+    turn.timers.set(("session", session_id), turn.now.tick + LOOK)

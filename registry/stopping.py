@@ -1,0 +1,298 @@
+"""shutdown_tasks: close and mark in one step, ask until heard, force after grace, report when all have ended."""
+
+import math
+from typing import Final
+
+from quiesce.registry import effects, events, facts
+from quiesce.registry.apply import stopped_row
+from quiesce.registry.ending import never_ran
+from quiesce.registry.ids import SessionId, StopId, TaskId
+from quiesce.registry.records import Stop, Task
+from quiesce.registry.spawning import seen_all
+from quiesce.registry.states import State as TaskState
+from quiesce.registry.turn import Turn
+
+#: A request to stop is sent again after so many seconds without its acknowledgement.
+RESEND: Final = 0.5
+#: Queued tasks that one slice of a stop ends, so that nobody else waits long.
+SLICE: Final = 500
+#: Said after so many seconds of silence, then again after each of the other.
+FIRST_WORD: Final = 1.0
+NEXT_WORD: Final = 60.0
+#: The session of the system's own stops.
+SYSTEM: Final = SessionId(b"")
+
+
+def on_stop_asked(turn: Turn, event: events.StopAsked) -> None:
+    """Open a stop, or answer again one that was asked before."""
+    state = turn.state
+    session = state.sessions.get(event.session)
+    if session is None:
+        turn.send(effects.WantHello(event.session))
+        return
+    session.last_heard = turn.now.tick
+    if event.request in session.requests:
+        return
+    if event.request in session.reports:
+        _answer(turn, state.stops[session.reports[event.request]])
+        return
+    open_stop(turn, event)
+
+
+def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
+    """The one atomic step: the scope closes and every matching task is marked."""
+    state = turn.state
+    caller = None
+    if event.task_id is not None:
+        members = [event.task_id] if event.task_id in state.tasks else []
+    else:
+        members = state.index.find(event.scope, state.tasks)
+    if event.caller is not None:
+        task = state.tasks.get(TaskId(event.caller[0]))
+        if task is not None and task.attempt == event.caller[1] and task.id in set(members):
+            caller = task.id
+            members = [member for member in members if member != caller]
+    stop_id = StopId(state.last_stop_id + 1)
+    turn.emit(
+        facts.StopOpened(
+            stop_id,
+            event.session,
+            event.request,
+            event.scope,
+            event.task_id,
+            event.grace,
+            event.timeout,
+            event.keep_closed,
+            event.hold,
+            event.reason,
+            event.last_spawn,
+            caller,
+            list(members),
+            turn.now.wall,
+        )
+    )
+    stop = state.stops[stop_id]
+    reason = event.reason or f"shutdown_tasks({event.scope})"
+    for member in members:
+        task = state.tasks[member]
+        if task.state is not TaskState.QUEUED:
+            ask(turn, task, reason, stop)
+    if event.timeout is not None:
+        turn.timers.set(("stop", stop_id), turn.now.tick + max(0.0, event.timeout))
+    turn.timers.set(("word", stop_id), turn.now.tick + FIRST_WORD)
+    end_queued(turn, stop)
+    turn.touched.add(stop_id)
+    return stop_id
+
+
+def end_queued(turn: Turn, stop: Stop) -> None:
+    """End a slice of the stop's queued tasks: they never ran. (`schedule` runs none of those that wait for
+    their slice: they carry the stop's mark.)"""
+    for _ in range(min(SLICE, len(stop.todo))):
+        task = turn.state.tasks.get(stop.todo.pop())
+        if task is not None and task.state is TaskState.QUEUED:
+            end_marked(turn, task)
+    if stop.todo:
+        turn.send(effects.Again(stop.id))
+
+
+def end_marked(turn: Turn, task: Task) -> None:
+    """End a queued task that a stop has marked."""
+    if task.ask is None:
+        stop = turn.state.stops[min(task.stops)]
+        turn.emit(facts.TaskAsked(task.id, stop.at, stop.reason or f"shutdown_tasks({stop.scope})"))
+    never_ran(turn, task)
+
+
+def on_continue(turn: Turn, event: events.Continue) -> None:
+    stop = turn.state.open_stops.get(event.stop_id)
+    if stop is not None:
+        end_queued(turn, stop)
+        turn.touched.add(stop.id)
+
+
+def ask(turn: Turn, task: Task, reason: str, stop: Stop | None) -> None:
+    """Mark a task that a worker holds, tell the worker, and set the time of force."""
+    if task.ask is None:
+        turn.emit(facts.TaskAsked(task.id, turn.now.wall, reason))
+        tell(turn, task)
+    _set_force(turn, task, stop)
+
+
+def tell(turn: Turn, task: Task) -> None:
+    """Send the request, and again later until it is acknowledged. The flag is the faster way to a running task."""
+    worker = turn.state.workers[task.worker]
+    if worker.status is not None or task.ask is None:
+        return
+    turn.raise_flag(worker.supervisor, (worker.serial, task.id, task.attempt))
+    turn.ask_stop(
+        worker.incarnation, (task.id, task.attempt, worker.last_assign, task.ask.reason)
+    )
+    turn.timers.set(("resend", task.id), turn.now.tick + RESEND)
+
+
+def _set_force(turn: Turn, task: Task, stop: Stop | None) -> None:
+    """The earliest of the graces of all that asked counts."""
+    ask_ = task.ask
+    if ask_ is None or ask_.forced:
+        return
+    grace = turn.state.grace(task, stop) + ask_.extended
+    if math.isinf(grace):
+        return
+    when = turn.now.tick + max(0.0, grace)
+    present = turn.timers.when(("force", task.id))
+    if present is None or when < present:
+        turn.timers.set(("force", task.id), when)
+
+
+def extend(turn: Turn, task: Task, seconds: float) -> None:
+    """Move the time of force, by at most twice the configured grace of the task's kind in all."""
+    ask_ = task.ask
+    present = turn.timers.when(("force", task.id))
+    if ask_ is None or present is None or ask_.forced:
+        return
+    bound = 2 * turn.state.kinds[task.spawn.kind].stop_grace
+    more = min(seconds, bound - ask_.extended)
+    if more > 0:
+        ask_.extended += more
+        turn.timers.set(("force", task.id), present + more)
+
+
+def join_covering(turn: Turn, task: Task) -> None:
+    """The task has come into other scopes: if one is closed it is asked to stop, and open stops wait for it.
+
+    Leaving a scope releases nobody: stops that waited for it still do.
+    """
+    state = turn.state
+    spawn = task.spawn
+    labels = (spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
+    closure = state.closing(*labels)
+    if closure is None:
+        return
+    joined = [stop for stop in state.stops_covering(*labels) if not _calls(stop, task)]
+    for stop in joined:
+        if task.id not in stop.remaining:
+            turn.emit(facts.StopJoined(stop.id, task.id))
+        ask(turn, task, stop.reason or f"shutdown_tasks({stop.scope})", stop)
+    if task.ask is None and not any(
+        _calls(stop, task) for stop in state.stops_covering(*labels)
+    ):
+        ask(turn, task, closure.reason or f"the scope [{closure.scope}] is closed", None)
+
+
+def _calls(stop: Stop, task: Task) -> bool:
+    return stop.caller is not None and stop.caller.id == task.id
+
+
+def check(turn: Turn, stop_id: StopId) -> None:
+    """Make the report if every task has evidence of its end and all spawns that came before have arrived."""
+    state = turn.state
+    stop = state.open_stops.get(stop_id)
+    if stop is None or stop.remaining:
+        return
+    if not seen_all(state.sessions.get(stop.session), stop.last_spawn):
+        return
+    _end(turn, stop, timed_out=False)
+    if stop.closes and any(
+        closure.holder == "timed-out" and stop.scope.covers(closure.scope)
+        for closure in state.closures.values()
+    ):
+        turn.emit(facts.ScopesReopened(stop.scope, True))
+
+
+def _end(turn: Turn, stop: Stop, *, timed_out: bool) -> None:
+    turn.timers.clear(("stop", stop.id))
+    turn.timers.clear(("word", stop.id))
+    if turn.now.wall - stop.at > FIRST_WORD:
+        left = f"; {len(stop.remaining)} tasks are left" if timed_out else ""
+        turn.log(
+            "INFO",
+            f"stop {stop.id} of [{_target(stop)}] {'timed out' if timed_out else 'is complete'} after "
+            f"{turn.now.wall - stop.at:.1f} s: {len(stop.rows)} tasks ended{left}",
+        )
+    turn.emit(facts.StopEnded(stop.id, timed_out, max(turn.now.wall, stop.at)))
+    _answer(turn, stop)
+
+
+def _answer(turn: Turn, stop: Stop) -> None:
+    if stop.session not in turn.state.sessions:
+        return
+    remaining = [
+        stopped_row(turn.state.tasks[member])
+        for member in sorted(stop.remaining)
+        if member in turn.state.tasks
+    ]
+    turn.send(
+        effects.AnswerStop(
+            stop.session,
+            stop.request,
+            stop.id,
+            stop.timed_out,
+            stop.at,
+            stop.completed_at or turn.now.wall,
+            effects.Report(
+                sorted(stop.rows),
+                [] if stop.caller is None else [stop.caller],
+                stop.collateral,
+                remaining if stop.timed_out else [],
+            ),
+        )
+    )
+
+
+def _target(stop: Stop) -> str:
+    return str(stop.scope) if stop.task_id is None else f"task {stop.task_id}"
+
+
+# --- closures -------------------------------------------------------------------------------------
+
+
+def on_release_asked(turn: Turn, event: events.ReleaseAsked) -> None:
+    session = turn.state.sessions.get(event.session)
+    if session is None:
+        turn.send(effects.WantHello(event.session))
+        return
+    if event.stop_id in session.blocks:
+        stop = turn.state.stops.get(event.stop_id)
+        turn.emit(facts.BlockReleased(event.stop_id, stop is not None and stop.keep_closed))
+    turn.send(effects.AnswerDone(event.session, event.request))
+
+
+def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:
+    if event.session not in turn.state.sessions:
+        turn.send(effects.WantHello(event.session))
+        return
+    turn.emit(facts.ScopesReopened(event.scope, False))
+    turn.send(effects.AnswerDone(event.session, event.request))
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def on_resend_due(turn: Turn, task_id: TaskId) -> None:
+    """The worker has not acknowledged the request yet."""
+    task = turn.state.tasks.get(task_id)
+    if task is not None and task.ask is not None and task.ask.delivered_at is None:
+        tell(turn, task)
+
+
+def on_stop_due(turn: Turn, stop_id: StopId) -> None:
+    """The stop's own timeout is over: the report says what is left, and the scope stays closed."""
+    stop = turn.state.open_stops.get(stop_id)
+    if stop is not None:
+        _end(turn, stop, timed_out=True)
+
+
+def on_word_due(turn: Turn, stop_id: StopId) -> None:
+    """Say what a stop still waits for."""
+    stop = turn.state.open_stops.get(stop_id)
+    if stop is None:
+        return
+    tasks = [turn.state.tasks[member] for member in sorted(stop.remaining)[:5]]
+    named = ", ".join(f"{task.id} {task.spawn.kind} {task.spawn.name!r}" for task in tasks)
+    more = f" and {len(stop.remaining) - 5} more" if len(stop.remaining) > 5 else ""
+    turn.log(
+        "INFO",
+        f"stop {stop.id} of [{_target(stop)}] still waits for {len(stop.remaining)} tasks: {named}{more}",
+    )
+    turn.timers.set(("word", stop_id), turn.now.tick + NEXT_WORD)

@@ -1,0 +1,93 @@
+"""One turn of the registry: what an event has led to so far.
+
+Handlers decide, `emit` facts (applied at once, so that the next decision sees them) and `send` effects.
+"""
+
+from typing import Any
+
+from quiesce.registry import effects
+from quiesce.registry.apply import apply
+from quiesce.registry.effects import Effect
+from quiesce.registry.events import Instant
+from quiesce.registry.facts import Fact
+from quiesce.registry.ids import Incarnation, SessionId, StopId
+from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, SpawnRow
+from quiesce.registry.state import State
+from quiesce.registry.timers import Timers
+
+
+class Turn:
+    """Facts in the order of their decision; effects in the order of their sending, batched by receiver."""
+
+    __slots__ = (
+        "_batches",
+        "dirty",
+        "effects",
+        "facts",
+        "fatal",
+        "now",
+        "state",
+        "timers",
+        "touched",
+        "unparked",
+    )
+
+    def __init__(self, state: State, timers: Timers, now: Instant) -> None:
+        self.state = state
+        self.timers = timers
+        self.now = now
+        self.facts: list[Fact] = []
+        self.effects: list[Effect] = []
+        #: Runtimes in which something may be assigned now.
+        self.dirty: set[str] = set()
+        #: Stops that may be complete now.
+        self.touched: set[StopId] = set()
+        #: Spawns whose unique key has become free.
+        self.unparked: list[tuple[SessionId, SpawnRow]] = []
+        #: Why the whole system must stop, if a task marked so has failed.
+        self.fatal: str | None = None
+        self._batches: dict[tuple[type, Any], list[Any]] = {}
+
+    def emit(self, fact: Fact) -> None:
+        """Decide: the fact is applied and recorded."""
+        apply(self.state, fact)
+        self.facts.append(fact)
+
+    def send(self, effect: Effect) -> None:
+        """Have something done."""
+        self.effects.append(effect)
+
+    def log(self, level: str, text: str) -> None:
+        """Have something said in the broker's log."""
+        self.effects.append(effects.Log(level, text))
+
+    def _batch(self, kind: type, to: Any, row: Any) -> None:
+        rows = self._batches.get((kind, to))
+        if rows is None:
+            rows = self._batches[(kind, to)] = []
+            self.effects.append(kind(to, rows))
+        rows.append(row)
+
+    def answer_spawn(self, session: SessionId, answer: SpawnAnswer) -> None:
+        """One row of AnswerSpawns."""
+        self._batch(effects.AnswerSpawns, session, answer)
+
+    def send_result(self, session: SessionId, row: ResultRow) -> None:
+        """One row of SendResults."""
+        self._batch(effects.SendResults, session, row)
+
+    def assign(self, worker: Incarnation, row: AssignRow) -> None:
+        """One row of AssignTasks."""
+        self._batch(effects.AssignTasks, worker, row)
+
+    def take_end(self, worker: Incarnation, row: tuple[int, int]) -> None:
+        """One row of TakeEnds."""
+        self._batch(effects.TakeEnds, worker, row)
+
+    def ask_stop(self, worker: Incarnation, row: tuple[int, int, int, str]) -> None:
+        """One row of AskStops."""
+        self._batch(effects.AskStops, worker, row)
+
+    def raise_flag(self, supervisor: bytes, row: tuple[int, int, int]) -> None:
+        """One row of RaiseFlags."""
+        self._batch(effects.RaiseFlags, supervisor, row)

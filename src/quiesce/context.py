@@ -1,0 +1,274 @@
+"""What a task sees of itself.
+
+A context variable holds the current attempt. It follows the body into coroutines, `asyncio.to_thread`,
+`copy_context().run` and (in a worker) threads that it starts. The worker makes one `TaskContext` for each
+attempt and hands in what reaches beyond the process: the port to the broker and the client factory.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from quiesce.errors import NotInTaskError, ShutdownRequested
+from quiesce.registry.ids import TaskId
+from quiesce.token import CancellationToken
+from quiesce.values import TaskInfo, TaskKind
+
+if TYPE_CHECKING:
+    from quiesce.client import Client
+
+
+class TaskPort(Protocol):
+    """What a task can ask of its worker."""
+
+    def associate(self, task: "TaskContext", tenant_id: str | None, timeline_id: str | None) -> None:
+        """Returns once the registry has it."""
+
+    def report_progress(
+        self, task: "TaskContext", done: float, total: float | None, note: str
+    ) -> None:
+        """Never blocks."""
+
+    def extend_grace(self, task: "TaskContext", seconds: float) -> None:
+        """Never blocks."""
+
+    def observed(self, task: "TaskContext") -> None:
+        """The task has seen the request to stop; called once for each attempt. Never blocks."""
+
+
+class TaskContext:
+    """One attempt as its body sees it.
+
+    `flag_words[flag_index]` is the word of the shared table in which the supervisor writes the attempt's
+    key when it is asked to stop; `flag_words[check_index]` counts its checks. `root` is the runtime's own
+    token: cancelled by the worker when the request arrives; tasks only ever get its one child, `token`.
+    """
+
+    __slots__ = (
+        "_observed",
+        "check_index",
+        "flag_index",
+        "flag_key",
+        "info",
+        "port",
+        "root",
+        "scope",
+        "token",
+        "words",
+    )
+
+    def __init__(
+        self,
+        *,
+        info: TaskInfo,
+        port: TaskPort,
+        words: Any,
+        flag_index: int,
+        check_index: int,
+        flag_key: int,
+        scope: Any = None,
+    ) -> None:
+        self.info = info
+        self.port = port
+        self.words = words
+        self.flag_index = flag_index
+        self.check_index = check_index
+        self.flag_key = flag_key
+        self.root = CancellationToken()
+        self.token = self.root.child_token()
+        #: All that the attempt has begun; the worker's own, opaque here.
+        self.scope = scope
+        self._observed = False
+
+    def is_shutdown_requested(self) -> bool:
+        """A read of shared memory: no lock, no message, no GIL of another thread."""
+        words = self.words
+        words[self.check_index] += 1
+        if words[self.flag_index] == self.flag_key or self.root.is_cancelled():
+            if not self._observed:
+                self.observe()
+            return True
+        return False
+
+    def observe(self) -> None:
+        """Note that the task has seen the request; tells the broker once."""
+        if not self._observed:
+            self._observed = True
+            self.port.observed(self)
+
+
+_current: Final[ContextVar[TaskContext | None]] = ContextVar("quiesce_task", default=None)
+#: How `current_client()` gets its client in this process; a worker puts its factory here.
+_client_factory: list[Callable[[], "Client"]] = []
+
+
+def current_context() -> TaskContext | None:
+    """The attempt that the calling code belongs to. For the worker and the client, not for tasks."""
+    return _current.get()
+
+
+def enter(task: TaskContext | None) -> Any:
+    """Make `task` the current one in this context; gives the token for `leave`."""
+    return _current.set(task)
+
+
+def leave(token: Any) -> None:
+    """Undo `enter`."""
+    _current.reset(token)
+
+
+def set_client_factory(factory: Callable[[], "Client"]) -> None:
+    """For the worker at its start."""
+    _client_factory[:] = [factory]
+
+
+def _here(what: str) -> TaskContext:
+    task = _current.get()
+    if task is None:
+        raise NotInTaskError(
+            f"{what} was called outside of a task. Call it from a function that a quiesce worker runs, "
+            "or from a thread or coroutine that such a function started."
+        )
+    return task
+
+
+def is_shutdown_requested() -> bool:
+    """Whether the current task has been asked to stop.
+
+    Costs about as much as two dictionary look-ups, so check as often as you like. Outside of a task:
+    a RuntimeWarning, and False. (After neon's `task_mgr::is_shutdown_requested`.)
+    """
+    task = _current.get()
+    if task is None:
+        warnings.warn(
+            "is_shutdown_requested() was called outside of a task; it answers False there",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return task.is_shutdown_requested()
+
+
+def shutdown_token() -> CancellationToken:
+    """The current task's token: cancelled when the task is asked to stop; always the same one.
+
+    It is a child of the runtime's own, so that cancelling it does not pass for a request.
+
+    Raises:
+        NotInTaskError: outside of a task.
+    """
+    return _here("shutdown_token()").token
+
+
+async def shutdown_watcher() -> None:
+    """Return when the current task is asked to stop (at once if it has been).
+
+    Raises:
+        NotInTaskError: outside of a task.
+    """
+    task = _here("shutdown_watcher()")
+    if not task.is_shutdown_requested():
+        await task.root.cancelled()
+    task.observe()
+
+
+def wait_for_shutdown(timeout: float | None = None) -> bool:
+    """Block until the current task is asked to stop, at most `timeout` seconds; whether it was.
+
+    The way for synchronous code to sleep: `while not wait_for_shutdown(60): flush()`.
+
+    Raises:
+        NotInTaskError: outside of a task.
+    """
+    task = _here("wait_for_shutdown()")
+    if task.is_shutdown_requested():
+        return True
+    if task.root.wait(timeout):
+        task.observe()
+        return True
+    return task.is_shutdown_requested()
+
+
+def checkpoint() -> None:
+    """Do nothing, or raise ShutdownRequested if the current task has been asked to stop.
+
+    Raises:
+        ShutdownRequested: a BaseException; let it pass, and the task ends as cancelled.
+        NotInTaskError: outside of a task.
+    """
+    task = _here("checkpoint()")
+    if task.is_shutdown_requested():
+        raise ShutdownRequested(task.root.reason or "asked to stop")
+
+
+def current_task() -> TaskInfo | None:
+    """The current task as it was when this attempt began, or last associated; None outside of a task.
+
+    `.fence` grows with each new owner of the task: hand it to storage that refuses writes of older ones.
+    """
+    task = _current.get()
+    return None if task is None else task.info
+
+
+def current_task_id() -> TaskId | None:
+    """The current task's id; None outside of a task."""
+    task = _current.get()
+    return None if task is None else task.info.id
+
+
+def current_task_kind() -> TaskKind | str | None:
+    """The current task's kind; None outside of a task."""
+    task = _current.get()
+    if task is None:
+        return None
+    kind = task.info.kind
+    return TaskKind(kind) if kind in TaskKind.__members__.values() else kind
+
+
+def associate_with(tenant_id: str | None, timeline_id: str | None) -> None:
+    """Set the current task's tenant and timeline, overwriting both; None clears.
+
+    Returns once the registry has it: from then on a stop by the new tenant finds this task. If the new
+    scope is closed, the task is asked to stop, and every open stop of that scope waits for it too.
+    From a coroutine, call it through `asyncio.to_thread` if the loop must not wait the round trip.
+
+    Raises:
+        NotInTaskError: outside of a task.
+        BrokerUnavailableError: no broker answered in time.
+    """
+    task = _here("associate_with()")
+    task.port.associate(task, tenant_id, timeline_id)
+
+
+def report_progress(done: float, total: float | None = None, note: str = "") -> None:
+    """Say how far the current task is. Never blocks; at most one message a second leaves the worker.
+
+    Raises:
+        NotInTaskError: outside of a task.
+    """
+    task = _here("report_progress()")
+    task.port.report_progress(task, done, total, note)
+
+
+def extend_grace(seconds: float) -> None:
+    """Ask for so many seconds more before this stopping task is forced; bounded by the configuration.
+
+    Raises:
+        NotInTaskError: outside of a task.
+    """
+    task = _here("extend_grace()")
+    task.port.extend_grace(task, seconds)
+
+
+def current_client() -> "Client":
+    """The client of this worker process, to spawn, wait for and stop other tasks from inside one.
+
+    All tasks of the process share it; do not close it.
+
+    Raises:
+        NotInTaskError: outside of a task.
+    """
+    _here("current_client()")
+    return _client_factory[0]()
+

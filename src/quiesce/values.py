@@ -1,0 +1,177 @@
+"""The values that quiesce hands to its users: frozen, and the same from every verb.
+
+Times are seconds since the epoch (float), None where the thing did not happen. `outcome`, `evidence`
+and `state` are the StrEnums of `quiesce.registry.states`; they compare equal to their plain strings.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from quiesce.registry.ids import TaskId
+from quiesce.registry.states import Evidence, Outcome, State
+
+
+class TaskKind(StrEnum):
+    """The sixteen kinds of the default configuration. A configuration may add others, as plain strings."""
+
+    LIBPQ_ENDPOINT_LISTENER = "libpq-endpoint-listener"
+    HTTP_ENDPOINT_LISTENER = "http-endpoint-listener"
+    PAGE_REQUEST_HANDLER = "page-request-handler"
+    WAL_RECEIVER_MANAGER = "wal-receiver-manager"
+    WAL_RECEIVER_CONNECTION = "wal-receiver-connection"
+    GARBAGE_COLLECTOR = "garbage-collector"
+    COMPACTION = "compaction"
+    INITIAL_LOGICAL_SIZE_CALCULATION = "initial-logical-size-calculation"
+    LAYER_FLUSH_TASK = "layer-flush-task"
+    REMOTE_UPLOAD_TASK = "remote-upload-task"
+    REMOTE_DOWNLOAD_TASK = "remote-download-task"
+    INITIAL_LOAD = "initial-load"
+    ATTACH = "attach"
+    METRICS_COLLECTION = "metrics-collection"
+    DOWNLOAD_ALL_REMOTE_LAYERS = "download-all-remote-layers"
+    CALCULATE_SYNTHETIC_SIZE = "calculate-synthetic-size"
+
+
+class Fence(NamedTuple):
+    """Grows with every new owner of a task: hand it to storage that refuses writes of older fences."""
+
+    epoch: int
+    incarnation: int
+    attempt: int
+
+
+class Progress(NamedTuple):
+    """What a task last said of its progress with `report_progress`."""
+
+    done: float
+    total: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskInfo:
+    """One task as the registry knew it at one moment. `waiting_for` says what holds it up, in words."""
+
+    id: TaskId
+    attempt: int
+    kind: str
+    name: str
+    runtime: str
+    tenant_id: str | None = None
+    timeline_id: str | None = None
+    state: State = State.QUEUED
+    stopping: bool = False
+    lingering: bool = False
+    outcome: Outcome | None = None
+    evidence: Evidence | None = None
+    exit_status: int | None = None
+    reason: str = ""
+    created_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    last_check_at: float | None = None
+    progress: Progress | None = None
+    host: str = ""
+    worker_pid: int | None = None
+    waiting_for: str = ""
+    #: Only on `current_task()`; None elsewhere.
+    fence: Fence | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoppedTask:
+    """One row of a ShutdownReport. The four times are ordered."""
+
+    id: TaskId
+    attempt: int
+    kind: str
+    name: str
+    runtime: str
+    tenant_id: str | None = None
+    timeline_id: str | None = None
+    outcome: Outcome | None = None
+    evidence: Evidence | None = None
+    exit_status: int | None = None
+    requested_at: float | None = None
+    delivered_at: float | None = None
+    observed_at: float | None = None
+    stopped_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShutdownReport:
+    """The certificate of a stop.
+
+    `tasks`: every task that the stop matched and that has ended, with the evidence of its end.
+    `caller`: the task that made the call, where the scope covered it: it was left out.
+    `collateral`: tasks outside the scope that died because their process had to be killed.
+    `remaining`: matched tasks without evidence of an end: empty unless the stop timed out.
+    """
+
+    tasks: tuple[StoppedTask, ...] = ()
+    caller: tuple[StoppedTask, ...] = ()
+    collateral: tuple[StoppedTask, ...] = ()
+    remaining: tuple[StoppedTask, ...] = ()
+    scope: str = "everything"
+    reason: str = ""
+    requested_at: float | None = None
+    completed_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerInfo:
+    """One worker process. `tasks` are the ids that it holds, begun or not. CPU in seconds, memory in bytes."""
+
+    runtime: str
+    host: str
+    pid: int
+    supervisor_pid: int
+    incarnation: int
+    state: str
+    tasks: tuple[TaskId, ...] = ()
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerInfo:
+    """The broker that a client talks to. `state` is "running" or "stopping"."""
+
+    pid: int
+    epoch: int
+    address: str
+    version: str
+    state: str
+    durability: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosedScope:
+    """A closed scope: by whom ("stop", "block", "kept", "timed-out"), why and since when."""
+
+    scope: str
+    holder: str
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskStacks:
+    """The Python stacks of one running task: one text for each of its threads and coroutines."""
+
+    id: TaskId
+    attempt: int
+    name: str
+    worker_pid: int
+    stacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One thing that happened in the registry. `type` is like "task-ended", `data` holds plain values."""
+
+    type: str
+    at: float
+    task_id: TaskId | None = None
+    data: dict[str, Any] = field(default_factory=dict)

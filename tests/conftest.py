@@ -1,0 +1,74 @@
+"""What holds for every test: it starts from a clean environment and leaves nothing behind."""
+
+import importlib.util
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from leaks import LeakCheck, become_subreaper
+
+
+def pytest_configure() -> None:
+    become_subreaper()
+    for name in list(os.environ):
+        if name.startswith("QUIESCE_"):
+            del os.environ[name]  # the caller's own broker and settings are no part of the tests
+
+
+def pytest_report_header() -> str:
+    spec = importlib.util.find_spec("quiesce")
+    return f"quiesce: {Path(spec.origin).parent if spec and spec.origin else 'not installed'}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leak_check() -> Iterator[LeakCheck]:
+    """The check of the whole run: also fixtures wider than one test must clean up."""
+    check = LeakCheck()
+    before = check.begin()
+    yield check
+    _report("the whole run, or a fixture wider than one test", check.end(before))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(leak_check: LeakCheck) -> Iterator[None]:
+    """After each test: no new process, thread or descriptor.
+
+    It is set up after the fixtures of wider scope and before those of the test, and torn down
+    after these; so what a wider fixture started is not the test's, and what the test's own fixtures
+    started must be gone.
+    """
+    before = leak_check.begin()
+    yield
+    _report("this test or its fixtures", leak_check.end(before))
+
+
+@pytest.fixture
+def run_folder() -> Iterator[Path]:
+    """A folder with a path short enough for sockets. No socket, pipe, lock or pid file may stay."""
+    folder = Path(tempfile.mkdtemp(prefix="q-", dir="/tmp"))
+    try:
+        yield folder
+        left = [str(path) for path in sorted(folder.rglob("*")) if _is_socket_or_lock(path)]
+    finally:
+        shutil.rmtree(folder)
+    _report("this test in its run_folder", left)
+
+
+def _is_socket_or_lock(path: Path) -> bool:
+    mode = path.lstat().st_mode
+    return (
+        stat.S_ISSOCK(mode)
+        or stat.S_ISFIFO(mode)
+        or path.suffix in (".lock", ".pid")
+        or path.name == "lock"
+    )
+
+
+def _report(whose: str, left: list[str]) -> None:
+    if left:
+        pytest.fail(f"left behind by {whose}:\n  " + "\n  ".join(left), pytrace=False)

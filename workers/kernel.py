@@ -1,0 +1,66 @@
+"""What the Linux kernel does for us and Python has no name for."""
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}): {os.strerror(code)}")
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """SIGKILL to this process when the parent's *thread* that started it ends; at once if it has.
+
+    The comparison closes the gap between our start and this call: who has lost its parent by then is the
+    child of somebody else, and would never be told.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def become_subreaper() -> None:
+    """From now on descendants that lose their parent become our children, not those of process 1."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def boot_id() -> str:
+    """Names this boot of this machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+class Wake:
+    """Wakes a thread that polls: an eventfd. `set` is safe in any thread and in signal handlers."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Readable once set."""
+        return self._fd
+
+    def set(self) -> None:
+        """Wake the thread, now or when it polls next."""
+        os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Undo `set`; call it before looking at what there is to do."""
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._fd)

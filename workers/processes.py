@@ -1,0 +1,134 @@
+"""Processes as /proc shows them.
+
+A (pid, start) pair names a process for ever; a pid alone is used again. What a scan proves: every process that
+existed when it began is seen alive or as a zombie, unless its parent reaped it. So if the scanner is a
+subreaper and reaps what falls to it, a scan that sees no descendant, alive or zombie, means that there is
+none: whoever might have been born behind the scan's back left a parent to be seen.
+"""
+
+import os
+import signal
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_TICK: Final = os.sysconf("SC_CLK_TCK")
+
+
+class Process(NamedTuple):
+    """One line of /proc/<pid>/stat. `start` in clock ticks since boot."""
+
+    pid: int
+    parent: int
+    start: int
+    state: str
+    cpu_seconds: float
+    memory_bytes: int
+
+    @property
+    def is_zombie(self) -> bool:
+        """Dead, and its parent has not waited for it."""
+        return self.state in "ZX"
+
+
+def look(pid: int) -> Process | None:
+    """The process with this pid, or None if there is none."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    try:
+        line = os.read(fd, 4096)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+    # The command may hold spaces and parentheses; what follows its last one is plain.
+    fields = line[line.rindex(b")") + 2 :].split()
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        start=int(fields[19]),
+        state=fields[0].decode(),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICK,
+        memory_bytes=int(fields[21]) * _PAGE,
+    )
+
+
+def everything() -> list[Process]:
+    """All processes."""
+    seen = (look(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return [process for process in seen if process is not None]
+
+
+def children(pid: int) -> list[Process]:
+    """The children of a process, zombies included."""
+    return [process for process in everything() if process.parent == pid]
+
+
+def descendants(pid: int) -> dict[int, Process]:
+    """By pid: all that descend from a process, zombies included."""
+    by_pid = {process.pid: process for process in everything()}
+    below: dict[int, Process] = {}
+    for process in by_pid.values():
+        path, at = [], process
+        while at.pid not in below and at.parent != pid and at.parent in by_pid:
+            path.append(at)
+            at = by_pid[at.parent]
+        if at.pid in below or at.parent == pid:
+            below[at.pid] = at
+            below.update((each.pid, each) for each in path)
+    return below
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment a process was started with; empty if it can't be read (dead, or not ours)."""
+    try:
+        data = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (os.fsdecode(each).partition("=") for each in data.split(b"\0") if each)
+    return {name: value for name, _, value in pairs}
+
+
+def command(pid: int) -> str:
+    """The command line of a process, for people; empty if it can't be read."""
+    try:
+        data = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ""
+    return os.fsdecode(data.replace(b"\0", b" ")).strip()
+
+
+def open_pidfd(process: Process) -> int | None:
+    """A descriptor of exactly this process (readable once it is dead), or None if it is gone."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except (ProcessLookupError, OSError):
+        return None
+    now = look(process.pid)
+    if now is None or now.start != process.start:
+        os.close(fd)
+        return None
+    return fd
+
+
+def kill(process: Process) -> None:
+    """SIGKILL to exactly this process; nothing if it is gone."""
+    fd = open_pidfd(process)
+    if fd is None:
+        return
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def reap(pid: int) -> bool:
+    """Wait for a dead child of ours without blocking; whether it was there to be reaped."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return False

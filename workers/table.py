@@ -1,0 +1,260 @@
+"""The memory that a pool's supervisor, its workers, and whoever buries them share.
+
+One region for each pool, of 64-bit words, with one writer for each word and no locks: a process that is
+killed while it writes can't harm or block another.
+
+    region   header, then the places
+    place    header (serial, pid by the supervisor; readiness by the worker), then ENTRIES entries
+    entry    task | attempt << 8 | phase | stop flag | check counter
+             the flag is the supervisor's, the others the worker's
+
+The worker writes an entry's phase word last when it begins an attempt and first when it frees it, so the
+other words of an entry with a phase always belong to that attempt. The stop flag is never cleared: it
+names the attempt it is meant for (`flag_key`), so what is left of an older one says nothing to a newer.
+"""
+
+import mmap
+import os
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from quiesce.registry.ids import AttemptKey, TaskId
+from quiesce.registry.ids import Attempt as AttemptNumber
+
+ENTRIES: Final = 256
+_ENTRY_WORDS: Final = 4
+_HEADER_WORDS: Final = 8
+_PLACE_WORDS: Final = _HEADER_WORDS + ENTRIES * _ENTRY_WORDS
+_MAGIC: Final = 0x3145435345495551  # "QUIESCE1", read as one word
+_MASK: Final = 2**64 - 1
+
+
+class Phase(IntEnum):
+    """How far an attempt is. What is in no entry never began, or its end is known to the broker."""
+
+    FREE = 0
+    BEGUN = 1
+    COMPLETED = 2
+    FAILED = 3
+    CANCELLED = 4
+    CRASHED = 5
+
+
+class PhaseRow(NamedTuple):
+    """One entry in use."""
+
+    task_id: TaskId
+    attempt: AttemptNumber
+    phase: Phase
+
+
+class PlaceAccount(NamedTuple):
+    """What the table says of one place that a worker has had. `pid` 0: it died before that was noted."""
+
+    serial: int
+    pid: int
+    ready: bool
+    phases: list[PhaseRow]
+
+
+def flag_key(task_id: int, attempt: int) -> int:
+    """What the stop flag of an attempt holds once it is asked to stop. Never 0.
+
+    No two attempts share a key while ids stay below 2**48 and attempts below 2**16.
+    """
+    return ((task_id << 16) | (attempt & 0xFFFF)) & _MASK or 1
+
+
+class Place:
+    """One worker's part of the table. The worker and the supervisor each have a view of their own."""
+
+    def __init__(self, words: "memoryview[int]", index: int) -> None:
+        #: The whole region; `task_words` and the like index it.
+        self.words = words
+        self.index = index
+        self._base = _HEADER_WORDS + index * _PLACE_WORDS
+        self._entries = self._base + _HEADER_WORDS
+        #: All and only the entries whose phase is FREE. The worker's alone.
+        self._free = list(range(ENTRIES - 1, -1, -1))
+        #: Where each attempt is. The worker's alone.
+        self._where: dict[AttemptKey, int] = {}
+
+    # the worker writes
+
+    def set_ready(self) -> None:
+        """This worker is registered and has loaded what it should: from now on its death is no failed start."""
+        self.words[self._base + 2] = 1
+
+    def begin(self, task_id: TaskId, attempt: AttemptNumber) -> int:
+        """Note that an attempt begins, before its first instruction. Gives the entry.
+
+        Raises:
+            IndexError: all entries are in use; the session never begins that many.
+        """
+        entry = self._free.pop()
+        at = self._entries + entry * _ENTRY_WORDS
+        words = self.words
+        words[at] = task_id
+        words[at + 3] = 0
+        words[at + 1] = attempt << 8 | Phase.BEGUN
+        self._where[(task_id, attempt)] = entry
+        return entry
+
+    def end(self, task_id: TaskId, attempt: AttemptNumber, phase: Phase) -> None:
+        """Note how an attempt ended, after all that it began has ended."""
+        entry = self._where[(task_id, attempt)]
+        self.words[self._entries + entry * _ENTRY_WORDS + 1] = attempt << 8 | phase
+
+    def free(self, task_id: TaskId, attempt: AttemptNumber) -> None:
+        """The broker knows the end of this attempt: its entry is not needed any longer. Twice is harmless."""
+        entry = self._where.pop((task_id, attempt), None)
+        if entry is not None:
+            self.words[self._entries + entry * _ENTRY_WORDS + 1] = 0
+            self._free.append(entry)
+
+    def flag_index(self, entry: int) -> int:
+        """The word, counted in `words`, that holds the stop flag of an entry."""
+        return self._entries + entry * _ENTRY_WORDS + 2
+
+    def check_index(self, entry: int) -> int:
+        """The word, counted in `words`, that counts the checks of an entry."""
+        return self._entries + entry * _ENTRY_WORDS + 3
+
+    # the supervisor writes
+
+    def assign(self, serial: int) -> None:
+        """Clear the place for a new worker; its last one is dead and its account settled."""
+        self.words[self._base] = 0
+        for at in range(self._base + 1, self._base + _PLACE_WORDS):
+            self.words[at] = 0
+        self.words[self._base] = serial
+
+    def set_pid(self, pid: int) -> None:
+        """Note the process, once it is started."""
+        self.words[self._base + 1] = pid
+
+    def clear(self) -> None:
+        """The account of this place is settled: nobody needs to read it again."""
+        self.words[self._base] = 0
+
+    def flag(self, keys: set[tuple[int, int]]) -> None:
+        """Ask these attempts to stop, where they have begun here."""
+        for entry, row in self._rows():
+            if row.phase is Phase.BEGUN and (row.task_id, row.attempt) in keys:
+                self.words[self.flag_index(entry)] = flag_key(row.task_id, row.attempt)
+
+    # anyone reads
+
+    @property
+    def serial(self) -> int:
+        """Which worker this place belongs to, 0 for none."""
+        return self.words[self._base]
+
+    @property
+    def pid(self) -> int:
+        """Its process, 0 while it is being started."""
+        return self.words[self._base + 1]
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been registered."""
+        return self.words[self._base + 2] != 0
+
+    def phases(self) -> list[PhaseRow]:
+        """Every attempt that the table knows here."""
+        return [row for _, row in self._rows()]
+
+    def phase(self, task_id: int, attempt: int) -> Phase:
+        """How far one attempt is; FREE if the table does not know it."""
+        for _, row in self._rows():
+            if (row.task_id, row.attempt) == (task_id, attempt):
+                return row.phase
+        return Phase.FREE
+
+    def checks(self) -> dict[AttemptKey, int]:
+        """The check counters of the attempts that have begun and not ended."""
+        return {
+            (row.task_id, row.attempt): self.words[self.check_index(entry)]
+            for entry, row in self._rows()
+            if row.phase is Phase.BEGUN
+        }
+
+    def _rows(self) -> list[tuple[int, PhaseRow]]:
+        words = self.words
+        found = []
+        for entry in range(ENTRIES):
+            at = self._entries + entry * _ENTRY_WORDS
+            word = words[at + 1]
+            # The phase again after the task: the worker may have freed and reused the entry in between.
+            if word and word & 0xFF <= Phase.CRASHED:
+                task_id = words[at]
+                if words[at + 1] == word:
+                    row = PhaseRow(
+                        TaskId(task_id), AttemptNumber(word >> 8), Phase(word & 0xFF)
+                    )
+                    found.append((entry, row))
+        return found
+
+
+class PoolTable:
+    """One pool's region: an anonymous file that lives as long as someone has it open."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over `fd`, a region made by `create`."""
+        self.fd = fd
+        self._map = mmap.mmap(fd, os.fstat(fd).st_size)
+        self._words: memoryview[int] = memoryview(self._map).cast("Q")
+        if self._words[0] != _MAGIC:
+            raise ValueError(f"descriptor {fd} is no pool table of this version")
+
+    @classmethod
+    def create(cls, processes: int) -> "PoolTable":
+        """A new region with places for `processes` workers and as many replacements."""
+        fd = os.memfd_create("quiesce-pool", os.MFD_CLOEXEC)
+        places = 2 * processes
+        os.ftruncate(fd, 8 * (_HEADER_WORDS + places * _PLACE_WORDS))
+        with mmap.mmap(fd, 0) as region, memoryview(region).cast("Q") as words:
+            words[2], words[3] = processes, places
+            words[0] = _MAGIC
+        return cls(fd)
+
+    @classmethod
+    def open(cls, where: int | str) -> "PoolTable":
+        """By a descriptor (which then belongs to the table) or by a path like /proc/<pid>/fd/<fd>."""
+        fd = where if isinstance(where, int) else os.open(where, os.O_RDWR | os.O_CLOEXEC)
+        return cls(fd)
+
+    @property
+    def supervisor(self) -> bytes:
+        """Who this region belongs to: eight bytes, zeros while no supervisor has taken it."""
+        return self._words[1].to_bytes(8, "big")
+
+    def adopt(self, supervisor: bytes) -> None:
+        """Note the supervisor and forget its predecessor's workers, whose account is settled."""
+        for index in range(self.places):
+            self.place(index).clear()
+        self._words[1] = int.from_bytes(supervisor, "big")
+
+    @property
+    def places(self) -> int:
+        """How many places there are."""
+        return self._words[3]
+
+    def place(self, index: int) -> Place:
+        """A view of one place."""
+        return Place(self._words, index)
+
+    def account(self) -> list[PlaceAccount]:
+        """What is known of every worker whose place has not been cleared."""
+        views = (self.place(index) for index in range(self.places))
+        return [
+            PlaceAccount(place.serial, place.pid, place.ready, place.phases())
+            for place in views
+            if place.serial
+        ]
+
+    def close(self) -> None:
+        """Give the memory and the descriptor back. No place of this table may be used any more."""
+        self._words.release()
+        self._map.close()
+        os.close(self.fd)
