@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 
@@ -51,7 +52,7 @@ class BrokerSettings:
     def from_json(cls, text: str) -> "BrokerSettings":
         """The inverse of `to_json`."""
 
-        def revive(item: dict[str, object]) -> dict[str, object]:
+        def revive(item: dict[str, Any]) -> dict[str, Any]:
             return {key: math.inf if value == "inf" else value for key, value in item.items()}
 
         values = json.loads(text)

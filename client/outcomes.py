@@ -169,8 +169,14 @@ def worker_list(message: to_client.Workers) -> list[WorkerInfo]:
 
 def broker_info(message: to_client.Broker) -> BrokerInfo:
     """The answer to GetBroker."""
-    _, *fields = message
-    return BrokerInfo(**dict(zip(message._fields[1:], fields, strict=True)))
+    return BrokerInfo(
+        pid=message.pid,
+        epoch=message.epoch,
+        address=message.address,
+        version=message.version,
+        state=message.state,
+        durability=message.durability,
+    )
 
 
 def closed_list(message: to_client.Closed) -> list[ClosedScope]:

@@ -21,7 +21,7 @@ Trouble = tuple[str, str]
 class Reply(Waitable):
     """A control request that waits for its answer. Over once `answer` or `trouble` is set."""
 
-    __slots__ = ("answer", "key", "orphan", "trouble")
+    __slots__ = ("answer", "holds", "key", "orphan", "trouble")
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,8 +29,19 @@ class Reply(Waitable):
         self.key = 0
         self.answer: Answer | None = None
         self.trouble: Trouble | None = None
-        #: Nobody waits any more: called with the answer, in the I/O thread, if one still comes.
+        #: Nobody waits any more.
         self.orphan = False
+        #: Its answer brings a scope that stays closed until Release.
+        self.holds = False
+
+
+class Look:
+    """Whether somebody has been shown the trouble of a spawn; spawns of one spawn_many share it."""
+
+    __slots__ = ("taken",)
+
+    def __init__(self) -> None:
+        self.taken = False
 
 
 class SpawnRecord(Waitable):
@@ -39,16 +50,18 @@ class SpawnRecord(Waitable):
     __slots__ = (
         "answered",
         "dropped",
+        "look",
         "name",
         "parent",
         "result",
-        "seen",
         "task_id",
         "trouble",
         "value",
     )
 
-    def __init__(self, name: str, parent: tuple[int, int] | None) -> None:
+    def __init__(
+        self, name: str, parent: tuple[int, int] | None, look: Look | None = None
+    ) -> None:
         super().__init__()
         self.name = name
         self.parent = parent
@@ -58,9 +71,9 @@ class SpawnRecord(Waitable):
         self.result: ResultRow | None = None
         #: A refusal, or why nothing more will be heard of the task.
         self.trouble: Trouble | None = None
-        #: Somebody has been shown the trouble; no handle is left to show it through.
-        self.seen = False
+        #: No handle is left to show the trouble through.
         self.dropped = False
+        self.look = look or Look()
         #: The rebuilt result, once asked for: (value,).
         self.value: tuple[object] | None = None
 
@@ -86,7 +99,7 @@ class SpawnRecord(Waitable):
     def error(self) -> QuiesceError:
         """The trouble as an exception; whoever gets it has seen it."""
         assert self.trouble is not None
-        self.seen = True
+        self.look.taken = True
         return refusal(*self.trouble)
 
     def on_dropped(self) -> None:
@@ -99,7 +112,7 @@ class SpawnRecord(Waitable):
 
         Only what became of the spawn itself; how a task ended is logged where it ran.
         """
-        if self.trouble is None or self.seen or self.task_id:
+        if self.trouble is None or self.task_id or self.look.taken:
             return
-        self.seen = True
+        self.look.taken = True
         log.warning("spawn of %s failed, and nobody looked: %s: %s", self.name, *self.trouble)

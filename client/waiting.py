@@ -120,16 +120,19 @@ class LoopBell:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._rung: deque[asyncio.Future[None]] = deque()
+        #: A call of `_answer` is on its way that will see all that was rung before this was read.
+        self._called = False
 
     def ring(self, future: asyncio.Future[None]) -> None:
         """From any thread: complete `future` soon. A loop that is closed has nobody to wake."""
         self._rung.append(future)
-        if len(self._rung) == 1:
+        if not self._called:
+            self._called = True
             with suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self._answer)
 
     def _answer(self) -> None:
-        # Each ring that found the deque empty schedules an answer, so leaving at empty misses none.
+        self._called = False  # before the look at the futures
         while self._rung:
             future = self._rung.popleft()
             if not future.done():

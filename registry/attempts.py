@@ -107,4 +107,3 @@ def on_associate_asked(turn: Turn, event: events.AssociateAsked) -> None:
     turn.dirty.add(task.spawn.runtime)  # limits per tenant have changed
     stopping.join_covering(turn, task)
     turn.send(effects.AnswerAssociate(event.worker, event.request, None, ""))
-

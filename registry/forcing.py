@@ -28,9 +28,7 @@ def on_force_due(turn: Turn, task_id: TaskId) -> None:
     if step >= KILL_STEP:
         why_not = _spared(turn, task, worker)
         if why_not is None:
-            turn.send(
-                effects.KillWorker(worker.supervisor, worker.serial, task.id, task.attempt)
-            )
+            turn.send(effects.KillWorker(worker.supervisor, worker.serial, task.id, task.attempt))
             return
         if step == KILL_STEP:
             turn.log(

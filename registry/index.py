@@ -7,9 +7,7 @@ from quiesce.registry.scope import Scope
 Key = tuple[str, ...]
 
 
-def _keys(
-    kind: str, tenant_id: str | None, timeline_id: str | None, runtime: str
-) -> list[Key]:
+def _keys(kind: str, tenant_id: str | None, timeline_id: str | None, runtime: str) -> list[Key]:
     keys: list[Key] = [("k", kind), ("r", runtime)]
     if tenant_id is not None:
         keys.append(("t", tenant_id))

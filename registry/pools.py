@@ -167,9 +167,7 @@ def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow) -> Non
             never_ran(turn, task)
         else:
             turn.emit(facts.TaskRequeued(task.id, task.attempt, task.retries))
-    turn.emit(
-        facts.WorkerGone(worker.incarnation, supervisor.id, row.serial, row.status, orphans)
-    )
+    turn.emit(facts.WorkerGone(worker.incarnation, supervisor.id, row.serial, row.status, orphans))
 
 
 def _collateral(turn: Turn, begun: list[Task]) -> None:

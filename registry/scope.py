@@ -27,9 +27,7 @@ class Scope(NamedTuple):
 
     def covers(self, other: "Scope") -> bool:
         """Whether every task that `other` can match is in this scope too."""
-        return all(
-            mine is None or mine == theirs for mine, theirs in zip(self, other, strict=True)
-        )
+        return all(mine is None or mine == theirs for mine, theirs in zip(self, other, strict=True))
 
     def __str__(self) -> str:
         parts = [

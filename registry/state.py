@@ -132,5 +132,3 @@ class State:
         if runtime.stop_grace is not None:
             return runtime.stop_grace
         return self.kinds[task.spawn.kind].stop_grace
-
-

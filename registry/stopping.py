@@ -125,9 +125,7 @@ def tell(turn: Turn, task: Task) -> None:
     if worker.status is not None or task.ask is None:
         return
     turn.raise_flag(worker.supervisor, (worker.serial, task.id, task.attempt))
-    turn.ask_stop(
-        worker.incarnation, (task.id, task.attempt, worker.last_assign, task.ask.reason)
-    )
+    turn.ask_stop(worker.incarnation, (task.id, task.attempt, worker.last_assign, task.ask.reason))
     turn.timers.set(("resend", task.id), turn.now.tick + RESEND)
 
 
@@ -174,9 +172,7 @@ def join_covering(turn: Turn, task: Task) -> None:
         if task.id not in stop.remaining:
             turn.emit(facts.StopJoined(stop.id, task.id))
         ask(turn, task, stop.reason or f"shutdown_tasks({stop.scope})", stop)
-    if task.ask is None and not any(
-        _calls(stop, task) for stop in state.stops_covering(*labels)
-    ):
+    if task.ask is None and not any(_calls(stop, task) for stop in state.stops_covering(*labels)):
         ask(turn, task, closure.reason or f"the scope [{closure.scope}] is closed", None)
 
 

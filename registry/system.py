@@ -96,9 +96,7 @@ class SystemStop:
             self.phase = len(self._phases(turn.state))
             self._end_pools(turn, 0.0)
             return
-        turn.log(
-            "ERROR", f"{len(turn.state.supervisors)} supervisors did not say goodbye in time"
-        )
+        turn.log("ERROR", f"{len(turn.state.supervisors)} supervisors did not say goodbye in time")
         turn.send(effects.SystemStopped(turn.state.failed))
 
     def _phases(self, state: State) -> list[tuple[str, ...]]:

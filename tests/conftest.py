@@ -18,6 +18,9 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith("QUIESCE_"):
             del os.environ[name]  # the caller's own broker and settings are no part of the tests
+    if path := os.environ.get("PYTHONPATH"):
+        # PYTHONPATH=src must hold in processes that run in other folders, too.
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
 
 
 def pytest_report_header() -> str:

@@ -1,0 +1,520 @@
+"""The worker's side of its conversation with the broker: a pure machine. Events in, effects out.
+
+What an attempt goes through here:
+
+    Assign -> received -> running -> held -> (EndedTaken) gone
+                  |
+                  Stop -> held (NEVER_RAN)          Stop before its Assign -> tombstone -> held (NEVER_RAN)
+
+A worker without registration (at its start, after a lost connection, when the broker does not know it) keeps
+what it has to say and says it once it is registered. Nothing that has begun depends on the broker being there.
+No clock: `now` is an argument, in seconds on any clock that never goes back.
+"""
+
+from typing import Any, Final
+
+from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
+from quiesce.registry.ids import Attempt, AttemptKey, TaskId
+from quiesce.registry.rows import AssignRow, EndedRow
+from quiesce.registry.states import Evidence, Outcome
+from quiesce.workers.worker_effects import (
+    AskToStop,
+    Asked,
+    Begin,
+    Control,
+    Data,
+    Effects,
+    ForceAttempt,
+    Forget,
+    Held,
+    Identity,
+    Limit,
+    Look,
+    Quit,
+    Settle,
+)
+
+#: Seconds until a message without an answer is sent again; doubles up to RESEND_SLOWEST.
+RESEND: Final = 1.0
+RESEND_SLOWEST: Final = 8.0
+#: Seconds between two Progress messages.
+PROGRESS_EVERY: Final = 1.0
+#: Seconds that an exiting worker waits for the broker to take its last ends.
+LAST_ENDS: Final = 5.0
+
+
+class WorkerSession:
+    """One worker process. Every method takes the moment and gives what is to be done, in order."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        #: What Registered gave; 0 until then.
+        self.incarnation = 0
+        #: The newest epoch seen. Messages of an older one are ignored.
+        self.epoch = 0
+        #: The broker has answered our last Hello, and no connection was lost since.
+        self.registered = False
+        #: When Hello is said again; None if none is due.
+        self.hello_at: float | None = None
+        self.hello_interval = RESEND
+        #: The highest number of an assignment that has arrived.
+        self.last_assign = 0
+        #: All and only the attempts that arrived and have neither begun nor been stopped, oldest first.
+        self.received: dict[AttemptKey, AssignRow] = {}
+        #: All and only the attempts that have begun and not ended: when each began.
+        self.running: dict[AttemptKey, float] = {}
+        #: The running ones that were asked to stop.
+        self.asked: dict[AttemptKey, Asked] = {}
+        #: The running ones whose body has ended, and what they wait for.
+        self.lingering: dict[AttemptKey, str] = {}
+        #: All and only the attempts whose end the broker has not taken.
+        self.held: dict[AttemptKey, Held] = {}
+        #: Attempts that must never begin here, until the assignment of that number has passed.
+        self.tombstones: dict[AttemptKey, int] = {}
+        #: Calls of associate_with without an answer.
+        self.associating: dict[int, from_worker.Associate] = {}
+        self.last_request = 0
+        #: What each running attempt last said of its progress and has not been sent.
+        self.progress: dict[AttemptKey, tuple[float, float | None, str]] = {}
+        self.progress_at = 0.0
+        #: When Exit came; None before. Nothing begins any more.
+        self.exiting_since: float | None = None
+
+    # --- the connection ---------------------------------------------------------------------------
+
+    def start(self, now: float) -> Effects:
+        """The sockets are there: say Hello."""
+        return self._hello(now)
+
+    def connection_lost(self, now: float) -> Effects:
+        """One of the two connections broke; `connected` follows when it is back."""
+        self.registered = False
+        return []
+
+    def connected(self, now: float) -> Effects:
+        """A connection that was lost is back. What was on its way on the old one may be gone."""
+        self.registered = False
+        self.hello_interval = RESEND
+        return self._hello(now)
+
+    def receive(self, message: Any, now: float) -> Effects:
+        """A message of the broker, from either endpoint."""
+        epoch = getattr(message, "epoch", self.epoch)
+        if epoch < self.epoch:
+            return []
+        self.epoch = epoch
+        match message:
+            case to_worker.Registered():
+                return self._on_registered(message, now)
+            case to_worker.Refused():
+                return [Quit(1, f"the broker refused this worker: {message.text}")]
+            case to_worker.HelloWanted():
+                return self._on_hello_wanted(now)
+            case to_worker.Assign():
+                return self._on_assign(message, now)
+            case to_worker.EndedTaken():
+                return self._on_ended_taken(message, now)
+            case to_worker.Stop():
+                return self._on_stop(message, now)
+            case to_worker.Force():
+                return self._on_force(message, now)
+            case to_worker.Associated():
+                return self._on_associated(message)
+            case to_worker.StacksWanted():
+                return [Look(message.request, list(message.rows))]
+            case to_worker.Exit():
+                return self.exit(now)
+            case _:
+                return []
+
+    def _hello(self, now: float) -> Effects:
+        self.hello_at = now + self.hello_interval
+        self.hello_interval = min(2 * self.hello_interval, RESEND_SLOWEST)
+        identity = self.identity
+        begun = [*self.running, *(key for key, held in self.held.items() if held.begun_at is not None)]
+        hello = from_worker.Hello(
+            PROTOCOL_VERSION,
+            identity.runtime,
+            identity.supervisor,
+            identity.serial,
+            identity.pid,
+            identity.host,
+            identity.slots,
+            self.incarnation,
+            self.epoch,
+            self.last_assign,
+            [(task, attempt) for task, attempt in begun],
+            [(task, attempt) for task, attempt in self.received],
+        )
+        return [Control(hello)]
+
+    def _on_hello_wanted(self, now: float) -> Effects:
+        # Every message that the broker could not place gives one of these; one Hello answers them all.
+        if not self.registered and self.hello_at is not None and now < self.hello_at:
+            return []
+        self.registered = False
+        self.hello_interval = RESEND
+        return self._hello(now)
+
+    def _on_registered(self, message: to_worker.Registered, now: float) -> Effects:
+        if message.incarnation != self.incarnation and self.incarnation:
+            # Assignments are numbered anew. None of the old ones can follow the first new one.
+            self.last_assign = 0
+            self.tombstones = dict.fromkeys(self.tombstones, 1)
+        self.incarnation = message.incarnation
+        self.registered = True
+        self.hello_at, self.hello_interval = None, RESEND
+        effects: Effects = [
+            Limit(message.payload_limit),
+            Data(from_worker.Attach(self.incarnation, self.epoch)),
+        ]
+        if self.running:
+            rows = [(task, attempt, now - at) for (task, attempt), at in self.running.items()]
+            effects.append(Data(from_worker.Begun(rows)))
+        effects += self._send_held(now, everything=True)
+        effects += [
+            Control(from_worker.Lingering(task, attempt, what))
+            for (task, attempt), what in self.lingering.items()
+        ]
+        effects += [Control(associate) for associate in self.associating.values()]
+        return effects
+
+    # --- assignments and their ends ---------------------------------------------------------------
+
+    def _on_assign(self, message: to_worker.Assign, now: float) -> Effects:
+        ended: list[AttemptKey] = []
+        passed = self.last_assign
+        for row in message.rows:
+            key = (row.task_id, row.attempt)
+            if row.assign_number <= passed:
+                continue
+            self.last_assign = max(self.last_assign, row.assign_number)
+            if key in self.tombstones:
+                ended.append(key)
+            elif key not in self.received and key not in self.running and key not in self.held:
+                self.received[key] = row
+        self.tombstones = {
+            key: number
+            for key, number in self.tombstones.items()
+            if number > self.last_assign and key not in ended
+        }
+        for key in ended:
+            self._hold_unbegun(key, now)
+        return [*self._send_held(now), *self._begin(now)]
+
+    def _begin(self, now: float) -> Effects:
+        """Begin what the slots allow."""
+        if self.exiting_since is not None:
+            return []
+        rows: list[AssignRow] = []
+        while (
+            self.received
+            and len(self.running) < self.identity.slots
+            and len(self.running) + len(self.held) < self.identity.capacity
+        ):
+            key = next(iter(self.received))
+            rows.append(self.received.pop(key))
+            self.running[key] = now
+        if not rows:
+            return []
+        begun: list[tuple[int, int, float]] = [(row.task_id, row.attempt, 0.0) for row in rows]
+        said: Effects = [Data(from_worker.Begun(begun))] if self.registered else []
+        return [*said, *(Begin(row) for row in rows)]
+
+    def ended(
+        self, key: AttemptKey, outcome: Outcome, text: str, result: Any, now: float
+    ) -> Effects:
+        """A running attempt has ended, with all that it began, and its nested spawns are acknowledged."""
+        begun_at = self.running.pop(key)
+        asked = self.asked.pop(key, None)
+        self.lingering.pop(key, None)
+        self.progress.pop(key, None)
+        self.held[key] = Held(
+            outcome.value,
+            Evidence.RETURNED.value,
+            begun_at,
+            now,
+            None if asked is None else asked.observed_at,
+            text,
+            result,
+            now,
+            RESEND,
+        )
+        return [*self._send_held(now), *self._begin(now), *self._leave(now)]
+
+    def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
+        self.held[key] = Held(
+            Outcome.CANCELLED.value,
+            Evidence.NEVER_RAN.value,
+            None,
+            now,
+            None,
+            "asked to stop before it began",
+            b"",
+            now,
+            RESEND,
+        )
+
+    def _send_held(self, now: float, *, everything: bool = False) -> Effects:
+        """Send the ends that are due. A large result waits longer for its answer before it is sent again."""
+        if not self.registered:
+            return []
+        rows: list[EndedRow] = []
+        for key, held in self.held.items():
+            if not everything and held.send_at > now:
+                continue
+            wait = held.interval + len(held.result) / 8e6
+            self.held[key] = held._replace(
+                send_at=now + wait, interval=min(2 * held.interval, RESEND_SLOWEST)
+            )
+            rows.append(
+                EndedRow(
+                    *key,
+                    held.outcome,
+                    held.evidence,
+                    None if held.begun_at is None else now - held.begun_at,
+                    now - held.ended_at,
+                    None if held.observed_at is None else now - held.observed_at,
+                    held.text,
+                    held.result,
+                )
+            )
+        return [Data(from_worker.Ended(rows))] if rows else []
+
+    def _on_ended_taken(self, message: to_worker.EndedTaken, now: float) -> Effects:
+        effects: Effects = []
+        for task, attempt in message.rows:
+            key = (TaskId(task), Attempt(attempt))
+            held = self.held.pop(key, None)
+            if held is not None and held.begun_at is not None:
+                effects.append(Forget(*key))
+        return [*effects, *self._begin(now), *self._leave(now)]
+
+    # --- requests to stop -------------------------------------------------------------------------
+
+    def _on_stop(self, message: to_worker.Stop, now: float) -> Effects:
+        seen: list[from_worker.StopSeenRow] = []
+        effects: Effects = []
+        for order in message.rows:
+            key = (TaskId(order.task_id), Attempt(order.attempt))
+            if key in self.running:
+                effects += self._ask(key, order.reason, now)
+                seen.append(self._seen(key, now))
+            elif key in self.held and self.held[key].begun_at is not None:
+                seen.append(from_worker.StopSeenRow(*key, "over", 0.0, None))
+            else:
+                self._bury(key, order.last_assign, now)
+                seen.append(from_worker.StopSeenRow(*key, "never-began", 0.0, None))
+        acknowledged: Effects = [Control(from_worker.StopSeen(seen))] if seen else []
+        return [*effects, *acknowledged, *self._send_held(now)]
+
+    def _bury(self, key: AttemptKey, last_assign: int, now: float) -> None:
+        """Make sure that an attempt which has not begun never does.
+
+        One that is unknown though its assignment has passed was lost on the way (or the broker has its
+        end and forgot): no assignment of that number is accepted any more.
+        """
+        if key in self.held:
+            return
+        if self.received.pop(key, None) is None and last_assign > self.last_assign:
+            self.tombstones[key] = last_assign
+        else:
+            self._hold_unbegun(key, now)
+
+    def _ask(self, key: AttemptKey, reason: str, now: float) -> Effects:
+        asked = self.asked.get(key)
+        if asked is not None and asked.told:
+            return []
+        if asked is None:
+            asked = Asked(reason, now, None, True)
+        self.asked[key] = asked._replace(reason=reason, told=True)
+        return [AskToStop(*key, reason)]
+
+    def _seen(self, key: AttemptKey, now: float) -> from_worker.StopSeenRow:
+        asked = self.asked[key]
+        observed = None if asked.observed_at is None else now - asked.observed_at
+        return from_worker.StopSeenRow(*key, "running", now - asked.delivered_at, observed)
+
+    def observed(self, key: AttemptKey, now: float) -> Effects:
+        """The attempt has looked and knows. The flag may have told it before the broker's Stop arrived."""
+        if key not in self.running:
+            return []
+        asked = self.asked.get(key, Asked("", now, None, False))
+        if asked.observed_at is not None:
+            return []
+        self.asked[key] = asked._replace(observed_at=now)
+        return [Control(from_worker.StopSeen([self._seen(key, now)]))] if asked.told else []
+
+    def _on_force(self, message: to_worker.Force, now: float) -> Effects:
+        key = (TaskId(message.task_id), Attempt(message.attempt))
+        if key in self.running:
+            return [*self._ask(key, "", now), ForceAttempt(*key)]
+        if key in self.received:
+            self._bury(key, 0, now)
+        return self._send_held(now)
+
+    # --- what running attempts ask ----------------------------------------------------------------
+
+    def linger(self, key: AttemptKey, what: str) -> Effects:
+        """The body has ended; this is what it waits for."""
+        if key not in self.running or self.lingering.get(key, "") == what:
+            return []
+        self.lingering[key] = what
+        return [Control(from_worker.Lingering(*key, what))] if self.registered else []
+
+    def associate(
+        self, key: AttemptKey, tenant_id: str | None, timeline_id: str | None
+    ) -> tuple[int, Effects]:
+        """Send the wish; `Settle` with the number that this gives follows."""
+        self.last_request += 1
+        message = from_worker.Associate(self.last_request, *key, tenant_id, timeline_id)
+        self.associating[self.last_request] = message
+        return self.last_request, [Control(message)] if self.registered else []
+
+    def give_up(self, request: int) -> None:
+        """Nobody waits for this answer any longer."""
+        self.associating.pop(request, None)
+
+    def _on_associated(self, message: to_worker.Associated) -> Effects:
+        asked = self.associating.pop(message.request, None)
+        if asked is None:
+            return []
+        return [
+            Settle(
+                message.request, asked.tenant_id, asked.timeline_id, message.error, message.text
+            )
+        ]
+
+    def report_progress(
+        self, key: AttemptKey, done: float, total: float | None, note: str, now: float
+    ) -> Effects:
+        """Keep the newest; at most one message a second leaves."""
+        if key in self.running:
+            self.progress[key] = (done, total, note)
+        return self._send_progress(now)
+
+    def _send_progress(self, now: float) -> Effects:
+        if not self.progress or not self.registered or now < self.progress_at:
+            return []
+        self.progress_at = now + PROGRESS_EVERY
+        rows: list[tuple[int, int, float, float | None, str]] = [
+            (task, attempt, *said) for (task, attempt), said in self.progress.items()
+        ]
+        self.progress = {}
+        return [Control(from_worker.Progress(rows))]
+
+    def extend_grace(self, key: AttemptKey, seconds: float) -> Effects:
+        """A stopping attempt asks for more time."""
+        if key not in self.running:
+            return []
+        return [Control(from_worker.ExtendGrace(*key, seconds))]
+
+    # --- the end, and time ------------------------------------------------------------------------
+
+    def exit(self, now: float) -> Effects:
+        """Take no more work; Quit follows when nothing runs any more."""
+        if self.exiting_since is None:
+            self.exiting_since = now
+        return self._leave(now)
+
+    def exit_asking(self, reason: str, now: float) -> Effects:
+        """As `exit`, and ask what runs to stop: the pool goes without the broker's doing."""
+        effects: Effects = []
+        for key in list(self.running):
+            if key not in self.asked:
+                effects += self._ask(key, reason, now)
+        return [*effects, *self.exit(now)]
+
+    def _leave(self, now: float) -> Effects:
+        if self.exiting_since is None or self.running:
+            return []
+        last_end = max((held.ended_at for held in self.held.values()), default=self.exiting_since)
+        if self.held and now < max(last_end, self.exiting_since) + LAST_ENDS:
+            return []
+        return [Quit(0, "the pool is going")]
+
+    def tick(self, now: float) -> Effects:
+        """What time brings. Call it when `due` has come; more often is harmless."""
+        effects: Effects = []
+        if self.hello_at is not None and now >= self.hello_at:
+            effects += self._hello(now)
+        return [*effects, *self._send_held(now), *self._send_progress(now), *self._leave(now)]
+
+    def due(self) -> float | None:
+        """When `tick` has something to do; None: not before something else happens."""
+        times = [] if self.hello_at is None else [self.hello_at]
+        if self.registered:
+            times += [held.send_at for held in self.held.values()]
+            if self.progress:
+                times.append(self.progress_at)
+        if self.exiting_since is not None and self.held and not self.running:
+            last_end = max(held.ended_at for held in self.held.values())
+            times.append(max(last_end, self.exiting_since) + LAST_ENDS)
+        return min(times, default=None)
+
+    # --- for the simulator and the explorer -------------------------------------------------------
+
+    def freeze(self) -> tuple[Any, ...]:
+        """All of its state but the identity, as plain tuples."""
+        return (
+            self.incarnation,
+            self.epoch,
+            self.registered,
+            self.hello_at,
+            self.hello_interval,
+            self.last_assign,
+            tuple((key, tuple(row)) for key, row in self.received.items()),
+            tuple(self.running.items()),
+            tuple((key, tuple(asked)) for key, asked in self.asked.items()),
+            tuple(self.lingering.items()),
+            tuple((key, tuple(held)) for key, held in self.held.items()),
+            tuple(self.tombstones.items()),
+            tuple((request, tuple(asked)) for request, asked in self.associating.items()),
+            self.last_request,
+            tuple(self.progress.items()),
+            self.progress_at,
+            self.exiting_since,
+        )
+
+    @classmethod
+    def thaw(cls, identity: Identity, frozen: tuple[Any, ...]) -> "WorkerSession":
+        """The inverse of `freeze`."""
+        session = cls(identity)
+        (
+            session.incarnation,
+            session.epoch,
+            session.registered,
+            session.hello_at,
+            session.hello_interval,
+            session.last_assign,
+            received,
+            running,
+            asked,
+            lingering,
+            held,
+            tombstones,
+            associating,
+            session.last_request,
+            progress,
+            session.progress_at,
+            session.exiting_since,
+        ) = frozen
+        session.received = {key: AssignRow(*row) for key, row in received}
+        session.running = dict(running)
+        session.asked = {key: Asked(*row) for key, row in asked}
+        session.lingering = dict(lingering)
+        session.held = {key: Held(*row) for key, row in held}
+        session.tombstones = dict(tombstones)
+        session.associating = {request: from_worker.Associate(*row) for request, row in associating}
+        session.progress = dict(progress)
+        return session
+
+    def check(self) -> None:
+        """Assert what the attributes say of themselves. For tests."""
+        places = [self.received, self.running, self.held, self.tombstones]
+        keys = [key for place in places for key in place]
+        assert len(keys) == len(set(keys)), f"an attempt is in two places: {keys}"
+        assert self.asked.keys() <= self.running.keys()
+        assert self.lingering.keys() <= self.running.keys()
+        assert len(self.running) <= self.identity.slots
+        assert all(number > self.last_assign for number in self.tombstones.values())

@@ -4,6 +4,7 @@ import json
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from quiesce import TaskKind
 from quiesce.client import TaskHandle
@@ -42,15 +43,12 @@ def finish_streams(stage: Stage) -> None:
         "all streams are complete", lambda: not behind(), 120, lambda: f"behind: {behind()}"
     )
     stage.load.stop()
-    tally = stage.load.tally
-    for wrong in tally.wrong[:10]:
-        stage.check(False, wrong)
-    stage.check(tally.counts().get("ok", 0) > 0, "no page was served under load")
-    stage.summary["page_requests_under_load"] = {**tally.counts(), "wrong": len(tally.wrong)}
 
 
 def settle(stage: Stage) -> None:
-    """Stop the housekeeping by its kinds; then bring every timeline to its final form, which is remote only."""
+    """Stop the housekeeping by its kinds; then bring every timeline to its final form, which is
+    remote only.
+    """
     stage.phase("stopping compaction and garbage collection by kind")
     stopped = 0
     for kind in (TaskKind.COMPACTION, TaskKind.GARBAGE_COLLECTOR):
@@ -101,9 +99,11 @@ def _repeat(
     stage: Stage,
     what: str,
     left: Callable[[], list[SourceFile]],
-    wish: Callable[[SourceFile], TaskHandle],
+    wish: Callable[[SourceFile], TaskHandle[Any]],
 ) -> None:
-    """Spawn a task for each timeline that is left, until none is. What a task did is seen on disk."""
+    """Spawn a task for each timeline that is left, until none is. What a task did is seen on
+    disk.
+    """
     for _ in range(5):
         todo = left()
         if not todo:
@@ -112,7 +112,7 @@ def _repeat(
     raise FalsityError(f"{what}: {len(left())} timelines are left after five rounds")
 
 
-def _await_all(stage: Stage, what: str, handles: list[TaskHandle]) -> list[object]:
+def _await_all(stage: Stage, what: str, handles: list[TaskHandle[Any]]) -> list[Any]:
     stage.wait_until(
         what,
         lambda: all(handle.done() for handle in handles),
@@ -139,7 +139,9 @@ def _collect_once(stage: Stage, tenants: list[str]) -> None:
 
 
 def _download_one_tenant(stage: Stage, tenant: str) -> None:
-    """Fetch one tenant's layers as a whole; those of the others come when pages of them are asked for."""
+    """Fetch one tenant's layers as a whole; those of the others come when pages of them are asked
+    for.
+    """
     fetched = stage.client.spawn(
         BACKGROUND,
         TaskKind.DOWNLOAD_ALL_REMOTE_LAYERS,
@@ -209,7 +211,13 @@ def ask_status(stage: Stage) -> None:
 
 
 def look_back(stage: Stage) -> None:
-    """Note which runtimes and kinds ran, and who belongs to the system, while it can still be asked."""
+    """Note what the clients met, which runtimes and kinds ran, and who belongs to the system."""
+    stage.load.stop()
+    tally = stage.load.tally
+    for wrong in tally.wrong[:10]:
+        stage.check(False, wrong)
+    stage.check(tally.counts().get("ok", 0) > 0, "no page was served under load")
+    stage.summary["page_requests_under_load"] = {**tally.counts(), "wrong": len(tally.wrong)}
     stage.seen.look(stage.client, history=True)
     kinds = {str(kind) for kind in TaskKind}
     stage.check(

@@ -1,9 +1,9 @@
 """Layer files: the immutable home of records, sorted by page and LSN, and found through an index.
 
-A layer covers the LSNs above `start` up to and including `end`. Its file is: a magic, the page images,
-the index (page, lsn, offset, length, checksum of each image), and a footer that says where the index is
-and carries its checksum. Files are written beside their place and renamed into it, so a layer is whole or
-not there.
+A layer covers the LSNs above `start` up to and including `end`. Its file is: a magic, the page
+images, the index (page, lsn, offset, length, checksum of each image), and a footer that says
+where the index is and carries its checksum. Files are written beside their place and renamed into
+it, so a layer is whole or not there.
 """
 
 import contextlib
@@ -67,7 +67,8 @@ def merge(runs: Iterable[Iterable[Record]]) -> list[Record]:
 
 
 def keep_from(records: Iterable[Record], horizon: int) -> list[Record]:
-    """Return what reads at the horizon or above it can still need, of records in the order of a layer.
+    """Return what reads at the horizon or above it can still need, of records in the order of a
+    layer.
 
     That is, of each page: all images above the horizon, and the newest one that is not above it.
     """
@@ -84,8 +85,12 @@ def keep_from(records: Iterable[Record], horizon: int) -> list[Record]:
     return kept
 
 
-def write_layer(folder: Path, serial: int, start: int, end: int, records: list[Record]) -> LayerInfo:
-    """Write records, which are in the order of a layer, as a new file. `serial` makes its name unique."""
+def write_layer(
+    folder: Path, serial: int, start: int, end: int, records: list[Record]
+) -> LayerInfo:
+    """Write records, which are in the order of a layer, as a new file. `serial` makes its name
+    unique.
+    """
     parts = [_MAGIC]
     index = []
     offset = len(_MAGIC)
@@ -129,16 +134,22 @@ class Layer:
         if len(raw) != _FOOTER.size:
             raise LayerDamagedError(f"{self.path}: too short for a layer")
         offset, count, checksum, magic = _FOOTER.unpack(raw)
-        table = os.pread(self._fd, count * _INDEX.size, offset)
-        if magic != _MAGIC or offset + len(table) + _FOOTER.size != size or zlib.crc32(table) != checksum:
+        length = count * _INDEX.size
+        # Before it is read: a damaged footer may ask for any amount.
+        if magic != _MAGIC or offset + length + _FOOTER.size != size:
+            raise LayerDamagedError(f"{self.path}: its footer is not what was written")
+        table = os.pread(self._fd, length, offset)
+        if zlib.crc32(table) != checksum:
             raise LayerDamagedError(f"{self.path}: its index is not what was written")
-        for page, lsn, start, length, crc in _INDEX.iter_unpack(table):
+        for page, lsn, start, size, crc in _INDEX.iter_unpack(table):
             lsns, places = self._pages.setdefault(page, ([], []))
             lsns.append(lsn)
-            places.append((start, length, crc))
+            places.append((start, size, crc))
 
     def find(self, page: int, lsn: int) -> bytes | None:
-        """Return the newest image of a page that is not above an LSN, or None if the layer has none."""
+        """Return the newest image of a page that is not above an LSN, or None if the layer has
+        none.
+        """
         lsns, places = self._pages.get(page, ([], []))
         at = bisect_right(lsns, lsn)
         return self._image(page, places[at - 1]) if at else None
@@ -155,7 +166,9 @@ class Layer:
         offset, length, checksum = place
         data = os.pread(self._fd, length, offset)
         if len(data) != length or zlib.crc32(data) != checksum:
-            raise LayerDamagedError(f"{self.path}: the image of page {page} is not what was written")
+            raise LayerDamagedError(
+                f"{self.path}: the image of page {page} is not what was written"
+            )
         return data
 
     def close(self) -> None:

@@ -62,14 +62,17 @@ class LoadGenerator:
             self._run(number, list(self._originals))
 
     def add_for(self, tenant: str, threads: int = 2) -> None:
-        """Let more threads ask for one tenant only."""
+        """Let more threads ask for one tenant only; also after a `stop`."""
+        self._stop.clear()
         files = [file for file in self._originals if file.tenant == tenant]
         for number in range(threads):
             self._run(1000 + number, files)
 
     def _run(self, seed: int, files: list[SourceFile]) -> None:
         thread = threading.Thread(
-            target=self._work, args=(random.Random(seed), files), name=f"load-{seed}"  # noqa: S311
+            target=self._work,
+            args=(random.Random(seed), files),
+            name=f"load-{seed}",
         )
         self._threads.append(thread)
         thread.start()
@@ -120,8 +123,8 @@ class LoadGenerator:
     def stop(self) -> None:
         """End all threads and wait for them. May be called again."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        while self._threads:
+            self._threads.pop().join()
 
     def __enter__(self) -> Self:
         return self

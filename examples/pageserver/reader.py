@@ -45,10 +45,11 @@ class _Segment:
 
 
 class TimelineReader:
-    """Reads pages of one timeline. Keeps layers open and what it has read of the log; not thread-safe.
+    """Reads pages of one timeline. Keeps layers open and what it has read of the log; not
+    thread-safe.
 
-    Needs no lock: it looks at the log first and at the manifest second, and a flush writes the manifest
-    before it removes log. So each record is found in one of them, or in both.
+    Needs no lock: it looks at the log first and at the manifest second, and a flush writes the
+    manifest before it removes log. So each record is found in one of them, or in both.
     """
 
     def __init__(self, timeline: Timeline, page_size: int) -> None:
@@ -61,7 +62,9 @@ class TimelineReader:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take notice of what has arrived and what was dropped. Raises FileNotFoundError if all is gone."""
+        """Take notice of what has arrived and what was dropped. Raises FileNotFoundError if all
+        is gone.
+        """
         self._read_log()
         self._read_manifest()
 
@@ -111,8 +114,8 @@ class TimelineReader:
     def read(self, version: int, page: int) -> bytes:
         """Return a page as it was in a version.
 
-        Raises VersionUnknownError, VersionCollectedError, LayerNotLocalError, or IndexError for a page
-        that the version does not have.
+        Raises VersionUnknownError, VersionCollectedError, LayerNotLocalError, or IndexError for a
+        page that the version does not have.
         """
         while True:
             lsn, size = self._commit(version)
@@ -134,8 +137,9 @@ class TimelineReader:
             return image
 
     def _from_log(self, page: int, lsn: int) -> bytes | None:
-        # What is flushed is read from the layers: segments may have come and gone since the log was read,
-        # so that of the flushed part the layers alone are sure to have the newest image.
+        # What is flushed is read from the layers: segments may have come and gone since the log
+        # was read, so that of the flushed part the layers alone are sure to have the newest
+        # image.
         newest: wal.Record | None = None
         floor = self._manifest.flushed
         for segment in self._segments.values():

@@ -12,7 +12,9 @@ _CHUNK = 64 * 1024
 
 
 def index(remote: Path) -> Manifest:
-    """Return the manifest that the remote copy was last brought to; an empty one if there is no copy."""
+    """Return the manifest that the remote copy was last brought to; an empty one if there is no
+    copy.
+    """
     try:
         return Manifest.from_json((remote / "index.json").read_bytes())
     except FileNotFoundError:
@@ -27,15 +29,16 @@ def is_settled(timeline: Timeline, remote: Path) -> bool:
 def upload(timeline: Timeline, remote: Path, checkpoint: Callable[[], None]) -> int:
     """Bring the remote copy to the timeline's manifest. Returns the number of layers copied.
 
-    Layers go first, then the index that names them, then what it names no more is removed: a reader of
-    the remote copy never misses a layer. `checkpoint` may raise between two layers; the next upload goes on
-    from there.
+    Layers go first, then the index that names them, then what it names no more is removed: a
+    reader of the remote copy never misses a layer. `checkpoint` may raise between two layers; the
+    next upload goes on from there.
     """
     copied = 0
     while True:
         checkpoint()
         manifest = timeline.manifest()
-        # Not before the timeline was found to be there: a removed tenant gets no remote folder either.
+        # Not before the timeline was found to be there: a removed tenant gets no remote folder
+        # either.
         remote.mkdir(parents=True, exist_ok=True)
         try:
             for layer in manifest.layers:
@@ -71,7 +74,8 @@ def drop_local(timeline: Timeline, remote: Path) -> int:
 
 
 def download(timeline: Timeline, remote: Path, name: str, checkpoint: Callable[[], None]) -> int:
-    """Fetch one layer. Returns its size, or 0 if it is here already or the timeline has it no more.
+    """Fetch one layer. Returns its size, or 0 if it is here already or the timeline has it no
+    more.
 
     Raises LayerDamagedError if the copy is not what the manifest says.
     """

@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One timeline: a file as it was when it was taken. `timeline` is its path inside its tenant."""
+    """One timeline: a file as it was when taken. `timeline` is its path inside its tenant."""
 
     tenant: str
     timeline: str
@@ -57,7 +57,9 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the tree holds, taken or not. `complete` is False where it was too large to be counted."""
+    """What the tree holds, taken or not. `complete` is False where it was too large to be
+    counted.
+    """
 
     tenants: int
     files: int
@@ -90,8 +92,8 @@ def default_folder() -> Path:
 def scan(folder: Path, limits: Limits | None = None) -> Plan:
     """Choose tenants and timelines: the first of each in the order of their names.
 
-    Links, hidden names, caches, installed packages, empty files and files above the limit are left out;
-    so is what cannot be read. Raises NoSourceError if nothing is left.
+    Links, hidden names, caches, installed packages, empty files and files above the limit are
+    left out; so is what cannot be read. Raises NoSourceError if nothing is left.
     """
     limits = limits or Limits()
     folder = folder.resolve()
@@ -128,7 +130,8 @@ def scan(folder: Path, limits: Limits | None = None) -> Plan:
             break
     if not tenants:
         raise NoSourceError(
-            f"{folder} holds no readable file of 1 to {limits.file_bytes} bytes. Give a folder that does."
+            f"{folder} holds no readable file of 1 to {limits.file_bytes} bytes. "
+            "Give a folder that does."
         )
     found = Found(
         tenants=found_tenants,
@@ -158,7 +161,9 @@ def _is_plain(name: str) -> bool:
 
 
 def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield the files below a folder, in the order of their names; a generator, so it reads no more than is used."""
+    """Yield the files below a folder, in the order of their names; a generator, so it reads no
+    more than is used.
+    """
     for entry in sorted(_visible(folder), key=lambda entry: entry.name):
         try:
             is_folder = entry.is_dir(follow_symlinks=False)

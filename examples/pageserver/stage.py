@@ -1,4 +1,6 @@
-"""What the acts of the demo share: the client, the long tasks to be kept alive, and what was seen."""
+"""What the acts of the demo share: the client, the long tasks to be kept alive, and what was
+seen.
+"""
 
 import json
 import time
@@ -36,15 +38,15 @@ class _LongTask:
 
     kind: str
     tenant: str | None
-    spawn: Callable[[], TaskHandle]
-    handle: TaskHandle
+    spawn: Callable[[], TaskHandle[Any]]
+    handle: TaskHandle[Any]
 
 
 class LongTasks:
     """Spawns long tasks, and spawns one anew when it crashed.
 
-    `spawn(restart=…)` could do that too. Here the application does it itself, as one does that wants
-    to look first: a tenant that is to be detached must not get its tasks back.
+    `spawn(restart=…)` could do that too. Here the application does it itself, as one does that
+    wants to look first: a tenant that is to be detached must not get its tasks back.
     """
 
     def __init__(self) -> None:
@@ -52,7 +54,7 @@ class LongTasks:
         self._tasks: list[_LongTask] = []
         self.spawned_again: Counter[str] = Counter()
 
-    def keep(self, kind: str, tenant: str | None, spawn: Callable[[], TaskHandle]) -> None:
+    def keep(self, kind: str, tenant: str | None, spawn: Callable[[], TaskHandle[Any]]) -> None:
         """Spawn a task, and again whenever it crashed."""
         self._tasks.append(_LongTask(kind, tenant, spawn, spawn()))
 
@@ -90,7 +92,7 @@ class Seen:
         self.runtimes: set[str] = set()
 
     def look(self, client: Client, *, history: bool) -> None:
-        """Look at the live tasks and, as that may be long, only if asked for at those that ended."""
+        """Look at the live tasks and, as they may be many, only if asked for at the ended ones."""
         self.live = client.tasks()
         found = list(self.live)
         if history:
@@ -160,7 +162,9 @@ class Stage:
     def wait_until(
         self, what: str, true: Callable[[], bool], timeout: float, last: Callable[[], object] = str
     ) -> None:
-        """Wait until something is true; raises FalsityError, with the `last` thing seen, if it never is."""
+        """Wait until something is true; raises FalsityError, with the `last` thing seen, if it
+        never is.
+        """
         deadline = time.monotonic() + timeout
         while not true():
             if time.monotonic() > deadline:
@@ -184,12 +188,14 @@ class Stage:
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Return what the metrics task wrote last, by tenant."""
         try:
-            tenants: dict[str, dict[str, Any]] = json.loads(self.work.metrics_file.read_bytes())["tenants"]
+            tenants: dict[str, dict[str, Any]] = json.loads(self.work.metrics_file.read_bytes())[
+                "tenants"
+            ]
         except FileNotFoundError:
             return {}
         return tenants
 
-    def try_spawn(self, spawn: Callable[[], TaskHandle]) -> str:
+    def try_spawn(self, spawn: Callable[[], TaskHandle[Any]]) -> str:
         """Spawn a task that is to be refused; return "refused", or what happened instead."""
         try:
             handle = spawn()

@@ -38,7 +38,7 @@ class SystemFailedError(Exception):
 
 
 class ProcessId(NamedTuple):
-    """A process, told apart from a later one of the same number by when it started (clock ticks)."""
+    """A process, told apart from a later one of the same number by its start in clock ticks."""
 
     pid: int
     started: int
@@ -85,12 +85,15 @@ class System:
                 stderr=log,
                 env=environment,
                 start_new_session=True,
-                # Workers import from the folder that `up` starts in: this one holds nothing to import.
+                # Workers import from the folder that `up` starts in: this one holds nothing to
+                # import.
                 cwd=self.root,
             )
 
     def wait_ready(self, timeout: float = 40.0) -> None:
-        """Wait until the broker answers and all worker processes are there. Raises SystemFailedError."""
+        """Wait until the broker answers and all worker processes are there. Raises
+        SystemFailedError.
+        """
         expected = sum(processes for processes, _ in _POOLS.values())
         deadline = time.monotonic() + timeout
         last = "no broker answered"
@@ -125,7 +128,9 @@ class System:
         return sorted({*known, *_session(self.pid)} - {os.getpid()})
 
     def stop(self, timeout: float = 45.0) -> int:
-        """Send SIGTERM to `up` and return its exit status. Raises SystemFailedError if it does not end."""
+        """Send SIGTERM to `up` and return its exit status. Raises SystemFailedError if it does
+        not end.
+        """
         process = self._running()
         process.send_signal(signal.SIGTERM)
         try:
@@ -143,11 +148,17 @@ class System:
         return "(no output)"
 
     def destroy(self) -> None:
-        """Leave no process, whatever happened: ask, ask again, then kill. Does nothing after a `stop`."""
+        """Leave no process, whatever happened: ask, ask again, then kill. Does nothing after a
+        `stop`.
+        """
         process = self._process
         if process is None:
             return
-        for number, patience in ((signal.SIGTERM, 8.0), (signal.SIGTERM, 4.0), (signal.SIGQUIT, 3.0)):
+        for number, patience in (
+            (signal.SIGTERM, 8.0),
+            (signal.SIGTERM, 4.0),
+            (signal.SIGQUIT, 3.0),
+        ):
             if process.poll() is not None:
                 break
             process.send_signal(number)
@@ -162,7 +173,9 @@ class System:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Return the fields of /proc/PID/stat behind the name, from the state on; None for one that has ended."""
+    """Return the fields of /proc/PID/stat behind the name, from the state on; None for one that
+    has ended.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,8 +1,9 @@
-"""Tasks of the compute-request runtime: the listener of the page service, and one handler per connection.
+"""Tasks of the compute-request runtime: the listener of the page service, and one handler per
+connection.
 
-A handler may run in any process of the pool, so the listener cannot simply call it. It keeps the accepted
-connection under a ticket, spawns the handler with that, and passes the connection's descriptor to whoever
-comes to its second socket with the ticket.
+A handler may run in any process of the pool, so the listener cannot simply call it. It keeps the
+accepted connection under a ticket, spawns the handler with that, and passes the connection's
+descriptor to whoever comes to its second socket with the ticket.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ _CLAIM_SECONDS = 20.0
 
 
 def listen_for_pages(work: str) -> int:
-    """libpq-endpoint-listener: accept connections and spawn a handler for each. Returns how many."""
+    """libpq-endpoint-listener: accept connections, spawn a handler for each. Returns how many."""
     with _Listener(Work(Path(work))) as listener:
         return listener.run()
 
@@ -83,7 +84,8 @@ class _Listener:
 
     def run(self) -> int:
         """Serve until this task is asked to stop."""
-        # The descriptor becomes readable when that happens, so one select watches all there is to watch.
+        # The descriptor becomes readable when that happens, so one select watches all there is to
+        # watch.
         stop = quiesce.shutdown_token().fileno()
         self._selector.register(stop, selectors.EVENT_READ)
         while not quiesce.is_shutdown_requested():
@@ -126,7 +128,9 @@ class _Listener:
                     socket.send_fds(handler, [b"+"], [waiting.connection.fileno()])
 
     def _give_up(self) -> None:
-        """Close the connections whose handler never came: it died, or was refused. The client asks again."""
+        """Close the connections whose handler never came: it died, or was refused. The client
+        asks again.
+        """
         now = time.monotonic()
         for ticket, waiting in list(self._waiting.items()):
             if waiting.until < now:
@@ -145,7 +149,9 @@ class _Listener:
 
 
 def _claim(place: Work, ticket: str) -> socket.socket | None:
-    """Return the connection that this handler was spawned for; None if the listener is gone or gave it up."""
+    """Return the connection that this handler was spawned for; None if the listener is gone or
+    gave it up.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as desk:
         desk.settimeout(_CLAIM_SECONDS)
         try:
@@ -194,9 +200,12 @@ class _Handler:
             return
         tenant, timeline = greeting.header.get("tenant"), greeting.header.get("timeline")
         if not isinstance(tenant, str) or not isinstance(timeline, str):
-            self._channel.send({"status": Status.ERROR, "error": "name a tenant and a timeline first"})
+            self._channel.send(
+                {"status": Status.ERROR, "error": "name a tenant and a timeline first"}
+            )
             return
-        # Before any file of the tenant is opened: from here on, a stop of the tenant waits for this task.
+        # Before any file of the tenant is opened: from here on, a stop of the tenant waits for
+        # this task.
         try:
             quiesce.associate_with(tenant, timeline)
         except ScopeClosedError:
@@ -219,13 +228,12 @@ class _Handler:
             self._channel.send({"status": Status.UNKNOWN})
 
     def _next(self) -> Message | None:
-        # The channel watches the token while it waits; a client that never pauses must not keep us.
+        # The channel watches the token while it waits; a client that never pauses must not keep
+        # us.
         quiesce.checkpoint()
         return self._channel.receive(watch=self._stop)
 
-    def _answer(
-        self, reader: TimelineReader, tenant: str, timeline: str, request: Message
-    ) -> None:
+    def _answer(self, reader: TimelineReader, tenant: str, timeline: str, request: Message) -> None:
         header: dict[str, Any] = {"status": Status.OK}
         image = b""
         try:

@@ -1,9 +1,10 @@
-"""Tasks of the background runtime that work on layers: flush, compaction, garbage, upload, download.
+"""Tasks of the background runtime that work on layers: flush, compaction, garbage, upload,
+download.
 
-Each function below that a task runs has a `want_…` beside it, which spawns it. The short ones carry a
-`unique_key`: while one is alive, a second wish for the same thing gets the first one's handle. A wish that
-comes just as the work ends can be lost that way, so nothing relies on one wish: the compaction loop
-looks at what is there, and asks again.
+Each function below that a task runs has a `want_…` beside it, which spawns it. The short ones
+carry a `unique_key`: while one is alive, a second wish for the same thing gets the first one's
+handle. A wish that comes just as the work ends can be lost that way, so nothing relies on one
+wish: the compaction loop looks at what is there, and asks again.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import quiesce
 from quiesce import TaskKind
 from quiesce.client import Client, TaskHandle
-from quiesce.errors import TaskCrashedError
+from quiesce.errors import TaskCrashedError, TaskLostError
 from quiesce.examples.pageserver import remote
 from quiesce.examples.pageserver.names import BACKGROUND
 from quiesce.examples.pageserver.reader import LayerNotLocalError, TimelineReader
@@ -19,7 +20,7 @@ from quiesce.examples.pageserver.tenant_paths import Work
 from quiesce.examples.pageserver.timeline import Timeline
 
 
-def want_flush(client: Client, work: str, tenant: str, timeline: str) -> TaskHandle:
+def want_flush(client: Client, work: str, tenant: str, timeline: str) -> TaskHandle[int]:
     """Ask for what is sealed of a timeline's log to be moved to a layer."""
     return client.spawn(
         BACKGROUND,
@@ -35,7 +36,9 @@ def want_flush(client: Client, work: str, tenant: str, timeline: str) -> TaskHan
 
 
 def flush_timeline(work: str, tenant: str, timeline: str) -> int:
-    """layer-flush-task: move the sealed log to a layer, and ask for its upload. Returns the records moved."""
+    """layer-flush-task: move the sealed log to a layer, and ask for its upload. Returns the
+    records moved.
+    """
     moved = 0
     area = Timeline(Work(Path(work)).timeline(tenant, timeline))
     while area.sealed():
@@ -48,8 +51,10 @@ def flush_timeline(work: str, tenant: str, timeline: str) -> int:
 
 def want_upload(
     client: Client, work: str, tenant: str, timeline: str, drop: bool = False
-) -> TaskHandle:
-    """Ask for a timeline's layers to be copied to the remote store and, with `drop`, to stay only there."""
+) -> TaskHandle[tuple[int, int]]:
+    """Ask for a timeline's layers to be copied to the remote store and, with `drop`, to stay only
+    there.
+    """
     return client.spawn(
         BACKGROUND,
         TaskKind.REMOTE_UPLOAD_TASK,
@@ -60,13 +65,16 @@ def want_upload(
         drop,
         tenant_id=tenant,
         timeline_id=timeline,
-        # Also where it is to drop: two uploads of one timeline at once would remove each other's copies.
+        # Also where it is to drop: two uploads of one timeline at once would remove each other's
+        # copies.
         unique_key="upload",
     )
 
 
 def upload_timeline(work: str, tenant: str, timeline: str, drop: bool = False) -> tuple[int, int]:
-    """remote-upload-task: bring the remote copy up to date. Returns the layers copied and dropped here."""
+    """remote-upload-task: bring the remote copy up to date. Returns the layers copied and dropped
+    here.
+    """
     place = Work(Path(work))
     area = Timeline(place.timeline(tenant, timeline))
     copies = place.remote_timeline(tenant, timeline)
@@ -74,7 +82,9 @@ def upload_timeline(work: str, tenant: str, timeline: str, drop: bool = False) -
     return copied, remote.drop_local(area, copies) if drop else 0
 
 
-def want_download(client: Client, work: str, tenant: str, timeline: str, name: str) -> TaskHandle:
+def want_download(
+    client: Client, work: str, tenant: str, timeline: str, name: str
+) -> TaskHandle[int]:
     """Ask for one layer. All who want the same one at the same time share a task."""
     return client.spawn(
         BACKGROUND,
@@ -102,7 +112,9 @@ def download_layer(work: str, tenant: str, timeline: str, name: str) -> int:
 
 
 def download_all_layers(work: str, tenant: str) -> int:
-    """download-all-remote-layers: fetch whatever a tenant has only remotely. Returns the layers fetched."""
+    """download-all-remote-layers: fetch whatever a tenant has only remotely. Returns the layers
+    fetched.
+    """
     place = Work(Path(work))
     client = quiesce.current_client()
     wishes = [
@@ -121,7 +133,8 @@ def download_all_layers(work: str, tenant: str) -> int:
 def read_page(
     reader: TimelineReader, version: int, page: int, work: str, tenant: str, timeline: str
 ) -> tuple[bytes, list[str]]:
-    """Read a page from inside a task of any runtime; a layer that is not here is fetched in the background.
+    """Read a page from inside a task of any runtime; a layer that is not here is fetched in the
+    background.
 
     Returns the page, and the ids of the download tasks that it waited for.
     """
@@ -133,7 +146,7 @@ def read_page(
             wish = want_download(quiesce.current_client(), work, tenant, timeline, missing.name)
             try:
                 wish.result(timeout=60)
-            except TaskCrashedError:
+            except (TaskCrashedError, TaskLostError):
                 if len(waited) >= 5:
                     raise
             waited.append(str(wish.id))
@@ -141,7 +154,9 @@ def read_page(
 
 
 def compact_tenant(work: str, tenant: str, period: float = 1.0) -> int:
-    """compaction: merge a tenant's layers, for as long as the tenant is here. Returns the merges made."""
+    """compaction: merge a tenant's layers, for as long as the tenant is here. Returns the merges
+    made.
+    """
     place = Work(Path(work))
     client = quiesce.current_client()
     merges = 0
@@ -157,10 +172,10 @@ def compact_tenant(work: str, tenant: str, period: float = 1.0) -> int:
     return merges
 
 
-def collect_garbage(
-    work: str, tenant: str, period: float = 1.5, rounds: int | None = None
-) -> int:
-    """garbage-collector: drop a tenant's old versions, for ever or so many times. Returns the records dropped."""
+def collect_garbage(work: str, tenant: str, period: float = 1.5, rounds: int | None = None) -> int:
+    """garbage-collector: drop a tenant's old versions, for ever or so many times. Returns the
+    records dropped.
+    """
     place = Work(Path(work))
     client = quiesce.current_client()
     dropped = 0

@@ -23,7 +23,7 @@ class _StatusHandler(BaseHTTPRequestHandler):
         self._client = client
         super().__init__(*args)
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server looks for
+    def do_GET(self) -> None:
         if self.path != "/v1/status":
             self.send_error(404, "there is only /v1/status")
             return
@@ -55,12 +55,15 @@ class _StatusHandler(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
-    # Its threads belong to the task that started them: the task has ended when they have, not before.
+    # Its threads belong to the task that started them: the task has ended when they have, not
+    # before.
     daemon_threads = False
 
 
 def serve_http(work: str) -> None:
-    """http-endpoint-listener: serve status on a free port of 127.0.0.1, which goes to the port file."""
+    """http-endpoint-listener: serve status on a free port of 127.0.0.1, which goes to the port
+    file.
+    """
     place = Work(Path(work))
     handler = partial(_StatusHandler, place, quiesce.current_client())
     with _Server(("127.0.0.1", 0), handler) as server:

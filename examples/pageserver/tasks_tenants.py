@@ -37,8 +37,7 @@ def attach_tenant(work: str, tenant: str) -> dict[str, int]:
     load = quiesce.current_client().spawn(
         BACKGROUND, TaskKind.INITIAL_LOAD, load_tenant, work, tenant, tenant_id=tenant
     )
-    loaded: dict[str, int] = load.result()
-    return loaded
+    return load.result()
 
 
 def load_tenant(work: str, tenant: str) -> dict[str, int]:
@@ -59,7 +58,7 @@ def load_tenant(work: str, tenant: str) -> dict[str, int]:
     return {"timelines": len(description.timelines), "leftovers": leftovers, "cut": cut}
 
 
-def want_logical_size(client: Client, work: str, tenant: str, timeline: str) -> TaskHandle:
+def want_logical_size(client: Client, work: str, tenant: str, timeline: str) -> TaskHandle[int]:
     """Ask for a timeline to be measured."""
     return client.spawn(
         BACKGROUND,
@@ -103,7 +102,9 @@ def logical_sizes(place: Work, description: TenantFile) -> dict[str, int]:
 
 
 def calculate_synthetic_size(work: str, tenant: str) -> int | None:
-    """calculate-synthetic-size: what a tenant's data and its kept history come to. None if it is gone."""
+    """calculate-synthetic-size: what a tenant's data and its kept history come to. None if it is
+    gone.
+    """
     place = Work(Path(work))
     try:
         description = place.read_tenant(tenant)
@@ -128,7 +129,7 @@ class _Gauge:
             timeline: TimelineReader(area, self._description.settings.page_size)
             for timeline, area in self._areas.items()
         }
-        self._synthetic: TaskHandle | None = None
+        self._synthetic: TaskHandle[int | None] | None = None
         self._synthetic_size: int | None = None
 
     def read(self) -> dict[str, Any]:
@@ -154,6 +155,11 @@ class _Gauge:
             **found,
         }
 
+    def close(self) -> None:
+        """Let go of the tenant's files."""
+        for reader in self._readers.values():
+            reader.close()
+
     def ask_for_synthetic_size(self, work: str) -> None:
         """Take the answer to the last wish, and make the next."""
         if self._synthetic is not None:
@@ -175,7 +181,9 @@ class _Gauge:
 
 
 def collect_metrics(work: str, period: float = 0.5) -> None:
-    """metrics-collection: write the metrics of all tenants down, again and again. Of no tenant itself."""
+    """metrics-collection: write the metrics of all tenants down, again and again. Of no tenant
+    itself.
+    """
     place = Work(Path(work))
     gauges: dict[str, _Gauge] = {}
     turn = 0
@@ -183,16 +191,16 @@ def collect_metrics(work: str, period: float = 0.5) -> None:
         turn += 1
         document: dict[str, Any] = {"at": time.time(), "turn": turn, "tenants": {}}
         for tenant in place.attached():
-            # The tenant may be detached at any moment: this task opens what is there, and makes nothing.
+            # The tenant may be detached at any moment: this task opens what is there, and makes
+            # nothing.
             try:
                 if tenant not in gauges:
                     gauges[tenant] = _Gauge(place, tenant)
                 document["tenants"][tenant] = gauges[tenant].read()
             except FileNotFoundError:
-                gauges.pop(tenant, None)
                 continue
             if turn % 4 == 1:
                 gauges[tenant].ask_for_synthetic_size(work)
         for gone in gauges.keys() - document["tenants"].keys():
-            del gauges[gone]
+            gauges.pop(gone).close()
         write_atomic(place.metrics_file, json.dumps(document).encode())

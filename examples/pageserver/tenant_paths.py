@@ -8,8 +8,8 @@
         timelines/TIMELINE/   manifest, log, layers
       remote/TENANT/TIMELINE/ the copies that outlive a detach
 
-Every other function opens what is there and fails with FileNotFoundError if it is not. That is what makes
-"stop all tasks of the tenant, then remove its folder" final.
+Every other function opens what is there and fails with FileNotFoundError if it is not. That is
+what makes "stop all tasks of the tenant, then remove its folder" final.
 """
 
 import hashlib
@@ -100,7 +100,9 @@ class Work:
         )
 
     def read_tenant(self, tenant: str) -> TenantFile:
-        """Return what an attached tenant's file says. Raises FileNotFoundError if it is not attached."""
+        """Return what an attached tenant's file says. Raises FileNotFoundError if it is not
+        attached.
+        """
         document = json.loads((self.tenant(tenant) / "tenant.json").read_bytes())
         return TenantFile(
             tenant=tenant,

@@ -1,8 +1,8 @@
 """One timeline on disk: its manifest, log and layers, and what the background does to them.
 
-The manifest names the layers that count, and is replaced as a whole; a file that it does not name is
-a leftover. Whoever changes it holds the timeline's lock, which the kernel drops when a process dies, so
-a killed task leaves either the old state or the new one.
+The manifest names the layers that count, and is replaced as a whole; a file that it does not name
+is a leftover. Whoever changes it holds the timeline's lock, which the kernel drops when a process
+dies, so a killed task leaves either the old state or the new one.
 """
 
 import contextlib
@@ -20,8 +20,9 @@ from quiesce.examples.pageserver.layers import LayerInfo
 class Manifest:
     """What a timeline consists of, besides its log.
 
-    `layers` are in the order of their LSNs and do not overlap. `commits` is {version: (lsn, size)} of the
-    versions that are in them and still kept; `horizon` is the lowest version that may be read.
+    `layers` are in the order of their LSNs and do not overlap. `commits` is {version: (lsn,
+    size)} of the versions that are in them and still kept; `horizon` is the lowest version that
+    may be read.
     """
 
     layers: tuple[LayerInfo, ...] = ()
@@ -41,17 +42,23 @@ class Manifest:
     def from_json(cls, content: bytes) -> "Manifest":
         document = json.loads(content)
         document["layers"] = tuple(LayerInfo(*layer) for layer in document["layers"])
-        document["commits"] = {int(v): (lsn, size) for v, (lsn, size) in document["commits"].items()}
+        document["commits"] = {
+            int(v): (lsn, size) for v, (lsn, size) in document["commits"].items()
+        }
         return cls(**document)
 
     def layer(self, name: str) -> LayerInfo | None:
-        """Return what is known of a layer, or None if the timeline has none of that name (any more)."""
+        """Return what is known of a layer, or None if the timeline has none of that name (any
+        more).
+        """
         return next((layer for layer in self.layers if layer.name == name), None)
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """The folder of one timeline. All but `create` need it to be there, and raise FileNotFoundError if not."""
+    """The folder of one timeline. All but `create` need it to be there, and raise
+    FileNotFoundError if not.
+    """
 
     folder: Path
 
@@ -130,13 +137,16 @@ class Timeline:
                     serial=manifest.serial + 1,
                 )
                 self.write_manifest(manifest)
-            # Only now: a reader finds each record in the log or in a layer that the manifest names.
+            # Only now: a reader finds each record in the log or in a layer that the manifest
+            # names.
             for segment in sealed:
                 segment.unlink()
             return len(records)
 
     def compact(self, at_least: int = 3) -> int:
-        """Merge all layers into one, if there are so many and all are here. Returns how many it took."""
+        """Merge all layers into one, if there are so many and all are here. Returns how many it
+        took.
+        """
         with self.locked():
             manifest = self.manifest()
             if len(manifest.layers) < at_least or self.missing():
@@ -145,15 +155,18 @@ class Timeline:
                 layers.read_layer(self.layers / layer.name) for layer in manifest.layers
             )
             self._replace_all(
-                replace(manifest, compactions=manifest.compactions + 1), len(manifest.layers), merged
+                replace(manifest, compactions=manifest.compactions + 1),
+                len(manifest.layers),
+                merged,
             )
             return len(manifest.layers)
 
     def collect(self, retained: int) -> int:
-        """Drop what only versions below the newest `retained` ones need. Returns the records dropped.
+        """Drop what only versions below the newest `retained` ones need. Returns the records
+        dropped.
 
-        Only versions in layers count, so the log keeps more than is asked for, never less. Does nothing
-        while a layer that it would have to read is not here.
+        Only versions in layers count, so the log keeps more than is asked for, never less. Does
+        nothing while a layer that it would have to read is not here.
         """
         with self.locked():
             manifest = self.manifest()
@@ -184,15 +197,15 @@ class Timeline:
     def _replace_all(self, manifest: Manifest, count: int, records: list[wal.Record]) -> None:
         """Put one new layer in the place of the first `count`; the lock is held."""
         old, rest = manifest.layers[:count], manifest.layers[count:]
-        layer = layers.write_layer(
-            self.layers, manifest.serial, old[0].start, old[-1].end, records
-        )
+        layer = layers.write_layer(self.layers, manifest.serial, old[0].start, old[-1].end, records)
         self.write_manifest(replace(manifest, layers=(layer, *rest), serial=manifest.serial + 1))
         for superseded in old:
             (self.layers / superseded.name).unlink(missing_ok=True)
 
     def remove_leftovers(self) -> int:
-        """Remove what a killed task left unfinished. Only while nothing else works here. Returns how many."""
+        """Remove what a killed task left unfinished. Only while nothing else works here. Returns
+        how many.
+        """
         with self.locked():
             named = {layer.name for layer in self.manifest().layers}
             stray = [path for path in self.layers.iterdir() if path.name not in named]

@@ -1,4 +1,6 @@
-"""Reads every version of every timeline back through the page service, and compares hashes with the originals."""
+"""Reads every version of every timeline back through the page service, and compares hashes with
+the originals.
+"""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,8 +18,8 @@ from quiesce.examples.pageserver.wire import ConnectionBrokenError, PageClient, 
 class Verification:
     """What was read and found. `wrong` is empty iff everything was as it must be."""
 
-    #: Timelines of which every kept version was right, versions that were, and how many of these had the
-    #: hash of the file itself.
+    #: Timelines of which every kept version was right, versions that were, and how many of these
+    #: had the hash of the file itself.
     timelines: int = 0
     versions: int = 0
     originals: int = 0
@@ -50,9 +52,9 @@ class _Read(NamedTuple):
 def verify(address: Path, files: Iterable[SourceFile], settings: Settings) -> Verification:
     """Read all versions that must be there, and ask for those that must not.
 
-    What a version must hold is derived here from the original file, read anew, and never from the work
-    folder. The versions of a timeline are read at the same time, each through a handler of its own: where
-    a layer has to be downloaded first, several of them want it.
+    What a version must hold is derived here from the original file, read anew, and never from the
+    work folder. The versions of a timeline are read at the same time, each through a handler of
+    its own: where a layer has to be downloaded first, several of them want it.
     """
     first_kept = max(1, settings.versions - settings.retained + 1)
     jobs = [

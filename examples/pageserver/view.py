@@ -94,7 +94,15 @@ def _table(picture: Picture) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("tenant")
     table.add_column("state")
-    for heading in ("timelines", "versions", "layers", "remote only", "collected", "tasks", "pages"):
+    for heading in (
+        "timelines",
+        "versions",
+        "layers",
+        "remote only",
+        "collected",
+        "tasks",
+        "pages",
+    ):
         table.add_column(heading, justify="right")
     for row in picture.rows:
         style = {"detached": "dim", "attaching": "yellow"}.get(row.state, "")

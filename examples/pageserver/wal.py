@@ -1,13 +1,14 @@
 """The log of a timeline: numbered records in append-only segments, with a tail that may be torn.
 
-A record is `checksum, lsn, page, length, bytes`; the checksum covers all that follows it. Records are
-numbered by their log sequence number (LSN), which only grows. A record of page COMMIT says that all pages
-of a version have arrived: its LSN is the version's LSN.
+A record is `checksum, lsn, page, length, bytes`; the checksum covers all that follows it. Records
+are numbered by their log sequence number (LSN), which only grows. A record of page COMMIT says
+that all pages of a version have arrived: its LSN is the version's LSN.
 
-Segments are files named after the LSN that they start behind. Only the last one is written to; the others
-are sealed and never change until they are flushed to a layer and removed. A process that dies while it
-appends leaves a torn tail in the last segment. It is cut on reopening: what it held was never acknowledged,
-and the stream resumes behind the last whole record. Damage in a sealed segment is something else, and raises.
+Segments are files named after the LSN that they start behind. Only the last one is written to;
+the others are sealed and never change until they are flushed to a layer and removed. A process
+that dies while it appends leaves a torn tail in the last segment. It is cut on reopening: what it
+held was never acknowledged, and the stream resumes behind the last whole record. Damage in a
+sealed segment is something else, and raises.
 
 Nothing is synced to the disk here: the log survives the death of its writer, not of the machine.
 """
@@ -57,7 +58,9 @@ class Commit(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """The whole records of a piece of log, the offset behind them, and whether more bytes followed."""
+    """The whole records of a piece of log, the offset behind them, and whether more bytes
+    followed.
+    """
 
     records: list[Record]
     end: int
@@ -86,7 +89,9 @@ def parse_commit(record: Record) -> Commit:
 
 
 def scan(buffer: bytes, after: int = 0) -> Scan:
-    """Read records until the buffer ends or what follows is no whole record numbered above `after`."""
+    """Read records until the buffer ends or what follows is no whole record numbered above
+    `after`.
+    """
     records: list[Record] = []
     offset = 0
     while offset + _HEADER.size <= len(buffer):
@@ -114,7 +119,8 @@ def segments(folder: Path) -> list[Path]:
 def read_sealed(path: Path) -> list[Record]:
     """Return all records of a sealed segment.
 
-    Raises LogDamagedError if it holds anything else: its writer has gone on, so this is no torn tail.
+    Raises LogDamagedError if it holds anything else: its writer has gone on, so this is no torn
+    tail.
     """
     found = scan(path.read_bytes(), segment_start(path))
     if found.torn:
@@ -129,9 +135,9 @@ class LogWriter:
     """The one writer of a timeline's log. A context manager.
 
     `position` is the LSN of the last whole record, or `flushed` if the log holds nothing newer;
-    `cut` is the number of bytes of torn tail that opening removed.
-    Raises LogInUseError if the log has a writer, and FileNotFoundError if the folder is gone: a writer
-    never makes the folder, so nothing comes back after a timeline was removed.
+    `cut` is the number of bytes of torn tail that opening removed. Raises LogInUseError if the
+    log has a writer, and FileNotFoundError if the folder is gone: a writer never makes the
+    folder, so nothing comes back after a timeline was removed.
     """
 
     def __init__(self, folder: Path, flushed: int = 0) -> None:
@@ -202,7 +208,10 @@ class LogWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

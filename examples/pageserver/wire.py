@@ -1,10 +1,10 @@
 """The page service's protocol, and a client of it.
 
-A message is two lengths, a JSON object and bytes. The first request on a connection names the tenant and
-the timeline; each further one asks for a page of a version:
+A message is two lengths, a JSON object and bytes. The first request on a connection names the
+tenant and the timeline; each further one asks for a page of a version:
 
-    {"tenant": …, "timeline": …}       -> {"status": "ok", "versions": [3, 4, 5], "sizes": [n, n, n]}
-    {"version": 4, "page": 7}          -> {"status": "ok"} and the page
+    {"tenant": …, "timeline": …}  -> {"status": "ok", "versions": [3, 4, 5], "sizes": [n, n, n]}
+    {"version": 4, "page": 7}     -> {"status": "ok"} and the page
 
 Any answer may carry "downloads": the ids of the download tasks that it had to wait for.
 """
@@ -73,10 +73,12 @@ class Channel:
             raise ConnectionBrokenError(f"nothing could be sent: {error}") from error
 
     def receive(self, watch: int | None = None) -> Message | None:
-        """Return the next message, or None if the other side has closed the connection between two.
+        """Return the next message, or None if the other side has closed the connection between
+        two.
 
-        With `watch`, a descriptor, it waits for as long as it takes, and raises StopAskedError when that
-        becomes readable. Without, it waits up to the timeout. Raises ConnectionBrokenError.
+        With `watch`, a descriptor, it waits for as long as it takes, and raises StopAskedError
+        when that becomes readable. Without, it waits up to the timeout. Raises
+        ConnectionBrokenError.
         """
         while (message := self._parse()) is None:
             if watch is not None:
@@ -128,8 +130,8 @@ class Channel:
 class PageClient:
     """A connection to the page service for one timeline. A context manager.
 
-    `greeting` is the answer to the first request. Raises ConnectionBrokenError where the service is not
-    there, or went away.
+    `greeting` is the answer to the first request. Raises ConnectionBrokenError where the service
+    is not there, or went away.
     """
 
     def __init__(self, address: Path, tenant: str, timeline: str, timeout: float = 30.0) -> None:
@@ -162,7 +164,9 @@ class PageClient:
         return self._ask({"version": version, "page": page})
 
     def get_pages(self, version: int, pages: range) -> list[Message]:
-        """Ask for many pages: requests are sent in batches, before the first answer of each is read."""
+        """Ask for many pages: requests are sent in batches, before the first answer of each is
+        read.
+        """
         answers = []
         for start in range(0, len(pages), _BATCH):
             batch = pages[start : start + _BATCH]

@@ -116,8 +116,9 @@ class _Node:
         for child in list(self.children):
             child.attach(self.parent)
         self.gone = True
-        if self.parent is not None:
-            self.parent.children.pop(self, None)
+        parent = self.parent  # once: its own retire() may be changing it
+        if parent is not None:
+            parent.children.pop(self, None)
 
 
 class _Callback:
@@ -509,8 +510,9 @@ class CancellationToken:
 
         After `remove()` has returned, `fn` does not start any more. If it is running in another
         thread, `remove()` waits until it has returned, as in C++ and .NET, so don't call it while
-        holding what `fn` waits for; from inside `fn`, it returns at once. Calling it again, or too
-        late, does nothing.
+        holding what `fn` waits for. In the thread that runs `fn`, it returns at once: inside `fn`,
+        or in a signal handler or `__del__` that interrupts that thread, even just before the
+        start. Calling it again, or too late, does nothing.
 
         Someone has to hold the token or `remove` for as long as `fn` is to be called.
 

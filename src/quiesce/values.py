@@ -4,6 +4,8 @@ Times are seconds since the epoch (float), None where the thing did not happen. 
 and `state` are the StrEnums of `quiesce.registry.states`; they compare equal to their plain strings.
 """
 
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -117,6 +119,86 @@ class ShutdownReport:
     reason: str = ""
     requested_at: float | None = None
     completed_at: float | None = None
+
+    def __str__(self) -> str:
+        """Made for people: a headline, then a line for each task; of many, the slowest."""
+        count = len(self.tasks)
+        total = count + len(self.remaining)
+        tasks = f"{total} task{'s' * (total != 1)} of {self.scope}"
+        head = f"stopped {tasks}" if count == total else f"stopped {count} of {tasks}"
+        if self.requested_at is not None and self.completed_at is not None:
+            head += f" in {max(0.0, self.completed_at - self.requested_at):.2f} s"
+        outcomes = Counter(str(task.outcome) for task in self.tasks)
+        if outcomes:
+            head += ": " + ", ".join(f"{many} {outcome}" for outcome, many in outcomes.items())
+        if self.remaining:
+            head += f"; {len(self.remaining)} still running, the scope stays closed"
+        lines = [head]
+        if self.reason:
+            lines.append(f"reason: {self.reason}")
+        lines += _table(self.tasks)
+        for title, rows in (
+            ("still running:", self.remaining),
+            ("left out, because it asked for the stop:", self.caller),
+            ("outside the scope, died because their process had to be killed:", self.collateral),
+        ):
+            if rows:
+                lines += [title, *_table(rows)]
+        return "\n".join(lines)
+
+
+#: A report shows so many tasks in each of its parts.
+_SHOWN = 20
+
+
+def _table(tasks: tuple[StoppedTask, ...]) -> list[str]:
+    """Aligned lines; if there are too many, those that took longest."""
+
+    def took(task: StoppedTask) -> float:
+        if task.stopped_at is None or task.requested_at is None:
+            return math.inf
+        return task.stopped_at - task.requested_at
+
+    hidden = len(tasks) - _SHOWN
+    shown = sorted(tasks, key=took, reverse=True)[:_SHOWN] if hidden > 0 else list(tasks)
+    rows = [_cells(task) for task in shown]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
+    ]
+    return [*lines, f"  … and {hidden} more, none slower"] if hidden > 0 else lines
+
+
+def _cells(task: StoppedTask) -> tuple[str, ...]:
+    end = " ".join(str(each) for each in (task.outcome, task.evidence) if each is not None)
+    if task.exit_status is not None:
+        end += f" (exit status {task.exit_status})"
+    return (
+        f"{task.id}.{task.attempt}",
+        task.kind,
+        task.name,
+        "/".join(each for each in (task.tenant_id, task.timeline_id) if each is not None),
+        end or "no end",
+        *_times(task),
+    )
+
+
+def _times(task: StoppedTask) -> tuple[str, str, str]:
+    """Relative to the request. What did not happen is said: it tells a broken link from a task that does not look."""
+
+    def since(at: float | None) -> str:
+        if at is None:
+            return ""
+        return f"+{max(0.0, at - (task.requested_at or at)):.3f} s"
+
+    if task.evidence is Evidence.NEVER_RAN:
+        return "", "", f"stopped {since(task.stopped_at)}"
+    delivered, observed = since(task.delivered_at), since(task.observed_at)
+    return (
+        f"delivered {delivered}" if delivered else "never delivered",
+        f"observed {observed}" if observed else "never observed" if delivered else "",
+        f"stopped {since(task.stopped_at)}" if task.stopped_at is not None else "",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

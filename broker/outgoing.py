@@ -1,0 +1,229 @@
+"""Effects into messages: collected over a turn of the loop, so that each peer gets few messages, then sent.
+
+Control goes before data, so that a request to stop is on its way before any payload of the same turn.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from quiesce.broker.peers import Channel, Peer, Peers
+from quiesce.protocol import PROTOCOL_VERSION, to_client, to_supervisor, to_worker
+from quiesce.registry import effects
+from quiesce.registry.effects import Effect
+from quiesce.registry.ids import StopId
+
+log: Final = logging.getLogger("quiesce.broker")
+#: Rows of one message, so that none grows without bound.
+ROWS: Final = 1024
+
+
+class Outgoing:
+    """Carries out effects. `again` and `stopped` are what the loop must do itself."""
+
+    def __init__(self, peers: Peers, *, payload_limit: int) -> None:
+        self._peers = peers
+        self._payload_limit = payload_limit
+        self.epoch = 0
+        #: Stops that want their next slice.
+        self.again: list[StopId] = []
+        #: Not None once the system has stopped; True if a failure was the cause.
+        self.stopped: bool | None = None
+        self._rows: dict[tuple[Any, ...], list[Any]] = {}
+
+    def carry_out(self, effect: Effect) -> None:
+        """Do one effect, or collect it until `flush`."""
+        _CARRY[type(effect)](self, effect)
+
+    def flush(self) -> None:
+        """Send what was collected."""
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, {}
+        for (kind, channel, key), batch in sorted(rows.items(), key=_control_first):
+            peer = self._peer(key)
+            for start in range(0, len(batch), ROWS):
+                self._peers.send(peer, channel, self._message(kind, batch[start : start + ROWS]))
+
+    def _message(self, kind: type, rows: list[Any]) -> Any:
+        if kind in _WITH_EPOCH:
+            return kind(self.epoch, rows)
+        return kind(rows)
+
+    def _peer(self, key: Any) -> Peer | None:
+        if isinstance(key, int):
+            return self._peers.by_worker.get(key)
+        return self._peers.by_key.get(key)
+
+    def _collect(self, kind: type, channel: Channel, key: Any, rows: list[Any]) -> None:
+        self._rows.setdefault((kind, channel, key), []).extend(rows)
+
+    def _say(self, key: Any, channel: Channel, message: Any) -> None:
+        self._peers.send(self._peer(key), channel, message)
+
+    # --- one method for each effect ---------------------------------------------------------------
+
+    def welcome_session(self, effect: effects.WelcomeSession) -> None:
+        self._say(
+            ("session", effect.session),
+            "control",
+            to_client.Welcome(PROTOCOL_VERSION, self.epoch, effect.known, self._payload_limit),
+        )
+
+    def want_hello(self, effect: effects.WantHello) -> None:
+        for channel in ("control", "data"):
+            self._say(
+                ("session", effect.session),
+                channel,
+                to_client.HelloWanted(self.epoch),
+            )
+
+    def answer_spawns(self, effect: effects.AnswerSpawns) -> None:
+        self._collect(to_client.SpawnAnswers, "data", ("session", effect.session), effect.rows)
+
+    def send_results(self, effect: effects.SendResults) -> None:
+        self._collect(to_client.Ended, "data", ("session", effect.session), effect.rows)
+
+    def answer_stop(self, effect: effects.AnswerStop) -> None:
+        self._say(
+            ("session", effect.session),
+            "control",
+            to_client.StopReport(
+                effect.request,
+                effect.stop_id,
+                effect.timed_out,
+                effect.requested_at,
+                effect.completed_at,
+                *effect.report,
+            ),
+        )
+
+    def answer_done(self, effect: effects.AnswerDone) -> None:
+        self._say(("session", effect.session), "control", to_client.Done(effect.request))
+
+    def refuse_request(self, effect: effects.RefuseRequest) -> None:
+        self._say(
+            ("session", effect.session),
+            "control",
+            to_client.Refused(effect.request, effect.error, effect.text),
+        )
+
+    def welcome_supervisor(self, effect: effects.WelcomeSupervisor) -> None:
+        self._say(
+            ("supervisor", effect.supervisor),
+            "control",
+            to_supervisor.Registered(PROTOCOL_VERSION, self.epoch, effect.incarnation),
+        )
+
+    def refuse_supervisor(self, effect: effects.RefuseSupervisor) -> None:
+        self._say(("supervisor", effect.supervisor), "control", to_supervisor.Refused(effect.text))
+
+    def welcome_worker(self, effect: effects.WelcomeWorker) -> None:
+        key = ("worker", (effect.supervisor, effect.serial))
+        peer = self._peers.by_key.get(key)
+        if peer is not None:
+            self._peers.is_worker(peer, effect.incarnation)
+        self._say(
+            key,
+            "control",
+            to_worker.Registered(
+                PROTOCOL_VERSION, self.epoch, effect.incarnation, self._payload_limit
+            ),
+        )
+
+    def refuse_worker(self, effect: effects.RefuseWorker) -> None:
+        key = ("worker", (effect.supervisor, effect.serial))
+        self._say(key, "control", to_worker.Refused(effect.text))
+
+    def assign_tasks(self, effect: effects.AssignTasks) -> None:
+        self._collect(to_worker.Assign, "data", effect.worker, effect.rows)
+
+    def take_ends(self, effect: effects.TakeEnds) -> None:
+        self._collect(to_worker.EndedTaken, "data", effect.worker, effect.rows)
+
+    def ask_stops(self, effect: effects.AskStops) -> None:
+        rows = [to_worker.StopOrder(*row) for row in effect.rows]
+        self._collect(to_worker.Stop, "control", effect.worker, rows)
+
+    def raise_flags(self, effect: effects.RaiseFlags) -> None:
+        rows = [to_supervisor.FlagRow(*row) for row in effect.rows]
+        self._collect(to_supervisor.Flag, "control", ("supervisor", effect.supervisor), rows)
+
+    def force_task(self, effect: effects.ForceTask) -> None:
+        self._say(
+            effect.worker,
+            "control",
+            to_worker.Force(self.epoch, effect.task_id, effect.attempt),
+        )
+
+    def kill_worker(self, effect: effects.KillWorker) -> None:
+        self._say(
+            ("supervisor", effect.supervisor),
+            "control",
+            to_supervisor.Kill(self.epoch, effect.serial, effect.task_id, effect.attempt),
+        )
+
+    def answer_associate(self, effect: effects.AnswerAssociate) -> None:
+        self._say(
+            effect.worker,
+            "control",
+            to_worker.Associated(effect.request, effect.error, effect.text),
+        )
+
+    def take_exit(self, effect: effects.TakeExit) -> None:
+        self._say(
+            ("supervisor", effect.supervisor), "control", to_supervisor.ExitTaken(effect.serial)
+        )
+
+    def exit_worker(self, effect: effects.ExitWorker) -> None:
+        self._say(effect.worker, "control", to_worker.Exit(self.epoch))
+
+    def exit_supervisor(self, effect: effects.ExitSupervisor) -> None:
+        self._say(
+            ("supervisor", effect.supervisor),
+            "control",
+            to_supervisor.Exit(self.epoch, effect.grace),
+        )
+
+    def say(self, effect: effects.Log) -> None:
+        log.log(logging.getLevelNamesMapping()[effect.level], "%s", effect.text)
+
+    def once_more(self, effect: effects.Again) -> None:
+        self.again.append(effect.stop_id)
+
+    def system_stopped(self, effect: effects.SystemStopped) -> None:
+        self.stopped = effect.failed
+
+
+def _control_first(item: tuple[tuple[Any, ...], list[Any]]) -> bool:
+    return bool(item[0][1] != "control")
+
+
+_WITH_EPOCH: Final = frozenset({to_worker.Assign, to_worker.Stop, to_supervisor.Flag})
+
+_CARRY: Final[dict[type, Callable[[Outgoing, Any], None]]] = {
+    effects.WelcomeSession: Outgoing.welcome_session,
+    effects.WantHello: Outgoing.want_hello,
+    effects.AnswerSpawns: Outgoing.answer_spawns,
+    effects.SendResults: Outgoing.send_results,
+    effects.AnswerStop: Outgoing.answer_stop,
+    effects.AnswerDone: Outgoing.answer_done,
+    effects.RefuseRequest: Outgoing.refuse_request,
+    effects.WelcomeSupervisor: Outgoing.welcome_supervisor,
+    effects.RefuseSupervisor: Outgoing.refuse_supervisor,
+    effects.WelcomeWorker: Outgoing.welcome_worker,
+    effects.RefuseWorker: Outgoing.refuse_worker,
+    effects.AssignTasks: Outgoing.assign_tasks,
+    effects.TakeEnds: Outgoing.take_ends,
+    effects.AskStops: Outgoing.ask_stops,
+    effects.RaiseFlags: Outgoing.raise_flags,
+    effects.ForceTask: Outgoing.force_task,
+    effects.KillWorker: Outgoing.kill_worker,
+    effects.AnswerAssociate: Outgoing.answer_associate,
+    effects.TakeExit: Outgoing.take_exit,
+    effects.ExitWorker: Outgoing.exit_worker,
+    effects.ExitSupervisor: Outgoing.exit_supervisor,
+    effects.Log: Outgoing.say,
+    effects.Again: Outgoing.once_more,
+    effects.SystemStopped: Outgoing.system_stopped,
+}

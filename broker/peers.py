@@ -1,0 +1,132 @@
+"""Who is at the other end: clients, workers and supervisors, and the routes to them on both sockets.
+
+Routing ids are ZeroMQ's own and change with each connection; who a peer is, its hello says.
+A ROUTER drops in silence what it can't route or what is over the high-water mark; with ROUTER_MANDATORY
+both are errors, which become a dropped route or a backlog here. A send is no delivery: the protocol
+acknowledges, and whoever connects anew says hello and gets again what it has missed.
+"""
+
+from collections import deque
+from typing import Any, Final, Literal
+
+import zmq
+
+from quiesce.protocol.codec import encode
+
+Channel = Literal["control", "data"]
+#: ("session", id), ("worker", (supervisor, serial)) or ("supervisor", id).
+PeerKey = tuple[str, Any]
+#: Messages that may wait for one peer whose connection is full, before telemetry to it is dropped.
+PATIENCE: Final = 1000
+
+
+class Peer:
+    """One peer and its routes; a route is None until hello, and again when it turns out to be dead."""
+
+    __slots__ = ("backlog", "key", "missed", "routes", "subscribed", "worker")
+
+    def __init__(self, key: PeerKey) -> None:
+        self.key = key
+        self.routes: dict[Channel, bytes | None] = {"control": None, "data": None}
+        #: Messages that found the connection full, in order.
+        self.backlog: deque[tuple[Channel, list[bytes]]] = deque()
+        #: The worker incarnation, for workers.
+        self.worker = 0
+        self.subscribed = False
+        self.missed = 0
+
+
+class Peers:
+    """All peers, and the sending to them."""
+
+    def __init__(self, control: zmq.Socket[bytes], data: zmq.Socket[bytes]) -> None:
+        self._sockets: dict[Channel, zmq.Socket[bytes]] = {"control": control, "data": data}
+        self._by_route: dict[Channel, dict[bytes, Peer]] = {"control": {}, "data": {}}
+        self.by_key: dict[PeerKey, Peer] = {}
+        self.by_worker: dict[int, Peer] = {}
+        #: Peers with a backlog.
+        self.full: set[PeerKey] = set()
+        self.dropped = 0
+
+    def at(self, channel: Channel, route: bytes) -> Peer | None:
+        """Who speaks from this route, if it has said hello."""
+        return self._by_route[channel].get(route)
+
+    def introduce(self, key: PeerKey, channel: Channel, route: bytes) -> Peer:
+        """A hello: from now on this route is that peer's."""
+        peer = self.by_key.get(key)
+        if peer is None:
+            peer = self.by_key[key] = Peer(key)
+        self._unroute(peer, channel)
+        peer.routes[channel] = route
+        self._by_route[channel][route] = peer
+        return peer
+
+    def is_worker(self, peer: Peer, incarnation: int) -> None:
+        """The broker has given this peer an incarnation."""
+        peer.worker = incarnation
+        self.by_worker[incarnation] = peer
+
+    def forget(self, key: PeerKey) -> None:
+        """The peer is gone for good."""
+        peer = self.by_key.pop(key, None)
+        if peer is None:
+            return
+        self._unroute(peer, "control")
+        self._unroute(peer, "data")
+        self.by_worker.pop(peer.worker, None)
+        self.full.discard(key)
+
+    def _unroute(self, peer: Peer, channel: Channel) -> None:
+        route = peer.routes[channel]
+        if route is not None:
+            self._by_route[channel].pop(route, None)
+            peer.routes[channel] = None
+
+    def send(self, peer: Peer | None, channel: Channel, message: Any) -> None:
+        """Send, or keep for later if the connection is full, or drop if there is none."""
+        if peer is None:
+            self.dropped += 1
+            return
+        frames = encode(message)
+        if peer.backlog:
+            peer.backlog.append((channel, frames))
+            return
+        if not self._try(peer, channel, frames):
+            peer.backlog.append((channel, frames))
+            self.full.add(peer.key)
+
+    def send_to_route(self, channel: Channel, route: bytes, message: Any) -> None:
+        """Answer somebody who has not said hello."""
+        try:
+            self._sockets[channel].send_multipart([route, *encode(message)], zmq.DONTWAIT)
+        except zmq.ZMQError:
+            self.dropped += 1
+
+    def _try(self, peer: Peer, channel: Channel, frames: list[bytes]) -> bool:
+        route = peer.routes[channel]
+        if route is None:
+            self.dropped += 1
+            return True
+        try:
+            self._sockets[channel].send_multipart([route, *frames], zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._unroute(peer, channel)
+            self.dropped += 1
+        return True
+
+    def flush(self) -> None:
+        """Try the backlogs again."""
+        for key in sorted(self.full, key=repr):
+            peer = self.by_key[key]
+            while peer.backlog:
+                channel, frames = peer.backlog[0]
+                if not self._try(peer, channel, frames):
+                    break
+                peer.backlog.popleft()
+            if not peer.backlog:
+                self.full.discard(key)

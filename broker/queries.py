@@ -1,0 +1,208 @@
+"""Questions, which decide nothing: answered from the registry's state as it stands, never journalled.
+
+Stacks are the one answer that others must give: the workers are asked, and what has come within two
+seconds is passed on.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from quiesce.broker.peers import Peer, Peers
+from quiesce.protocol import from_client, from_worker, to_client, to_worker
+from quiesce.registry import views
+from quiesce.registry.ids import SessionId, TaskId
+from quiesce.registry.machine import Registry
+from quiesce.registry.scope import Scope
+from quiesce.registry.states import State
+
+#: Seconds that workers get to send stacks.
+STACKS_WAIT: Final = 2.0
+
+
+class _StacksWait:
+    """One GetStacks that waits for workers."""
+
+    __slots__ = ("deadline", "peer", "request", "rows", "workers")
+
+    def __init__(self, peer: Peer, request: int, deadline: float) -> None:
+        self.peer = peer
+        self.request = request
+        self.deadline = deadline
+        self.workers: set[int] = set()
+        self.rows: list[to_client.StacksRow] = []
+
+
+class Queries:
+    """Answers what is asked of the broker."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        peers: Peers,
+        *,
+        address: str,
+        version: str,
+        durability: str,
+        say_malformed: Callable[[str], None],
+    ) -> None:
+        self._registry = registry
+        self._peers = peers
+        self._address = address
+        self._version = version
+        self._durability = durability
+        self.say_malformed = say_malformed
+        self._stacks: dict[int, _StacksWait] = {}
+        self._stacks_number = 0
+        self.counters: Callable[[], dict[str, Any]] = dict
+
+    def take(self, peer: Peer, message: Any) -> None:
+        """Answer one question."""
+        answer = _ANSWERS[type(message)](self, peer, message)
+        if answer is not None:
+            self._peers.send(peer, "control", answer)
+
+    def resend_results(self, session: SessionId) -> None:
+        """A client has come back on its data socket: what it has not taken is sent again."""
+        known = self._registry.state.sessions.get(session)
+        peer = self._peers.by_key.get(("session", session))
+        if known is not None and known.results:
+            self._peers.send(peer, "data", to_client.Ended(list(known.results.values())))
+
+    def list_tasks(self, peer: Peer, message: from_client.ListTasks) -> Any:
+        del peer
+        if message.state is not None and message.state not in set(State):
+            return to_client.Refused(
+                message.request,
+                "QuiesceError",
+                f"unknown state {message.state!r}: expected one of {', '.join(State)}",
+            )
+        rows = views.tasks(self._registry.state, Scope(*message.scope), message.state)
+        return to_client.Tasks(message.request, rows)
+
+    def get_task(self, peer: Peer, message: from_client.GetTask) -> Any:
+        del peer
+        row = views.task(self._registry.state, TaskId(message.task_id))
+        if row is not None:
+            return to_client.Tasks(message.request, [row])
+        last = self._registry.state.last_task_id
+        why = (
+            "it has ended and is gone from the history"
+            if message.task_id <= last
+            else f"the last one spawned is {last}"
+        )
+        return to_client.Refused(
+            message.request, "TaskNotFoundError", f"no task {message.task_id}: {why}"
+        )
+
+    def statistics(self, peer: Peer, message: from_client.GetStatistics) -> Any:
+        del peer
+        body = views.statistics(self._registry.state)
+        body["broker"] = {
+            "pid": os.getpid(),
+            "cpu_seconds": time.process_time(),
+            **self.counters(),
+        }
+        return to_client.Statistics(message.request, body)
+
+    def workers(self, peer: Peer, message: from_client.GetWorkers) -> Any:
+        del peer
+        return to_client.Workers(message.request, views.workers(self._registry.state))
+
+    def broker(self, peer: Peer, message: from_client.GetBroker) -> Any:
+        del peer
+        state = self._registry.state
+        return to_client.Broker(
+            message.request,
+            os.getpid(),
+            state.epoch,
+            self._address,
+            self._version,
+            "stopping" if state.stopping else "running",
+            self._durability,
+        )
+
+    def closed(self, peer: Peer, message: from_client.GetClosed) -> Any:
+        del peer
+        return to_client.Closed(message.request, views.closed(self._registry.state))
+
+    def stops(self, peer: Peer, message: from_client.GetStops) -> Any:
+        del peer
+        return to_client.Stops(message.request, views.stops(self._registry.state))
+
+    def subscribe(self, peer: Peer, message: from_client.Subscribe) -> Any:
+        peer.subscribed = True
+        return to_client.Done(message.request)
+
+    def unsubscribe(self, peer: Peer, message: from_client.Unsubscribe) -> Any:
+        peer.subscribed = False
+        return to_client.Done(message.request)
+
+    # --- stacks -----------------------------------------------------------------------------------
+
+    def stacks(self, peer: Peer, message: from_client.GetStacks) -> Any:
+        state = self._registry.state
+        self._stacks_number += 1
+        wait = _StacksWait(peer, message.request, time.monotonic() + STACKS_WAIT)
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for task_id in state.index.find(Scope(*message.scope), state.tasks):
+            task = state.tasks[task_id]
+            if task.state is State.RUNNING:
+                wanted.setdefault(task.worker, []).append((task.id, task.attempt))
+        for worker, rows in wanted.items():
+            wait.workers.add(worker)
+            self._peers.send(
+                self._peers.by_worker.get(worker),
+                "control",
+                to_worker.StacksWanted(self._stacks_number, rows),
+            )
+        if not wanted:
+            return to_client.Stacks(message.request, [])
+        self._stacks[self._stacks_number] = wait
+        return None
+
+    def take_stacks(self, peer: Peer, message: from_worker.Stacks) -> None:
+        """One worker has sent its stacks."""
+        wait = self._stacks.get(message.request)
+        if wait is None or peer.worker not in wait.workers:
+            return
+        wait.workers.discard(peer.worker)
+        state = self._registry.state
+        for task_id, attempt, texts in message.rows:
+            task = state.tasks.get(TaskId(task_id))
+            worker = state.workers.get(task.worker) if task is not None else None
+            if task is not None and worker is not None:
+                wait.rows.append(
+                    to_client.StacksRow(task_id, attempt, task.spawn.name, worker.pid, texts)
+                )
+        if not wait.workers:
+            self._finish(message.request)
+
+    def _finish(self, number: int) -> None:
+        wait = self._stacks.pop(number)
+        self._peers.send(wait.peer, "control", to_client.Stacks(wait.request, sorted(wait.rows)))
+
+    def next_deadline(self) -> float | None:
+        """When the first wait for stacks is over, on the monotonic clock."""
+        return min((wait.deadline for wait in self._stacks.values()), default=None)
+
+    def expire(self) -> None:
+        """Answer the waits that are over with what has come."""
+        now = time.monotonic()
+        for number in [n for n, wait in self._stacks.items() if wait.deadline <= now]:
+            self._finish(number)
+
+
+_ANSWERS: Final[dict[type, Callable[[Queries, Peer, Any], Any]]] = {
+    from_client.ListTasks: Queries.list_tasks,
+    from_client.GetTask: Queries.get_task,
+    from_client.GetStatistics: Queries.statistics,
+    from_client.GetWorkers: Queries.workers,
+    from_client.GetBroker: Queries.broker,
+    from_client.GetClosed: Queries.closed,
+    from_client.GetStops: Queries.stops,
+    from_client.GetStacks: Queries.stacks,
+    from_client.Subscribe: Queries.subscribe,
+    from_client.Unsubscribe: Queries.unsubscribe,
+}

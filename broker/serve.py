@@ -1,0 +1,177 @@
+"""The broker's process: `python -m quiesce.broker.serve`, with one line of BrokerSettings JSON on stdin.
+
+Exit status: 0 the system was stopped in order; 3 the same, because a task marked shutdown_process_on_error
+failed; 4 it could not start, with one line on stderr that says why. SIGTERM stops the system in order, again
+faster; SIGINT likewise where there is no parent (else a terminal's Ctrl-C is the parent's); SIGQUIT at once.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+from typing import Final
+
+import zmq
+from setproctitle import setproctitle
+
+from quiesce.broker.journal import MemoryJournal, next_epoch
+from quiesce.broker.locks import AlreadyLockedError, Lock
+from quiesce.broker.loop import Broker
+from quiesce.broker.settings import BrokerSettings
+
+EXIT_STOPPED: Final = 0
+EXIT_FAILED: Final = 3
+EXIT_NO_START: Final = 4
+PR_SET_PDEATHSIG: Final = 1
+#: Milliseconds that last messages get to leave.
+LINGER: Final = 1000
+#: Messages that may wait in ZeroMQ for one peer.
+HIGH_WATER: Final = 10_000
+
+
+class StartError(Exception):
+    """The broker can't start; the text says why and what to do."""
+
+
+def main() -> int:
+    """Serve until the system has stopped."""
+    settings = BrokerSettings.from_json(sys.stdin.readline())
+    logging.basicConfig(
+        level=settings.log_level,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    die_with(settings.parent_pid)
+    setproctitle("quiesce broker")
+    try:
+        return serve(settings)
+    except (StartError, AlreadyLockedError) as error:
+        print(f"quiesce broker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - what `up` shows
+        return EXIT_NO_START
+
+
+def die_with(parent: int) -> None:
+    """End at once when the parent ends, as it may have already."""
+    if not parent:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(EXIT_NO_START)
+
+
+def serve(settings: BrokerSettings) -> int:
+    """Lock, bind, run; and leave nothing behind."""
+    wakeup = _catch_signals(alone=settings.parent_pid == 0)
+    state = Path(settings.state)
+    sockets = _Sockets(settings)
+    locks: list[Lock] = []
+    try:
+        try:
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            locks.append(Lock(state / "lock", f"the state folder {state}"))
+            sockets.make_folder()
+            if Path(settings.lock_path) != state / "lock":
+                locks.append(Lock(Path(settings.lock_path), f"the address {settings.address}"))
+            epoch = next_epoch(state)
+        except (OSError, ValueError) as error:
+            raise StartError(str(error)) from error
+        sockets.bind()
+        broker = Broker(settings, sockets.control, sockets.data, wakeup, MemoryJournal(), epoch)
+        logging.getLogger("quiesce.broker").info(
+            "broker is ready: pid %d, epoch %d, address %s", os.getpid(), epoch, settings.address
+        )
+        return EXIT_FAILED if broker.run() else EXIT_STOPPED
+    finally:
+        sockets.close()
+        for lock in reversed(locks):
+            lock.release()
+        sockets.remove_folder()
+
+
+def _catch_signals(*, alone: bool) -> int:
+    """Signals only enqueue: their numbers are read from the descriptor that this returns."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, (lambda *_: None) if alone else signal.SIG_IGN)
+    return reader
+
+
+class _Sockets:
+    """The two endpoints and the folder they stand in."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._settings = settings
+        self._context = zmq.Context(io_threads=1)
+        self.control = self._socket()
+        self.data = self._socket()
+        self._paths = [
+            Path(endpoint.removeprefix("ipc://"))
+            for endpoint in (settings.control, settings.data)
+            if endpoint.startswith("ipc://")
+        ]
+        self._made_folder = False
+
+    def _socket(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.LINGER, LINGER)
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        socket.setsockopt(zmq.MAXMSGSIZE, 2 * self._settings.payload_limit + 2**24)
+        return socket
+
+    def make_folder(self) -> None:
+        """The folder of ipc sockets: ours alone, or nobody's before."""
+        for folder in {path.parent for path in self._paths}:
+            try:
+                folder.mkdir(mode=0o700, parents=True)
+                self._made_folder = True
+            except FileExistsError:
+                there = folder.stat()
+                if there.st_uid != os.getuid() or stat.S_IMODE(there.st_mode) & 0o077:
+                    raise StartError(
+                        f"the folder {folder} of the address must be yours alone: it has mode "
+                        f"{stat.S_IMODE(there.st_mode):04o} and owner {there.st_uid}. Name a folder "
+                        "that does not exist yet (the broker makes it), or run chmod 700 on it"
+                    ) from None
+
+    def bind(self) -> None:
+        """Bind both. What is left of a killed broker is removed: the lock says that it is dead."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        for socket, endpoint in (
+            (self.control, self._settings.control),
+            (self.data, self._settings.data),
+        ):
+            try:
+                socket.bind(endpoint)
+            except zmq.ZMQError as error:
+                raise StartError(
+                    f"can't bind {endpoint}: {error.strerror or error}. Is another broker there? "
+                    "Choose another address"
+                ) from error
+
+    def close(self) -> None:
+        """Let last messages leave, then close and remove the sockets' files."""
+        self.control.close()
+        self.data.close()
+        self._context.term()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+
+    def remove_folder(self) -> None:
+        """Remove the folder if this broker made it and nobody else uses it."""
+        if self._made_folder:
+            for folder in {path.parent for path in self._paths}:
+                try:
+                    folder.rmdir()
+                except OSError:
+                    return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What `up` does at an address: see whether its broker listens there, and remove what a killed one left."""
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from quiesce.broker.settings import BrokerSettings
+from quiesce.protocol.addresses import endpoints
+
+
+def is_bound_by(address: str, pid: int) -> bool:
+    """Whether the process `pid` accepts connections at both endpoints. (tcp does not tell who it is.)"""
+    where = endpoints(address)
+    return all(_accepts(each, pid) for each in (where.control, where.data))
+
+
+def _accepts(endpoint: str, pid: int) -> bool:
+    scheme, _, rest = endpoint.partition("://")
+    try:
+        if scheme == "tcp":
+            host, _, port = rest.rpartition(":")
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=0.2):
+                return True
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect(rest)
+            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    except OSError:
+        return False
+    # The pid of who called listen(): a socket that an older broker left, or another's, does not count.
+    return bool(struct.unpack("3i", credentials)[0] == pid)
+
+
+def clean_up(settings: BrokerSettings, *, remove_folder: bool) -> None:
+    """Remove the sockets and locks of a broker that was killed, unless another one has come since."""
+    folder = endpoints(settings.address).folder
+    with _taken(settings.lock_path) as ours:
+        if ours and folder:
+            for name in ("control", "data"):
+                with suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+    with _taken(os.path.join(settings.state, "lock")):
+        pass
+    if remove_folder and folder:
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+@contextmanager
+def _taken(lock: str) -> Iterator[bool]:
+    """Whether a lock file is there and nobody holds it; then it is ours in the block, and removed after it.
+
+    The broker locks before it binds, so without a lock there is nothing of it.
+    """
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+            with suppress(FileNotFoundError):
+                os.unlink(lock)
+    finally:
+        os.close(fd)

@@ -1,0 +1,132 @@
+"""What Client and AsyncClient share: all that does not wait."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quiesce.client import checks, outcomes, requests
+from quiesce.client.driver import Driver
+from quiesce.client.records import Look, Reply, SpawnRecord
+from quiesce.client.waiting import raise_if_asked
+from quiesce.context import current_context
+from quiesce.errors import BrokerUnavailableError, ConfigurationError, QuiesceError
+from quiesce.protocol.addresses import endpoints, refuse_unsafe, resolve
+from quiesce.protocol.frames import Payload
+
+T = TypeVar("T")
+
+
+class BaseClient:
+    """Address, timeout and driver. Not made by users."""
+
+    _driver: Driver
+
+    def __init__(self, address: str | None, key: object, timeout: float) -> None:
+        if key is not None:
+            raise ConfigurationError(
+                "key: CURVE over tcp is not built yet; use ipc://, or tcp:// on this machine, without a key"
+            )
+        if address is not None and not isinstance(address, str):
+            raise TypeError(f"address must be a string or None, not {address!r}")
+        limit = checks.seconds("timeout", timeout, positive=True)
+        #: Seconds that bound each wait for the broker's answer.
+        self.timeout: float = math.inf if limit is None else limit
+        #: Where the broker is.
+        self.address: str = resolve(address)
+        refuse_unsafe(self.address)
+
+    def __repr__(self) -> str:
+        driver = getattr(self, "_driver", None)
+        state = "not connected" if driver is None else "closed" if driver.closing else "open"
+        return f"<{type(self).__name__} of {self.address}, {state}>"
+
+    # --- spawning ------------------------------------------------------------------------------
+
+    def _spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        **options: Any,
+    ) -> SpawnRecord:
+        arguments = checks.packed_arguments(args, kwargs)
+        row = checks.spawn_row(runtime, kind, fn, arguments=arguments, **options)
+        record = SpawnRecord(row.name, row.parent)
+        trouble = checks.too_large(row, arguments, self._driver.payload_limit)
+        if trouble is None:
+            self._driver.spawn(row, record)
+        else:  # never handed over, so it takes no number
+            self._driver.refuse([record], ("PayloadTooLargeError", trouble))
+        return record
+
+    def _spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        kwargs: Mapping[str, Any] | None,
+        **options: Any,
+    ) -> list[SpawnRecord]:
+        arguments: list[Payload] = [
+            checks.packed_arguments(item if isinstance(item, tuple) else (item,), kwargs)
+            for item in items
+        ]
+        row = checks.spawn_row(runtime, kind, fn, arguments=b"", **options)
+        if not arguments:
+            return []
+        look = Look()
+        records = [SpawnRecord(row.name, row.parent, look) for _ in arguments]
+        trouble = checks.batch_too_large(row, arguments, self._driver.payload_limit)
+        if trouble is None:
+            self._driver.spawn_many(row, arguments, records)
+        else:
+            self._driver.refuse(records, ("PayloadTooLargeError", trouble))
+        return records
+
+    # --- answers -------------------------------------------------------------------------------
+
+    def _read(self, ask: requests.Ask[T], reply: Reply) -> T:
+        """What the answer says; raises its refusal."""
+        if reply.trouble is not None:
+            raise outcomes.refusal(*reply.trouble)
+        return ask.convert(reply.answer)
+
+    def _raise_if_asked(self) -> None:
+        raise_if_asked(current_context())
+
+    # --- errors --------------------------------------------------------------------------------
+
+    def _unreachable(self, ready: Reply) -> QuiesceError:
+        """Why there is no connection after the timeout."""
+        if ready.trouble is not None:
+            return outcomes.refusal(*ready.trouble)
+        folder = endpoints(self.address).folder
+        if folder is None:
+            found = ""
+        elif Path(folder, "control").exists():
+            found = " Its socket file is there: the broker hangs, or has died and left it."
+        else:
+            found = f" There is no socket in {folder}."
+        return BrokerUnavailableError(
+            f"no broker answered at {self.address} within {self.timeout:g} s.{found} Start one with "
+            "`quiesce up`, or name another with address= or QUIESCE_ADDRESS"
+        )
+
+    def _unavailable(self, verb: str) -> BrokerUnavailableError:
+        """An answer that did not come."""
+        said = f" It said goodbye: {self._driver.leaving}." if self._driver.leaving else ""
+        return BrokerUnavailableError(
+            f"the broker at {self.address} has not answered {verb} in time (the client's timeout is "
+            f"{self.timeout:g} s).{said} Whether it was done is unknown. See `quiesce up`, `quiesce ps`"
+        )
+
+    def _unanswered(self, count: int) -> BrokerUnavailableError:
+        """Spawns without an answer at the end."""
+        return BrokerUnavailableError(
+            f"the broker at {self.address} has not answered {count} spawns within {self.timeout:g} s; the "
+            "client is closed, and whether they were registered is unknown"
+        )

@@ -1,0 +1,168 @@
+"""Arguments of the public verbs, checked at once, and made into what travels."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from quiesce.context import current_context
+from quiesce.protocol.callables import pack_arguments, pack_function
+from quiesce.protocol.codec import MAX_BYTES
+from quiesce.protocol.frames import Payload, as_payload
+from quiesce.protocol.from_client import ScopeFields
+from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
+from quiesce.registry.rows import SpawnRow
+
+RESTARTS: Final = ("never", "on-failure", "always")
+#: What one message may hold, less room for all that is not payload.
+_MESSAGE_LIMIT: Final = MAX_BYTES - 1024 * 1024
+#: Bytes around each payload on the wire, at most.
+_ROOM: Final = 8
+
+
+def text(what: str, value: object, *, optional: bool = True) -> None:
+    """TypeError or ValueError unless `value` is a string that can travel (or None, where optional)."""
+    if value is None and optional:
+        return
+    if not isinstance(value, str):
+        expected = "a string or None" if optional else "a string"
+        raise TypeError(f"{what} must be {expected}, not {value!r} of type {type(value).__name__}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{what} can't travel: {value!r} has lone surrogates") from None
+
+
+def seconds(what: str, value: float | None, *, positive: bool = False) -> float | None:
+    """As a float. TypeError or ValueError unless None, or a number of at least (or more than) 0."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
+    if math.isnan(value) or value < 0 or (positive and value == 0):
+        least = "more than 0" if positive else "0 or more"
+        raise ValueError(f"{what} must be {least} seconds or None, not {value!r}")
+    return float(value)
+
+
+def scope(
+    kind: str | None, tenant_id: str | None, timeline_id: str | None, runtime: str | None
+) -> ScopeFields:
+    """The four fields of a scope, checked."""
+    text("kind", kind)
+    text("tenant_id", tenant_id)
+    text("timeline_id", timeline_id)
+    text("runtime", runtime)
+    return (None if kind is None else str(kind), tenant_id, timeline_id, runtime)
+
+
+def task_id(value: object) -> int:
+    """A task id as it travels."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a task id is an int, not {value!r} of type {type(value).__name__}")
+    if not 1 <= value < 2**64:
+        raise ValueError(f"a task id is from 1 to 2**64 - 1, not {value}")
+    return value
+
+
+def caller() -> tuple[TaskId, Attempt] | None:
+    """The attempt that the calling code belongs to."""
+    task = current_context()
+    return None if task is None else (task.info.id, Attempt(task.info.attempt))
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """What a task is called that was given no name: the function's qualified name."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    return str(name)
+
+
+def spawn_row(
+    runtime: str,
+    kind: str,
+    fn: Callable[..., Any],
+    *,
+    arguments: Payload,
+    tenant_id: str | None,
+    timeline_id: str | None,
+    name: str | None,
+    shutdown_process_on_error: bool,
+    retries: int,
+    restart: str,
+    timeout: float | None,
+    unique_key: str | None,
+) -> SpawnRow:
+    """The row of a spawn, without its number. TypeError and ValueError say what is wrong with it."""
+    text("runtime", runtime, optional=False)
+    text("kind", kind, optional=False)
+    if not callable(fn):
+        raise TypeError(
+            f"fn must be callable, not {fn!r:.80}: pass the function itself and its arguments apart"
+        )
+    text("tenant_id", tenant_id)
+    text("timeline_id", timeline_id)
+    text("name", name)
+    text("unique_key", unique_key)
+    if not isinstance(shutdown_process_on_error, bool):
+        raise TypeError(
+            f"shutdown_process_on_error must be True or False, not {shutdown_process_on_error!r}"
+        )
+    if isinstance(retries, bool) or not isinstance(retries, int):
+        raise TypeError(f"retries must be an int, not {retries!r}")
+    if not 0 <= retries < 2**31:
+        raise ValueError(f"retries must be 0 or more, not {retries}")
+    if restart not in RESTARTS:
+        raise ValueError(f"restart must be one of {', '.join(RESTARTS)}, not {restart!r}")
+    return SpawnRow(
+        SpawnNumber(0),
+        str(runtime),
+        str(kind),
+        tenant_id,
+        timeline_id,
+        name_of(fn) if name is None else name,
+        shutdown_process_on_error,
+        retries,
+        restart,
+        seconds("timeout", timeout, positive=True),
+        unique_key,
+        caller(),
+        as_payload(pack_function(fn)),
+        arguments,
+    )
+
+
+def packed_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Payload:
+    """The arguments of one call."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs must be a mapping or None, not {kwargs!r}")
+    return as_payload(pack_arguments(args, kwargs))
+
+
+def too_large(row: SpawnRow, arguments: Payload, limit: int) -> str | None:
+    """Why these payloads can't go together to the broker; None if they can."""
+    size = len(row.function) + len(arguments)
+    if size <= limit:
+        return None
+    return (
+        f"function and arguments of {row.name} have {len(row.function)} + {len(arguments)} = {size} bytes; "
+        f"the limit is {limit} bytes. Hand over where the data is (a path, a key) instead of the data"
+    )
+
+
+def batch_too_large(row: SpawnRow, arguments: list[Payload], limit: int) -> str | None:
+    """Why none of these spawns can go to the broker; None if they can."""
+    total = 0
+    for index, item in enumerate(arguments):
+        trouble = too_large(row, item, limit)
+        if trouble is not None:
+            return f"item {index} of {len(arguments)}: {trouble}. None of them was spawned"
+        total += len(item) + _ROOM
+    if total <= _MESSAGE_LIMIT:
+        return None
+    return (
+        f"the arguments of {len(arguments)} spawns of {row.name} have {total} bytes together; the limit is "
+        f"{_MESSAGE_LIMIT} bytes, since all or none of them are registered. Make several calls"
+    )

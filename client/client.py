@@ -1,0 +1,490 @@
+"""Client: spawn, watch and stop tasks from threads."""
+
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, Final, TypeVar, overload
+
+from quiesce.client import requests
+from quiesce.client.base import BaseClient
+from quiesce.client.driver import Driver
+from quiesce.client.events import EventStream, Inbox
+from quiesce.client.handle import TaskHandle
+from quiesce.client.records import Reply
+from quiesce.client.waiting import wait_for
+from quiesce.registry.ids import TaskId
+from quiesce.registry.rows import StopRow
+from quiesce.values import (
+    BrokerInfo,
+    ClosedScope,
+    ShutdownReport,
+    TaskInfo,
+    TaskStacks,
+    WorkerInfo,
+)
+
+T = TypeVar("T")
+
+#: Seconds that closing may take beyond the wait for answers.
+_CLOSING: Final = 5.0
+
+
+class Client(BaseClient):
+    """A connection to a broker, for threads: any number of them may share it.
+
+        with Client() as client:
+            handle = client.spawn("background", "compaction", compact, path, tenant_id="acme")
+            print(handle.result())
+
+    Making one waits for the broker, so a program may start both at once. Leaving the block (or `close()`)
+    sends all that is pending and waits for the broker's answers to the spawns; tasks go on after it. A
+    client that nobody closes ends with its last reference or the interpreter, and says goodbye on the way.
+    It does not survive a fork: make one in the child.
+
+    Args:
+        address: of the broker; None: QUIESCE_ADDRESS, else the default.
+        key: for CURVE over tcp, which is not built yet: must be None.
+        timeout: seconds that bound every wait for the broker's answer. Not those of `result` and `wait`,
+            nor of `shutdown_tasks`: their own timeout counts.
+
+    Raises:
+        BrokerUnavailableError: no broker answered within `timeout`.
+        ConfigurationError: the address is none.
+        ProtocolError: the broker speaks another version.
+    """
+
+    def __init__(
+        self, address: str | None = None, *, key: object = None, timeout: float = 30.0
+    ) -> None:
+        self._begin(address, key, timeout, worker=0)
+
+    def _begin(self, address: str | None, key: object, timeout: float, worker: int) -> None:
+        super().__init__(address, key, timeout)
+        self._driver = Driver(self.address, worker)
+        self._finalizer = weakref.finalize(self, self._driver.retire)
+        self._finalizer.atexit = False  # the driver sees to that itself
+        ready = self._driver.ready
+        try:
+            if not wait_for(ready, self._driver.lock, self.timeout) or ready.trouble:
+                raise self._unreachable(ready)
+        except BaseException:
+            self._end(0)
+            raise
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._end(self.timeout)
+
+    def close(self) -> None:
+        """Send all that is pending, wait for the answers to the spawns, and part from the broker.
+
+        Tasks go on. Handles keep what they have; from then on they learn nothing more. Closing twice does
+        nothing.
+
+        Raises:
+            BrokerUnavailableError: some spawns were not answered within the client's timeout.
+        """
+        if self._end(self.timeout) and self._driver.unanswered_at_end:
+            raise self._unanswered(self._driver.unanswered_at_end)
+
+    def _end(self, timeout: float) -> bool:
+        """Close; whether it was this call that did."""
+        if self._driver.closing:
+            first = False
+        else:
+            first = True
+            self._driver.close(timeout)
+        wait_for(
+            self._driver.ended, self._driver.lock, timeout + _CLOSING, interruptible=False
+        )
+        self._driver.join(_CLOSING)
+        self._finalizer.detach()
+        return first
+
+    # --- spawning ------------------------------------------------------------------------------
+
+    @overload
+    def spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        /,
+        *args: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        name: str | None = None,
+        shutdown_process_on_error: bool = False,
+        retries: int = 0,
+        restart: str = "never",
+        timeout: float | None = None,
+        unique_key: str | None = None,
+    ) -> TaskHandle[T]: ...
+
+    @overload
+    def spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., T],
+        /,
+        *args: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        name: str | None = None,
+        shutdown_process_on_error: bool = False,
+        retries: int = 0,
+        restart: str = "never",
+        timeout: float | None = None,
+        unique_key: str | None = None,
+    ) -> TaskHandle[T]: ...
+
+    def spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        name: str | None = None,
+        shutdown_process_on_error: bool = False,
+        retries: int = 0,
+        restart: str = "never",
+        timeout: float | None = None,
+        unique_key: str | None = None,
+    ) -> TaskHandle[Any]:
+        """Run `fn(*args, **kwargs)` in a worker of `runtime`. Returns at once, without the broker's answer.
+
+        An importable function goes by reference; a lambda, a closure or a function of `__main__` by value.
+        An `async def` runs on the worker's event loop, anything else in a thread of it or its main thread.
+
+        Args:
+            runtime: the pool to run in.
+            kind: what the task is for: a TaskKind, or a name that the broker's configuration declares.
+            kwargs: keyword arguments for `fn`.
+            tenant_id, timeline_id: whom it works for; what stops and listings select by.
+            name: for people; None: the function's qualified name.
+            shutdown_process_on_error: if it fails, crashes or is lost unasked, the whole system stops in
+                order, and `quiesce up` exits 1.
+            retries: how often it is run again after it failed or its process died.
+            restart: "never"; "on-failure": run again whenever it fails or crashes, with growing pauses;
+                "always": also when it returns. For long-lived tasks; a stop ends it for good.
+            timeout: seconds that one execution may take; then it is stopped and ends with TaskTimeoutError.
+            unique_key: one live task at most per key within (kind, tenant, timeline): a second spawn gets
+                a handle of the first's task.
+
+        Raises:
+            TypeError, ValueError: an argument is unusable, or can't be pickled.
+            RuntimeError: the client is closed, or was made before a fork.
+
+        What the broker refuses is raised by the handle's `id`, `wait` and `result`.
+        """
+        record = self._spawn(
+            runtime,
+            kind,
+            fn,
+            args,
+            kwargs,
+            tenant_id=tenant_id,
+            timeline_id=timeline_id,
+            name=name,
+            shutdown_process_on_error=shutdown_process_on_error,
+            retries=retries,
+            restart=restart,
+            timeout=timeout,
+            unique_key=unique_key,
+        )
+        return TaskHandle(self, record)
+
+    @overload
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        iterable_of_args: Iterable[Any],
+        /,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        name: str | None = None,
+        shutdown_process_on_error: bool = False,
+        retries: int = 0,
+        restart: str = "never",
+        timeout: float | None = None,
+        unique_key: str | None = None,
+    ) -> list[TaskHandle[T]]: ...
+
+    @overload
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., T],
+        iterable_of_args: Iterable[Any],
+        /,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        name: str | None = None,
+        shutdown_process_on_error: bool = False,
+        retries: int = 0,
+        restart: str = "never",
+        timeout: float | None = None,
+        unique_key: str | None = None,
+    ) -> list[TaskHandle[T]]: ...
+
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Any],
+        iterable_of_args: Iterable[Any],
+        /,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        name: str | None = None,
+        shutdown_process_on_error: bool = False,
+        retries: int = 0,
+        restart: str = "never",
+        timeout: float | None = None,
+        unique_key: str | None = None,
+    ) -> list[TaskHandle[Any]]:
+        """Spawn one task for each item, all or none; their handles in the same order.
+
+        An item that is a tuple holds the positional arguments of one call; any other item is the only
+        argument (so a tuple as the only argument is written `((1, 2),)`). All else is shared, and as in
+        `spawn`. No items: no handles. If one is refused, all are.
+        """
+        records = self._spawn_many(
+            runtime,
+            kind,
+            fn,
+            iterable_of_args,
+            kwargs,
+            tenant_id=tenant_id,
+            timeline_id=timeline_id,
+            name=name,
+            shutdown_process_on_error=shutdown_process_on_error,
+            retries=retries,
+            restart=restart,
+            timeout=timeout,
+            unique_key=unique_key,
+        )
+        return [TaskHandle(self, record) for record in records]
+
+    # --- stopping ------------------------------------------------------------------------------
+
+    def shutdown_tasks(
+        self,
+        kind: str | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        runtime: str | None = None,
+        *,
+        grace: float | None = None,
+        timeout: float | None = None,
+        keep_closed: bool = False,
+        reason: str = "",
+    ) -> ShutdownReport:
+        """Stop every task in the scope, and return once there is evidence that each has ended.
+
+        None matches anything; a task without a tenant never matches a scope that names one. The scope is
+        closed meanwhile: spawns into it, this client's earlier ones included, are refused. A task that
+        calls this on a scope that covers itself is left out, and listed as `caller`.
+        (After neon's `task_mgr::shutdown_tasks`.)
+
+        Args:
+            grace: seconds from the request to force; None: as each kind is configured; inf: never force.
+            timeout: seconds for all of it; None: for ever.
+            keep_closed: leave the scope closed afterwards, until `reopen`.
+            reason: why; it reaches the tasks, the listings and the report.
+
+        Raises:
+            ShutdownTimeoutError: tasks are left after `timeout`; `.report` says which. The scope stays closed.
+            BrokerUnavailableError: no answer within `timeout` and the client's timeout together. Whether
+                the stop was begun is unknown.
+            ShutdownRequested: inside a task that is asked to stop; the stop goes on.
+        """
+        ask = requests.stop(
+            kind,
+            tenant_id,
+            timeline_id,
+            runtime,
+            grace=grace,
+            timeout=timeout,
+            keep_closed=keep_closed,
+            reason=reason,
+        )
+        return self._stop(ask, timeout).report
+
+    def stopped(
+        self,
+        kind: str | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        runtime: str | None = None,
+        *,
+        grace: float | None = None,
+        timeout: float | None = None,
+        reason: str = "",
+    ) -> AbstractContextManager[ShutdownReport]:
+        """A block in which the scope is stopped and stays closed: the safe way to remove its files.
+
+            with client.stopped(tenant_id="acme") as report:
+                shutil.rmtree(folder)
+
+        Entering does what `shutdown_tasks` does, and raises what it raises; after a ShutdownTimeoutError
+        the scope stays closed. Leaving opens the scope again, also when the body raises.
+        """
+        ask = requests.stop(
+            kind,
+            tenant_id,
+            timeline_id,
+            runtime,
+            grace=grace,
+            timeout=timeout,
+            hold=True,
+            reason=reason,
+        )
+        return self._stopped_block(ask, timeout)
+
+    @contextmanager
+    def _stopped_block(
+        self, ask: requests.Ask[requests.Stopped], timeout: float | None
+    ) -> Iterator[ShutdownReport]:
+        stop_id, report = self._stop(ask, timeout)
+        try:
+            yield report
+        finally:
+            self._ask(requests.release(stop_id))
+
+    def reopen(
+        self,
+        kind: str | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        runtime: str | None = None,
+    ) -> None:
+        """Forget the closures within this scope that were kept, or are left of stops that timed out.
+
+        Scopes of stops in progress, and of `stopped()` blocks, stay closed.
+        """
+        self._ask(requests.reopen(kind, tenant_id, timeline_id, runtime))
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def tasks(
+        self,
+        kind: str | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        runtime: str | None = None,
+        state: str | None = None,
+    ) -> list[TaskInfo]:
+        """The live tasks of a scope; with `state`, those in that state. "ended": from the bounded history."""
+        return self._ask(requests.list_tasks(kind, tenant_id, timeline_id, runtime, state))
+
+    def task(self, task_id: TaskId | int) -> TaskInfo:
+        """One task, live or in the bounded history. TaskNotFoundError: neither."""
+        return self._ask(requests.get_task(task_id))
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts, queues, CPU and memory by runtime, and what the broker counts of itself."""
+        return self._ask(requests.statistics())
+
+    def workers(self) -> list[WorkerInfo]:
+        """All worker processes that the broker knows."""
+        return self._ask(requests.workers())
+
+    def broker_info(self) -> BrokerInfo:
+        """The broker itself."""
+        return self._ask(requests.broker())
+
+    def stacks(
+        self,
+        kind: str | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        runtime: str | None = None,
+    ) -> list[TaskStacks]:
+        """The Python stacks of the running tasks in a scope; what has come within two seconds."""
+        return self._ask(requests.stacks(kind, tenant_id, timeline_id, runtime))
+
+    def closed_scopes(self) -> list[ClosedScope]:
+        """Every closed scope, with who holds it and why."""
+        return self._ask(requests.closed())
+
+    def stops(self) -> list[StopRow]:
+        """The stops in progress, by any client, and what each still waits for."""
+        return self._ask(requests.stops())
+
+    def events(self) -> EventStream:
+        """An iterator over what happens in the registry from now on.
+
+        Ends when it or the client is closed. `next` blocks; inside a task it ends with ShutdownRequested
+        when that task is asked to stop.
+        """
+        inbox = Inbox(self._driver.lock)
+        stream = EventStream(self._driver, inbox)
+        reply = self._driver.listen(inbox.feed)
+        try:
+            self._answer(requests.subscribe(), reply, self.timeout)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def _ask(self, ask: requests.Ask[T]) -> T:
+        return self._answer(ask, self._driver.ask(ask.message), self.timeout)
+
+    def _stop(
+        self, ask: requests.Ask[requests.Stopped], timeout: float | None
+    ) -> requests.Stopped:
+        """The broker keeps the stop's own timeout; beyond that and ours it is out of reach."""
+        limit = None if timeout is None else timeout + self.timeout
+        # A task that has been asked to stop begins nothing new.
+        self._raise_if_asked()
+        return self._answer(ask, self._driver.ask(ask.message), limit, interruptible=True)
+
+    def _answer(
+        self,
+        ask: requests.Ask[T],
+        reply: Reply,
+        timeout: float | None,
+        *,
+        interruptible: bool = False,
+    ) -> T:
+        try:
+            over = wait_for(reply, self._driver.lock, timeout, interruptible=interruptible)
+        except BaseException:
+            self._driver.abandon(reply)
+            raise
+        if not over:
+            self._driver.abandon(reply)
+            raise self._unavailable(ask.verb)
+        return self._read(ask, reply)
+
+

@@ -1,0 +1,108 @@
+"""Streams of events: one inbox for each, filled by the I/O thread, emptied by its reader."""
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from quiesce.client.waiting import Waitable, Waker, wait_for
+from quiesce.values import Event
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from quiesce.client.driver import Driver
+
+#: A reader that is slower loses the oldest, and is told so.
+LIMIT: Final = 10_000
+
+
+class Inbox:
+    """Between the I/O thread and a reader. The lock is the driver's."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._events: deque[Event] = deque()
+        self._missed = 0
+        self._missed_at = 0.0
+        #: Set when no more will come; the events so far can still be read.
+        self.ended = False
+        #: No reader is left. Written without the lock.
+        self.dropped = False
+        self._news: Waitable | None = None
+
+    def feed(self, events: list[Event] | None) -> bool:
+        """A listener of the driver."""
+        wakers: list[Waker] = []
+        with self._lock:
+            if events is None:
+                self.ended = True
+            else:
+                self._events.extend(events)
+                while len(self._events) > LIMIT:
+                    lost = self._events.popleft()
+                    self._missed += lost.data["count"] if lost.type == "missed" else 1
+                    self._missed_at = lost.at
+            if self._news is not None:
+                self._news.finish(wakers)
+                self._news = None
+        for waker in wakers:
+            waker()
+        return not self.dropped
+
+    def take(self) -> Event | Waitable | None:
+        """The next event; what to wait for if there is none yet; None at the end."""
+        with self._lock:
+            if self._missed:
+                count, self._missed = self._missed, 0
+                return Event(type="missed", at=self._missed_at, data={"count": count})
+            if self._events:
+                return self._events.popleft()
+            if self.ended:
+                return None
+            if self._news is None:
+                self._news = Waitable()
+            return self._news
+
+
+class EventStream:
+    """Iterates over events, from its making on; ends when it or its client is closed.
+
+    Events of type "missed" count (`data["count"]`) those that were dropped because the reader was too slow.
+    Also a context manager that closes it.
+    """
+
+    def __init__(self, driver: "Driver", inbox: Inbox) -> None:
+        self._driver = driver
+        self._inbox = inbox
+
+    def __iter__(self) -> "EventStream":
+        return self
+
+    def __next__(self) -> Event:
+        """Block until there is one. ShutdownRequested: inside a task that is asked to stop."""
+        while True:
+            found = self._inbox.take()
+            if isinstance(found, Event):
+                return found
+            if found is None:
+                raise StopIteration
+            wait_for(found, self._driver.lock, None)
+
+    def close(self) -> None:
+        """No more events: iterations end, in other threads too."""
+        self._driver.unlisten(self._inbox.feed)
+        self._inbox.feed(None)
+
+    def __enter__(self) -> "EventStream":
+        return self
+
+    def __exit__(
+        self,
+        kind: "type[BaseException] | None",
+        error: BaseException | None,
+        traceback: "TracebackType | None",
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._inbox.dropped = True  # a garbage collection must not take the lock: the next event sees it

@@ -1,0 +1,211 @@
+"""What a listing shows: pure reads of the state, as rows."""
+
+from typing import Any
+
+from quiesce.registry.ids import TaskId
+from quiesce.registry.records import EndedTask, Task
+from quiesce.registry.rows import ClosedRow, StopRow, TaskRow, WorkerRow
+from quiesce.registry.scope import Scope
+from quiesce.registry.state import State
+from quiesce.registry.states import State as TaskState
+
+#: Tasks named in one row of `stops`.
+NAMED = 20
+
+
+def live_row(state: State, task: Task) -> TaskRow:
+    """A live task."""
+    worker = state.workers.get(task.worker)
+    ask = task.ask
+    return TaskRow(
+        task.id,
+        task.attempt,
+        task.spawn.kind,
+        task.spawn.name,
+        task.spawn.runtime,
+        task.tenant_id,
+        task.timeline_id,
+        task.state,
+        ask is not None or bool(task.stops),
+        bool(task.lingering),
+        None,
+        None,
+        None,
+        "" if ask is None else ask.reason,
+        task.created_at,
+        task.started_at,
+        None,
+        task.last_check_at,
+        task.progress,
+        "" if worker is None else worker.host,
+        None if worker is None else worker.pid,
+        waiting_for(state, task),
+    )
+
+
+def waiting_for(state: State, task: Task) -> str:
+    """Why a task is not running, or has not ended though asked; "" if nothing holds it up."""
+    if task.lingering:
+        return f"what it began: {task.lingering}"
+    ask = task.ask
+    if ask is not None:
+        if ask.delivered_at is None:
+            return "its worker, to acknowledge the request to stop"
+        if ask.observed_at is None:
+            return "the task, to look: the request was delivered, never observed"
+        return "the task, to end: it has seen the request"
+    if task.state is not TaskState.QUEUED:
+        return ""
+    runtime = task.spawn.runtime
+    if not state.pool[runtime]:
+        return f"a worker of runtime {runtime!r}: none is connected"
+    if not state.allowed(task.tenant_id, task.spawn.kind):
+        return f"its kind's limit: max_running or max_running_per_tenant of {task.spawn.kind!r}"
+    return f"a free slot of runtime {runtime!r}"
+
+
+def ended_row(ended: EndedTask) -> TaskRow:
+    """A task of the history."""
+    return TaskRow(
+        ended.id,
+        ended.attempt,
+        ended.kind,
+        ended.name,
+        ended.runtime,
+        ended.tenant_id,
+        ended.timeline_id,
+        TaskState.ENDED,
+        ended.stopping,
+        False,
+        ended.outcome,
+        ended.evidence,
+        ended.exit_status,
+        ended.ask_reason,
+        ended.created_at,
+        ended.started_at,
+        ended.ended_at,
+        None,
+        ended.progress,
+        ended.host,
+        ended.worker_pid,
+        "",
+    )
+
+
+def tasks(state: State, scope: Scope, wanted: str | None) -> list[TaskRow]:
+    """The tasks of a scope: live ones (of one state, if named), or "ended" ones of the history."""
+    if wanted == TaskState.ENDED:
+        return [
+            ended_row(ended)
+            for ended in state.history.values()
+            if scope.matches(ended.kind, ended.tenant_id, ended.timeline_id, ended.runtime)
+        ]
+    return [
+        live_row(state, state.tasks[task_id])
+        for task_id in state.index.find(scope, state.tasks)
+        if wanted is None or state.tasks[task_id].state == wanted
+    ]
+
+
+def task(state: State, task_id: TaskId) -> TaskRow | None:
+    """One task, live or in the history."""
+    live = state.tasks.get(task_id)
+    if live is not None:
+        return live_row(state, live)
+    ended = state.history.get(task_id)
+    return None if ended is None else ended_row(ended)
+
+
+def workers(state: State) -> list[WorkerRow]:
+    """All living workers, by runtime and incarnation."""
+    rows = []
+    for runtime in sorted(state.pool):
+        for worker in state.pool[runtime].values():
+            supervisor = state.supervisors.get(worker.supervisor)
+            rows.append(
+                WorkerRow(
+                    runtime,
+                    worker.host,
+                    worker.pid,
+                    0 if supervisor is None else supervisor.pid,
+                    worker.incarnation,
+                    "exiting" if worker.exiting else "ready" if worker.attached else "starting",
+                    list(worker.tasks),
+                    worker.cpu_seconds,
+                    worker.memory_bytes,
+                )
+            )
+    return rows
+
+
+def closed(state: State) -> list[ClosedRow]:
+    """All closed scopes, oldest first."""
+    return [
+        ClosedRow(*closure.scope, closure.holder, closure.reason, closure.since)
+        for _, closure in sorted(state.closures.items())
+    ]
+
+
+def stops(state: State) -> list[StopRow]:
+    """All stops in progress and what they wait for."""
+    return [
+        StopRow(
+            stop.id,
+            str(stop.scope) if stop.task_id is None else f"task={stop.task_id}",
+            stop.reason,
+            stop.at,
+            len(stop.remaining),
+            [live_row(state, state.tasks[member]) for member in sorted(stop.remaining)[:NAMED]],
+        )
+        for stop in state.open_stops.values()
+    ]
+
+
+def statistics(state: State) -> dict[str, Any]:
+    """Counts of everything, by runtime and by kind. Plain values, fit for JSON."""
+    runtimes: dict[str, dict[str, Any]] = {}
+    for name, limits in state.runtimes.items():
+        pool = state.pool[name].values()
+        supervisors = [each for each in state.supervisors.values() if each.runtime == name]
+        runtimes[name] = {
+            "processes": len(pool),
+            "slots": limits.slots,
+            "queued": len(state.queues[name]),
+            "held": sum(len(worker.tasks) for worker in pool),
+            "running": 0,
+            "stopping": 0,
+            "ended": {
+                outcome: count
+                for (runtime, outcome), count in sorted(state.ended_total.items())
+                if runtime == name
+            },
+            "cpu_seconds": sum(each.cpu_seconds + each.ended_cpu for each in supervisors)
+            + sum(worker.cpu_seconds for worker in pool),
+            "memory_bytes": sum(each.memory_bytes for each in supervisors)
+            + sum(worker.memory_bytes for worker in pool),
+        }
+    kinds: dict[str, int] = {}
+    for worker in state.workers.values():
+        for task_id in worker.tasks:
+            task = state.tasks[task_id]
+            if task.state is TaskState.RUNNING:
+                runtimes[task.spawn.runtime]["running"] += 1
+                kinds[task.spawn.kind] = kinds.get(task.spawn.kind, 0) + 1
+            if task.ask is not None:
+                runtimes[task.spawn.runtime]["stopping"] += 1
+    return {
+        "epoch": state.epoch,
+        "started_at": state.epoch_at,
+        "state": "stopping" if state.stopping else "running",
+        "tasks": len(state.tasks),
+        "queued": sum(each["queued"] for each in runtimes.values()),
+        "running": sum(each["running"] for each in runtimes.values()),
+        "stopping": sum(each["stopping"] for each in runtimes.values()),
+        "spawned_total": state.spawned_total,
+        "ended_total": sum(state.ended_total.values()),
+        "runtimes": runtimes,
+        "running_kinds": dict(sorted(kinds.items())),
+        "sessions": len(state.sessions),
+        "stops": len(state.open_stops),
+        "closed": len(state.closures),
+    }

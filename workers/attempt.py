@@ -1,0 +1,131 @@
+"""One attempt: what it is, what its body came to, and how that is judged."""
+
+import asyncio
+import contextvars
+import traceback
+from enum import Enum, auto
+from typing import Any, Final, NamedTuple
+
+from quiesce.context import TaskContext
+from quiesce.errors import PayloadTooLargeError, ShutdownRequested
+from quiesce.protocol.callables import pack_exception, pack_value
+from quiesce.registry.ids import AttemptKey
+from quiesce.registry.rows import AssignRow
+from quiesce.registry.states import Outcome
+from quiesce.workers.scope import Scope
+from quiesce.workers.table import Phase
+
+PHASES: Final = {
+    Outcome.COMPLETED: Phase.COMPLETED,
+    Outcome.FAILED: Phase.FAILED,
+    Outcome.CANCELLED: Phase.CANCELLED,
+    Outcome.CRASHED: Phase.CRASHED,
+}
+
+
+class Verdict(NamedTuple):
+    """How an attempt ended. `result`: the pickled value or exception, as in EndedRow."""
+
+    outcome: Outcome
+    text: str
+    result: bytes
+
+
+class Where(Enum):
+    """Where the body of an attempt runs."""
+
+    NOWHERE = auto()
+    MAIN_THREAD = auto()
+    THREAD = auto()
+    LOOP = auto()
+
+
+class Attempt:
+    """One attempt in this process, from its Begin to its end."""
+
+    def __init__(self, row: AssignRow, task: TaskContext, scope: Scope) -> None:
+        self.key: AttemptKey = (row.task_id, row.attempt)
+        self.row = row
+        self.task = task
+        self.scope = scope
+        #: The body's context, in which `task` is the current one. Nothing else leaks between attempts.
+        self.context: Final = contextvars.Context()
+        self.where = Where.NOWHERE
+        #: The asyncio task of the body, if it runs on the loop.
+        self.root: asyncio.Task[Any] | None = None
+        #: Force has come: whatever it starts now is killed when it is seen.
+        self.forced = False
+        #: Set once the body has ended.
+        self.verdict: Verdict | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it has been asked to stop, by the broker's word or the supervisor's flag."""
+        task = self.task
+        return task.root.is_cancelled() or task.words[task.flag_index] == task.flag_key
+
+    def words(self) -> str:
+        """Who it is, for the log."""
+        row, info = self.row, self.task.info
+        return (
+            f"task {row.task_id}.{row.attempt} {row.kind} {row.name!r} "
+            f"(tenant {info.tenant_id!r}, timeline {info.timeline_id!r})"
+        )
+
+
+def judge(error: BaseException | None, asked: bool) -> Outcome:
+    """The table of section 5 of the design: what an attempt's body came to."""
+    if error is None:
+        return Outcome.COMPLETED
+    leaves = _leaves(error)
+    if all(isinstance(leaf, (ShutdownRequested, asyncio.CancelledError)) for leaf in leaves):
+        # Raised though nobody asked: its own doing, and no end that anybody waits for.
+        return Outcome.CANCELLED if asked else Outcome.FAILED
+    if any(
+        not isinstance(leaf, (Exception, ShutdownRequested, asyncio.CancelledError))
+        for leaf in leaves
+    ):
+        return Outcome.CRASHED
+    return Outcome.FAILED
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """What a group holds: a TaskGroup wraps even a ShutdownRequested of its children."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]
+
+
+def verdict_of(value: Any, error: BaseException | None, asked: bool, limit: int) -> Verdict:
+    """Judge and pack. A result that can't be sent makes the attempt fail, with words that say so."""
+    outcome = judge(error, asked)
+    if error is not None:
+        packed = pack_exception(error)
+        return Verdict(outcome, describe(error), packed if len(packed) <= limit else b"")
+    try:
+        packed = pack_value(value)
+    except Exception as unpicklable:
+        unpicklable.add_note(
+            f"The task returned normally, but its result (a {type(value).__qualname__}) can't be pickled, "
+            "so it can't be sent. Return plain data instead."
+        )
+        return Verdict(Outcome.FAILED, describe(unpicklable), pack_exception(unpicklable))
+    if len(packed) > limit:
+        large = PayloadTooLargeError(
+            f"the task returned normally, but its result of {len(packed)} bytes exceeds the limit of "
+            f"{limit} bytes; write it to storage and return its place, or raise the limit"
+        )
+        return Verdict(Outcome.FAILED, describe(large), pack_exception(large))
+    return Verdict(outcome, "", packed)
+
+
+def describe(error: BaseException) -> str:
+    """The traceback, from the body on: what the worker's own frames say helps nobody."""
+    trace = error.__traceback__
+    while trace is not None and _is_ours(trace.tb_frame.f_globals.get("__name__", "")):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith(("quiesce.workers.", "quiesce.protocol.")) or module == "quiesce.workers"

@@ -1,0 +1,125 @@
+"""The worker's event loop: one thread, made when the first coroutine comes, shared by all attempts."""
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from quiesce.context import TaskContext, _current
+from quiesce.errors import ShutdownRequested
+from quiesce.workers.hands import start_own
+from quiesce.workers.scope import Scope
+
+_log: Final = logging.getLogger("quiesce.worker")
+
+
+class LoopThread:
+    """An event loop that outlives whatever its tasks raise."""
+
+    def __init__(self, threads: int) -> None:
+        """`threads`: of its default executor, which `asyncio.to_thread` uses."""
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: The loop's thread, 0 before there is one.
+        self.ident = 0
+
+    @property
+    def running(self) -> asyncio.AbstractEventLoop | None:
+        """The loop, if there is one yet."""
+        return self._loop
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Run a function on the loop's thread, outside of every task."""
+        self._ensure().call_soon_threadsafe(function, *args, context=contextvars.Context())
+
+    def _ensure(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                loop.set_task_factory(_make_task)
+                loop.set_exception_handler(_on_exception)
+                pool = ThreadPoolExecutor(self._threads, thread_name_prefix="quiesce-to-thread")
+                loop.set_default_executor(pool)
+                thread = threading.Thread(
+                    target=self._run, args=(loop,), name="quiesce-loop", daemon=True
+                )
+                start_own(thread)
+                self.ident = thread.ident or 0
+                self._loop = loop
+            return self._loop
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        while True:
+            # SystemExit and KeyboardInterrupt of one task leave run_forever; its neighbours go on.
+            try:
+                loop.run_forever()
+            except BaseException as escaped:
+                _log.debug("%s left the event loop; it goes on", type(escaped).__name__)
+
+
+def _make_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+) -> "asyncio.Task[Any]":
+    """The task factory: what is made in the context of an attempt belongs to it."""
+    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
+    context = options.get("context")
+    attempt = _current.get() if context is None else context.get(_current)
+    if attempt is not None:
+        attempt.scope.add_task(task)
+    return task
+
+
+def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if isinstance(context.get("exception"), ShutdownRequested):
+        _log.debug("a coroutine ended by ShutdownRequested, and nobody looked")
+    else:
+        loop.default_exception_handler(context)
+
+
+def start_body(
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> "asyncio.Task[Any]":
+    """Make the task of an attempt's body. Raises what the call of the function raises."""
+    coro = context.run(function, *args, **kwargs)
+    return loop.create_task(coro, context=context)
+
+
+def cancel_children(scope: Scope, root: "asyncio.Task[Any] | None" = None) -> None:
+    """Cancel what an attempt has begun on this loop; on the loop's thread."""
+    for task in list(scope.tasks):
+        if task is not root:
+            task.cancel()
+
+
+def purge(loop: asyncio.AbstractEventLoop, ended: TaskContext) -> None:
+    """Cancel the callbacks that an attempt has left in the loop: nothing of it may run any more.
+
+    Timers, callbacks due now, and descriptors that are watched (a server it forgot). These are the
+    loop's private parts, the same from Python 3.11 to 3.14; where they are missing there is nothing to do.
+    """
+    for handle in [*getattr(loop, "_ready", ()), *getattr(loop, "_scheduled", ())]:
+        if _belongs(handle, ended):
+            handle.cancel()
+    selector = getattr(loop, "_selector", None)
+    watched = None if selector is None else selector.get_map()
+    for key in list((watched or {}).values()):
+        reader, writer = key.data if isinstance(key.data, tuple) else (None, None)
+        if _belongs(reader, ended):
+            loop._remove_reader(key.fd)  # type: ignore[attr-defined]  # see above
+        if _belongs(writer, ended):
+            loop._remove_writer(key.fd)  # type: ignore[attr-defined]  # see above
+
+
+def _belongs(handle: Any, ended: TaskContext) -> bool:
+    context = getattr(handle, "_context", None)
+    return context is not None and context.get(_current) is ended

@@ -1,0 +1,118 @@
+"""What running tasks may ask of their worker: the TaskPort of `quiesce.context`."""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from quiesce import errors
+from quiesce.context import TaskContext
+from quiesce.registry.ids import Attempt, AttemptKey
+from quiesce.workers.hooks import Nursery
+from quiesce.workers.worker_effects import Effects, Settle
+from quiesce.workers.worker_session import WorkerSession
+
+#: Seconds that associate_with waits for the broker.
+ANSWER_WITHIN: Final = 30.0
+
+
+class _Call:
+    """One waiting call of associate_with."""
+
+    __slots__ = ("answer", "answered", "task")
+
+    def __init__(self, task: TaskContext) -> None:
+        self.task = task
+        self.answered = threading.Event()
+        self.answer: Settle | None = None
+
+
+class Port:
+    """One for all attempts of a process. In a forked child it does nothing: the sockets are its parent's."""
+
+    def __init__(
+        self,
+        say: Callable[[Callable[[WorkerSession, float], Effects]], None],
+        nursery: Nursery,
+    ) -> None:
+        self._say = say
+        self._nursery = nursery
+        #: All and only the calls of associate_with that still wait.
+        self._calls: dict[int, _Call] = {}
+
+    def associate(self, task: TaskContext, tenant_id: str | None, timeline_id: str | None) -> None:
+        """Returns once the registry has it.
+
+        Raises:
+            BrokerUnavailableError: no answer in time; the registry may or may not have it.
+            QuiesceError: the broker refused; a class of `quiesce.errors`.
+        """
+        if self._nursery.in_child:
+            raise errors.NotInTaskError(
+                "associate_with() was called in a forked child process of a task. "
+                "Call it in the process that runs the task."
+            )
+        call = _Call(task)
+        request = 0
+
+        def ask(session: WorkerSession, now: float) -> Effects:
+            nonlocal request
+            request, effects = session.associate(key_of(task), tenant_id, timeline_id)
+            self._calls[request] = call
+            return effects
+
+        def give_up(session: WorkerSession, now: float) -> Effects:
+            self._calls.pop(request, None)
+            session.give_up(request)
+            return []
+
+        try:
+            self._say(ask)
+            answered = call.answered.wait(ANSWER_WITHIN)
+        finally:
+            self._say(give_up)
+        answer = call.answer
+        if not answered or answer is None:
+            raise errors.BrokerUnavailableError(
+                f"associate_with({tenant_id!r}, {timeline_id!r}) had no answer from the broker within "
+                f"{ANSWER_WITHIN:g} s; the registry may or may not have it. Call it again."
+            )
+        if answer.error is not None:
+            kind = getattr(errors, answer.error, errors.QuiesceError)
+            raise kind(answer.text)
+
+    def settle(self, answer: Settle) -> None:
+        """The broker has answered. The task sees the change even if its call was interrupted."""
+        call = self._calls.pop(answer.request, None)
+        if call is None:
+            return
+        if answer.error is None:
+            call.task.info = dataclasses.replace(
+                call.task.info, tenant_id=answer.tenant_id, timeline_id=answer.timeline_id
+            )
+        call.answer = answer
+        call.answered.set()
+
+    def report_progress(
+        self, task: TaskContext, done: float, total: float | None, note: str
+    ) -> None:
+        """Never blocks."""
+        if not self._nursery.in_child:
+            key = key_of(task)
+            whole = None if total is None else float(total)
+            self._say(lambda session, now: session.report_progress(key, float(done), whole, note, now))
+
+    def extend_grace(self, task: TaskContext, seconds: float) -> None:
+        """Never blocks."""
+        if not self._nursery.in_child:
+            self._say(lambda session, now: session.extend_grace(key_of(task), float(seconds)))
+
+    def observed(self, task: TaskContext) -> None:
+        """Never blocks."""
+        if not self._nursery.in_child:
+            self._say(lambda session, now: session.observed(key_of(task), now))
+
+
+def key_of(task: TaskContext) -> AttemptKey:
+    """The attempt that a task context belongs to."""
+    return task.info.id, Attempt(task.info.attempt)

@@ -1,0 +1,247 @@
+"""Runs the bodies of attempts, and sees each through to its end.
+
+    begin -> body (main thread, own thread, or loop) -> verdict -> all that it began has ended -> finish
+
+`finish` waits for the nested spawns, so it never runs on the loop's thread or the control thread.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from quiesce.context import enter
+from quiesce.errors import ShutdownRequested
+from quiesce.protocol.callables import is_async, unpack_arguments, unpack_function
+from quiesce.protocol.frames import payload_bytes
+from quiesce.registry.states import Outcome
+from quiesce.workers import hooks, loop as loops
+from quiesce.workers.attempt import Attempt, Verdict, Where, judge, verdict_of
+from quiesce.workers.hands import Hands
+from quiesce.workers.interrupt import Interrupt
+
+_log: Final = logging.getLogger("quiesce.task")
+
+#: Results of these types are pickled on the loop's thread; others elsewhere, since they may be large.
+_SMALL: Final = (type(None), bool, int, float)
+
+
+class Runner:
+    """One for a worker process."""
+
+    def __init__(
+        self,
+        slots: int,
+        nursery: hooks.Nursery,
+        interrupt: Interrupt,
+        finish: Callable[[Attempt, Verdict], None],
+    ) -> None:
+        """`finish` is called once for each attempt, in a thread that may wait."""
+        self._inline = slots == 1
+        self._nursery = nursery
+        self._interrupt = interrupt
+        self._finish = finish
+        self.limit = 2**63
+        self._hands = Hands("quiesce-slot")
+        self.loop = loops.LoopThread(threads=4 * slots + 32)
+
+    # --- the body ---------------------------------------------------------------------------------
+
+    def start(self, attempt: Attempt) -> None:
+        """Run an attempt that the table knows as begun. With one slot this may last as long as its body."""
+        attempt.context.run(enter, attempt.task)
+        if self._inline:
+            self._load_and_run(attempt, Where.MAIN_THREAD)
+        else:
+            self._hands.give(lambda: self._load_and_run(attempt, Where.THREAD))
+
+    def _load_and_run(self, attempt: Attempt, where: Where) -> None:
+        if attempt.is_asked:
+            self._end_body(attempt, None, ShutdownRequested("asked to stop before it began"))
+            return
+        attempt.context.run(
+            _log.debug, "%s begins", attempt.words()
+        )
+        attempt.where = where
+        ident = threading.get_ident()
+        attempt.scope.threads[ident] = threading.current_thread().name
+        interrupt = self._interrupt if where is Where.MAIN_THREAD else None
+        value, error = guarded(lambda: attempt.context.run(_load_and_call, attempt), interrupt, attempt)
+        if self._nursery.in_child:
+            leave_child(error)
+        attempt.scope.threads.pop(ident, None)
+        if isinstance(value, _Coroutine):
+            attempt.where = Where.LOOP
+            self.loop.call(self._start_on_loop, attempt, value)
+        else:
+            self._end_body(attempt, value, error)
+
+    def _start_on_loop(self, attempt: Attempt, body: "_Coroutine") -> None:
+        running = self.loop.running
+        assert running is not None, "we are on its thread"
+        try:
+            attempt.root = loops.start_body(
+                running, attempt.context, body.function, body.args, body.kwargs
+            )
+        except BaseException as error:
+            attempt.scope.hold(attempt, "its end")
+            self._pack_and_end(attempt, None, error)
+            return
+        attempt.root.add_done_callback(lambda root: self._on_root_done(attempt, root))
+
+    def _on_root_done(self, attempt: Attempt, root: "asyncio.Task[Any]") -> None:
+        """On the loop's thread: what the body left behind is cancelled, and awaited by the scope."""
+        error: BaseException | None
+        if root.cancelled():
+            error = asyncio.CancelledError("its coroutine was cancelled")
+        else:
+            error = root.exception()
+        # Held until the verdict: else the last child's end could come first.
+        attempt.scope.hold(attempt, "its end")
+        loops.cancel_children(attempt.scope, root)
+        self._pack_and_end(attempt, None if error is not None else root.result(), error)
+
+    def _pack_and_end(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
+        def end() -> None:
+            self._end_body(attempt, value, error)
+            attempt.scope.release(attempt)
+
+        if error is None and isinstance(value, _SMALL):
+            end()
+        else:
+            self._hands.give(end)
+
+    def _end_body(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
+        """Judge and pack (user code too: it may begin things), then wait for all that it began."""
+        asked = attempt.is_asked
+        try:
+            attempt.verdict = attempt.context.run(verdict_of, value, error, asked, self.limit)
+        except BaseException as failure:
+            _log.exception("the verdict on %s can't be packed", attempt.words())
+            outcome = judge(error or failure, asked)
+            attempt.verdict = Verdict(outcome, f"{error or failure!r}", b"")
+        if attempt.scope.end_body():
+            self.on_empty(attempt)
+
+    # --- after the body ---------------------------------------------------------------------------
+
+    def on_empty(self, attempt: Attempt) -> None:
+        """All that the attempt began has ended. Called once, in any thread."""
+        running = self.loop.running
+        if attempt.scope.used_loop and running is not None:
+            self.loop.call(self._purge_then_end, attempt)
+        elif threading.get_ident() == threading.main_thread().ident and self._inline:
+            self._end(attempt)
+        else:
+            self._hands.give(lambda: self._end(attempt))
+
+    def _purge_then_end(self, attempt: Attempt) -> None:
+        running = self.loop.running
+        if running is not None:
+            loops.purge(running, attempt.task)
+        self._hands.give(lambda: self._end(attempt))
+
+    def _end(self, attempt: Attempt) -> None:
+        verdict = attempt.verdict
+        assert verdict is not None, "the scope empties only after the body has ended"
+        attempt.context.run(_tell, attempt, verdict)
+        self._finish(attempt, verdict)
+
+    # --- force ------------------------------------------------------------------------------------
+
+    def force(self, attempt: Attempt) -> None:
+        """The grace is over: CancelledError into coroutines, an interrupt into what has the main thread."""
+        if attempt.where is Where.LOOP:
+            self.loop.call(self._cancel_all, attempt)
+        elif attempt.where is Where.MAIN_THREAD and not attempt.scope.body_over:
+            self._interrupt.send(attempt)
+        elif attempt.scope.used_loop:
+            self.loop.call(self._cancel_all, attempt)
+
+    def _cancel_all(self, attempt: Attempt) -> None:
+        if attempt.root is not None and not attempt.root.done():
+            attempt.root.cancel()
+        else:
+            loops.cancel_children(attempt.scope)
+
+
+class _Coroutine:
+    """A body for the loop."""
+
+    __slots__ = ("args", "function", "kwargs")
+
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+
+def _load_and_call(attempt: Attempt) -> Any:
+    """In the attempt's context: what loading imports and rebuilds is its doing, too."""
+    function = unpack_function(payload_bytes(attempt.row.function))
+    args, kwargs = unpack_arguments(payload_bytes(attempt.row.arguments))
+    if is_async(function):
+        return _Coroutine(function, args, kwargs)
+    return function(*args, **kwargs)
+
+
+def guarded(
+    call: Callable[[], Any], interrupt: Interrupt | None, attempt: Attempt
+) -> tuple[Any, BaseException | None]:
+    """The value of `call`, or what it raised; between `arm` and `disarm` an interrupt may raise.
+
+    The outer `try` catches one that hits the few instructions of ours after the body: it is disarmed by
+    the handler itself, so that it comes once.
+    """
+    value: Any = None
+    error: BaseException | None = None
+    try:
+        try:
+            if interrupt is not None:
+                interrupt.arm(attempt)
+            value = call()
+        except BaseException as raised:
+            error = raised
+        if interrupt is not None:
+            interrupt.disarm()
+    except ShutdownRequested as late:
+        if interrupt is not None:
+            interrupt.disarm()
+        error = error or late
+    return value, error
+
+
+def leave_child(error: BaseException | None) -> None:
+    """The body forked, and its child came back to us: it is no worker, and must not act as one."""
+    import os
+    import sys
+    import traceback
+
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _tell(attempt: Attempt, verdict: Verdict) -> None:
+    """The log line of an end. A forced or requested end is no error."""
+    outcome, words = verdict.outcome, attempt.words()
+    if outcome in (Outcome.COMPLETED, Outcome.CANCELLED):
+        _log.debug("%s ended: %s", words, outcome.value)
+    elif attempt.row.shutdown_process_on_error:
+        _log.error(
+            "%s %s; the whole system goes down because of it (shutdown_process_on_error):\n%s",
+            words,
+            outcome.value,
+            verdict.text,
+        )
+    else:
+        _log.error("%s %s:\n%s", words, outcome.value, verdict.text)

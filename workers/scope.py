@@ -1,0 +1,115 @@
+"""All that an attempt has begun and that has not ended: an attempt ends when this is empty.
+
+After neon's `Gate`, which counts guards; ours also names what each guard stands for, so that a stop can
+say what it still waits for.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+#: The hold for child processes: one for all, released by the sweep that finds none.
+PROCESSES: Final = "child processes"
+
+
+class Scope:
+    """What one attempt has begun. Thread-safe.
+
+    The body itself is the first hold. `on_empty` is called once, by whoever releases the last one.
+    """
+
+    def __init__(self, on_empty: Callable[[], None], on_processes: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._on_empty = on_empty
+        self._on_processes = on_processes
+        #: All and only what goes on, each with words for people.
+        self._holds: dict[object, str] = {}
+        self._body_over = False
+        self._empty = False
+        #: By ident: the threads that run code of this attempt now, with their names.
+        self.threads: dict[int, str] = {}
+        #: The asyncio tasks of this attempt that are not done.
+        self.tasks: set[asyncio.Task[Any]] = set()
+        #: It has had asyncio tasks: its callbacks may still be in the loop.
+        self.used_loop = False
+        #: How many child processes it has started or begun to start.
+        self.forks = 0
+
+    def hold(self, what: object, words: str) -> None:
+        """Something has begun."""
+        with self._lock:
+            self._holds[what] = words
+
+    def release(self, what: object) -> None:
+        """It has ended. Twice is harmless."""
+        with self._lock:
+            now_empty = self._drop(what)
+        if now_empty:
+            self._on_empty()
+
+    def _drop(self, what: object) -> bool:
+        self._holds.pop(what, None)
+        now_empty = self._body_over and not self._holds and not self._empty
+        self._empty = self._empty or now_empty
+        return now_empty
+
+    def end_body(self) -> bool:
+        """The body has ended. True if nothing else goes on: then `on_empty` is *not* called."""
+        with self._lock:
+            self._body_over = True
+            self._empty = not self._holds
+            sweep = PROCESSES in self._holds
+        if sweep:
+            self._on_processes()
+        return self._empty
+
+    @property
+    def body_over(self) -> bool:
+        """Whether the body has ended."""
+        return self._body_over
+
+    def fork(self) -> None:
+        """A child process is about to be started."""
+        with self._lock:
+            self.forks += 1
+            self._holds[PROCESSES] = PROCESSES
+            sweep = self._body_over
+        if sweep:
+            self._on_processes()
+
+    def no_processes(self, forks: int) -> bool:
+        """A sweep that began after `forks` starts has found none. False: one was started meanwhile."""
+        with self._lock:
+            if self.forks != forks:
+                return False
+            now_empty = self._drop(PROCESSES)
+        if now_empty:
+            self._on_empty()
+        return True
+
+    def words(self, processes: str = "") -> str:
+        """What goes on, for people."""
+        with self._lock:
+            held = [
+                processes if what is PROCESSES and processes else words
+                for what, words in self._holds.items()
+            ]
+        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
+        return ", ".join(held[:5]) + more
+
+    def add_task(self, task: "asyncio.Task[Any]") -> None:
+        """An asyncio task of this attempt was made; on its loop's thread."""
+        self.used_loop = True
+        self.tasks.add(task)
+        self.hold(task, f"coroutine {name_of(task.get_coro())}")
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: "asyncio.Task[Any]") -> None:
+        self.tasks.discard(task)
+        self.release(task)
+
+
+def name_of(thing: object) -> str:
+    """A function's or coroutine's name for people."""
+    return str(getattr(thing, "__qualname__", None) or type(thing).__qualname__)

@@ -1,0 +1,45 @@
+"""The Python stacks of one attempt, as texts: one for each thread that runs its code, and each coroutine."""
+
+import asyncio
+import sys
+import traceback
+from types import FrameType
+from typing import Any
+
+from quiesce.workers.scope import Scope, name_of
+
+
+def stacks_of(scope: Scope, loop: asyncio.AbstractEventLoop | None, loop_ident: int) -> list[str]:
+    """Taken while it runs: a coroutine may move on between two frames."""
+    frames = sys._current_frames()
+    texts = [
+        f"thread {name!r} ({ident}):\n" + _format(frames[ident])
+        for ident, name in list(scope.threads.items())
+        if ident in frames
+    ]
+    now = None if loop is None else asyncio.current_task(loop)
+    for task in list(scope.tasks):
+        if task is now and loop_ident in frames:
+            text = _format(frames[loop_ident])
+            texts.append(f"coroutine {name_of(task.get_coro())}, running:\n{text}")
+        else:
+            texts.append(f"coroutine {name_of(task.get_coro())}:\n" + _chain(task.get_coro()))
+    return texts
+
+
+def _format(frame: FrameType) -> str:
+    return "".join(traceback.format_stack(frame))
+
+
+def _chain(coro: Any) -> str:
+    """What a suspended coroutine awaits, outermost first."""
+    lines: list[str] = []
+    while coro is not None and len(lines) < 100:
+        frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)
+        if frame is None:
+            lines.append(f"  awaiting {coro!r:.200}\n")
+            break
+        summary = traceback.StackSummary.extract([(frame, frame.f_lineno)])
+        lines += traceback.format_list(summary)
+        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
+    return "".join(lines)

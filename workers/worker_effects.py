@@ -1,0 +1,118 @@
+"""What a worker session is told once, what it remembers, and what it wants done."""
+
+from typing import Any, NamedTuple
+
+from quiesce.registry.ids import Attempt, TaskId
+from quiesce.registry.rows import AssignRow
+
+
+class Identity(NamedTuple):
+    """What does not change while the process lives. `capacity`: attempts begun or held at once."""
+
+    runtime: str
+    supervisor: bytes
+    serial: int
+    pid: int
+    host: str
+    slots: int
+    capacity: int = 256
+
+
+class Control(NamedTuple):
+    """Send this on the control endpoint."""
+
+    message: Any
+
+
+class Data(NamedTuple):
+    """Send this on the data endpoint."""
+
+    message: Any
+
+
+class Begin(NamedTuple):
+    """Note this attempt in the table as begun, and run it."""
+
+    row: AssignRow
+
+
+class AskToStop(NamedTuple):
+    """Let this running attempt know that it is asked to stop. Comes once for each attempt."""
+
+    task_id: TaskId
+    attempt: Attempt
+    reason: str
+
+
+class ForceAttempt(NamedTuple):
+    """The grace of this running attempt is over. May come again."""
+
+    task_id: TaskId
+    attempt: Attempt
+
+
+class Forget(NamedTuple):
+    """The broker has the end of this attempt: its entry of the table is free."""
+
+    task_id: TaskId
+    attempt: Attempt
+
+
+class Settle(NamedTuple):
+    """The call of associate_with with this number is answered."""
+
+    request: int
+    tenant_id: str | None
+    timeline_id: str | None
+    error: str | None
+    text: str
+
+
+class Look(NamedTuple):
+    """Answer with the stacks of these attempts."""
+
+    request: int
+    keys: list[tuple[int, int]]
+
+
+class Limit(NamedTuple):
+    """No result may be larger than this, in bytes."""
+
+    payload_limit: int
+
+
+class Quit(NamedTuple):
+    """The process ends now, with this status."""
+
+    status: int
+    text: str
+
+
+Effect = Control | Data | Begin | AskToStop | ForceAttempt | Forget | Settle | Look | Limit | Quit
+Effects = list[Effect]
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+class Asked(NamedTuple):
+    """A running attempt that knows of its request to stop. `told`: by the broker, not by the flag alone."""
+
+    reason: str
+    delivered_at: float
+    observed_at: float | None
+    told: bool
+
+
+class Held(NamedTuple):
+    """An end that the broker has not yet taken. `send_at` is when it is sent again, after `interval`."""
+
+    outcome: str
+    evidence: str
+    begun_at: float | None
+    ended_at: float
+    observed_at: float | None
+    text: str
+    result: Any
+    send_at: float
+    interval: float
