@@ -112,9 +112,7 @@ class Config:
         )
 
 
-def load_config(
-    path: str | Path | None = None, env: Mapping[str, str] | None = None
-) -> Config:
+def load_config(path: str | Path | None = None, env: Mapping[str, str] | None = None) -> Config:
     """The configuration of `path`, QUIESCE_CONFIG or the current folder, changed by the environment.
 
     Raises ConfigurationError that lists all that is wrong, one line each.
@@ -245,9 +243,7 @@ class _Loader:
 
     # --- the environment
 
-    def _read_variables(
-        self, named: dict[str, dict[str, dict[str, Any]]], own: list[str]
-    ) -> None:
+    def _read_variables(self, named: dict[str, dict[str, dict[str, Any]]], own: list[str]) -> None:
         names = {
             "broker": [""],
             "runtimes": list(dict.fromkeys((*DEFAULT_RUNTIMES, *named["runtimes"]))),
@@ -292,8 +288,7 @@ class _Loader:
         ours = given.startswith(("QUIESCE_BROKER_", "QUIESCE_RUNTIMES_", "QUIESCE_KINDS_"))
         hint = nearest(given, (*valid, *_OTHER_VARIABLES))
         close = any(
-            SequenceMatcher(None, given, each).ratio() > 0.8
-            for each in (*valid, *_OTHER_VARIABLES)
+            SequenceMatcher(None, given, each).ratio() > 0.8 for each in (*valid, *_OTHER_VARIABLES)
         )
         if ours or close:
             self.problems.append(
@@ -301,9 +296,7 @@ class _Loader:
                 "and kinds that the defaults or the file declare)"
             )
 
-    def _refuse_replaced(
-        self, own: list[str], named: dict[str, dict[str, dict[str, Any]]]
-    ) -> None:
+    def _refuse_replaced(self, own: list[str], named: dict[str, dict[str, dict[str, Any]]]) -> None:
         """A variable of a default runtime that the file's own runtimes have replaced must not bring it back."""
         for name in list(named["runtimes"]):
             file_table = self.file.table.get("runtimes", {}) if self.file else {}

@@ -45,9 +45,7 @@ def _number(low: float, high: float, *, infinite: bool = False) -> Check:
 def _whole(low: int, high: int) -> Check:
     def check(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise RefusedError(
-                f"expected a whole number from {low} to {high}, got {shown(value)}"
-            )
+            raise RefusedError(f"expected a whole number from {low} to {high}, got {shown(value)}")
         return value
 
     return check

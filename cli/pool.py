@@ -100,7 +100,10 @@ class Pool:
                         # Not ours to reap: the supervisor had done so, without saying what it saw.
                         statuses.get(place.pid, -9),
                         True,
-                        [[row.task_id, row.attempt, row.phase.name.lower()] for row in place.phases],
+                        [
+                            [row.task_id, row.attempt, row.phase.name.lower()]
+                            for row in place.phases
+                        ],
                     ]
                     for place in self.table.account()
                 ],

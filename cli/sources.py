@@ -89,9 +89,7 @@ def read_file(path: Path) -> File:
         for name in prefix:
             table = table.get(name, {})
             if not isinstance(table, dict):
-                raise ConfigurationError(
-                    f"{path}: [{name}]: expected a table, got {shown(table)}"
-                )
+                raise ConfigurationError(f"{path}: [{name}]: expected a table, got {shown(table)}")
     return File(path, prefix, table, dict(_lines(text, prefix)))
 
 

@@ -237,7 +237,7 @@ class Up:
 
     def _on_supervisor_ended(self, pool: Pool, status: int) -> None:
         pool.supervisor_ended(status)
-        if status != 0 and self.state in (RUNNING, STOPPING):
+        if status != 0 and self.state != KILLING:
             say(pool.story())
 
     # --- time

@@ -1,9 +1,10 @@
 """What Client and AsyncClient share: all that does not wait."""
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from quiesce.client import checks, outcomes, requests
 from quiesce.client.driver import Driver
@@ -16,11 +17,15 @@ from quiesce.protocol.frames import Payload
 
 T = TypeVar("T")
 
+#: Seconds that closing may take beyond the wait for answers.
+CLOSING: Final = 5.0
+
 
 class BaseClient:
     """Address, timeout and driver. Not made by users."""
 
     _driver: Driver
+    _finalizer: "weakref.finalize[[], BaseClient]"
 
     def __init__(self, address: str | None, key: object, timeout: float) -> None:
         if key is not None:
@@ -35,6 +40,12 @@ class BaseClient:
         #: Where the broker is.
         self.address: str = resolve(address)
         refuse_unsafe(self.address)
+
+    def _start(self, worker: int) -> None:
+        """Begin to connect. The driver refers to nothing of the client, so that the client can go."""
+        self._driver = Driver(self.address, worker)
+        self._finalizer = weakref.finalize(self, self._driver.retire)
+        self._finalizer.atexit = False  # the driver sees to that itself
 
     def __repr__(self) -> str:
         driver = getattr(self, "_driver", None)

@@ -1,14 +1,12 @@
 """Client: spawn, watch and stop tasks from threads."""
 
-import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Final, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from quiesce.client import requests
-from quiesce.client.base import BaseClient
-from quiesce.client.driver import Driver
+from quiesce.client.base import CLOSING, BaseClient
 from quiesce.client.events import EventStream, Inbox
 from quiesce.client.handle import TaskHandle
 from quiesce.client.records import Reply
@@ -25,9 +23,6 @@ from quiesce.values import (
 )
 
 T = TypeVar("T")
-
-#: Seconds that closing may take beyond the wait for answers.
-_CLOSING: Final = 5.0
 
 
 class Client(BaseClient):
@@ -61,9 +56,7 @@ class Client(BaseClient):
 
     def _begin(self, address: str | None, key: object, timeout: float, worker: int) -> None:
         super().__init__(address, key, timeout)
-        self._driver = Driver(self.address, worker)
-        self._finalizer = weakref.finalize(self, self._driver.retire)
-        self._finalizer.atexit = False  # the driver sees to that itself
+        self._start(worker)
         ready = self._driver.ready
         try:
             if not wait_for(ready, self._driver.lock, self.timeout) or ready.trouble:
@@ -105,10 +98,8 @@ class Client(BaseClient):
         else:
             first = True
             self._driver.close(timeout)
-        wait_for(
-            self._driver.ended, self._driver.lock, timeout + _CLOSING, interruptible=False
-        )
-        self._driver.join(_CLOSING)
+        wait_for(self._driver.ended, self._driver.lock, timeout + CLOSING, interruptible=False)
+        self._driver.join(CLOSING)
         self._finalizer.detach()
         return first
 
@@ -460,9 +451,7 @@ class Client(BaseClient):
     def _ask(self, ask: requests.Ask[T]) -> T:
         return self._answer(ask, self._driver.ask(ask.message), self.timeout)
 
-    def _stop(
-        self, ask: requests.Ask[requests.Stopped], timeout: float | None
-    ) -> requests.Stopped:
+    def _stop(self, ask: requests.Ask[requests.Stopped], timeout: float | None) -> requests.Stopped:
         """The broker keeps the stop's own timeout; beyond that and ours it is out of reach."""
         limit = None if timeout is None else timeout + self.timeout
         # A task that has been asked to stop begins nothing new.
@@ -486,5 +475,3 @@ class Client(BaseClient):
             self._driver.abandon(reply)
             raise self._unavailable(ask.verb)
         return self._read(ask, reply)
-
-

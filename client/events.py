@@ -1,10 +1,12 @@
 """Streams of events: one inbox for each, filled by the I/O thread, emptied by its reader."""
 
+import asyncio
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
-from quiesce.client.waiting import Waitable, Waker, wait_for
+from quiesce.client.waiting import LoopBell, Waitable, Waker, wait_for, wait_for_async
 from quiesce.values import Event
 
 if TYPE_CHECKING:
@@ -105,4 +107,60 @@ class EventStream:
         self.close()
 
     def __del__(self) -> None:
-        self._inbox.dropped = True  # a garbage collection must not take the lock: the next event sees it
+        self._inbox.dropped = (
+            True  # a garbage collection must not take the lock: the next event sees it
+        )
+
+
+class AsyncEventStream:
+    """`EventStream`, for `async for` and `async with`."""
+
+    def __init__(
+        self,
+        driver: "Driver",
+        inbox: Inbox,
+        bell: LoopBell,
+        subscribed: Coroutine[Any, Any, None],
+    ) -> None:
+        self._driver = driver
+        self._inbox = inbox
+        self._bell = bell
+        #: Done once the broker has answered the subscription.
+        self._subscribed = asyncio.ensure_future(subscribed)
+
+    def __aiter__(self) -> "AsyncEventStream":
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event. ShutdownRequested: inside a task that is asked to stop."""
+        if not self._subscribed.done():
+            await asyncio.wait([self._subscribed])  # shared: a cancelled reader must not cancel it
+        if not self._inbox.ended:
+            self._subscribed.result()
+        while True:
+            found = self._inbox.take()
+            if isinstance(found, Event):
+                return found
+            if found is None:
+                raise StopAsyncIteration
+            await wait_for_async(found, self._driver.lock, None, self._bell)
+
+    async def aclose(self) -> None:
+        """No more events: iterations end."""
+        self._subscribed.cancel()
+        self._driver.unlisten(self._inbox.feed)
+        self._inbox.feed(None)
+
+    async def __aenter__(self) -> "AsyncEventStream":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: "type[BaseException] | None",
+        error: BaseException | None,
+        traceback: "TracebackType | None",
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._inbox.dropped = True  # as EventStream

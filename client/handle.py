@@ -205,5 +205,3 @@ def not_ended(record: SpawnRecord, timeout: float | None) -> TimeoutError:
     """A wait has run out."""
     task = f"task {record.task_id}" if record.task_id else "the task (not yet answered)"
     return TimeoutError(f"{task} ({record.name}) has not ended within {timeout} s; it goes on")
-
-

@@ -7,9 +7,7 @@ from quiesce.context import current_context
 class NestedClient(Client):
     """Shared by all tasks of a worker; ended by the worker, never by a task."""
 
-    def __init__(
-        self, address: str | None, worker_incarnation: int, timeout: float = 30.0
-    ) -> None:
+    def __init__(self, address: str | None, worker_incarnation: int, timeout: float = 30.0) -> None:
         self._begin(address, None, timeout, worker_incarnation)
 
     def wait_spawned(self, parent: tuple[int, int], timeout: float) -> bool:

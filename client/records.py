@@ -59,9 +59,7 @@ class SpawnRecord(Waitable):
         "value",
     )
 
-    def __init__(
-        self, name: str, parent: tuple[int, int] | None, look: Look | None = None
-    ) -> None:
+    def __init__(self, name: str, parent: tuple[int, int] | None, look: Look | None = None) -> None:
         super().__init__()
         self.name = name
         self.parent = parent

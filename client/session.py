@@ -1,18 +1,20 @@
 """The client session machine: all that a client knows of its conversation with the broker.
 
-Pure: `handle(event) -> effects`, no sockets, no clock, no randomness. One conversation has two channels,
-control and data, each in one of three states:
+Pure: `handle(event) -> effects`, no sockets, no clock, no randomness. One conversation has two
+channels, control and data. Control greets first, data once control has been welcomed:
 
-    DOWN --Connected--> GREETING --Welcome--> READY
-    READY --HelloWanted--> GREETING           any --Disconnected--> DOWN
+    control   DOWN --Connected--> GREETING --Welcome--> READY
+    data      DOWN --Connected--> WAITING --control READY--> GREETING --Welcome--> READY
 
-Hello is said on entering GREETING. Everything that is unanswered goes out (again) on entering READY, and
-what is wanted later goes out at once, so a channel in another state holds back and loses nothing: the
-broker knows spawns by their number in the session and answers each once.
+HelloWanted on either, and a lost connection, lead back to a Hello on control; data waits meanwhile.
+So no spawn is ever sent again before the broker has said, on control, that it still knows the session.
+Everything that is unanswered goes out (again) on entering READY, and what is wanted later goes out at
+once: a channel in another state holds back and loses nothing, since the broker knows spawns by their
+number in the session and answers each once.
 
-A broker that has forgotten the session (Welcome says so on a channel where it had welcomed us before)
-can't tell what became of the spawns it was sent: they end as unknown, never as failed. What was never
-sent goes into a new session.
+A broker that has forgotten the session (Welcome says so, where it had welcomed us before) can't tell
+what became of the spawns it was sent: they end as unknown, never as failed. What was never sent goes
+into a new session.
 """
 
 from collections.abc import Callable
@@ -53,6 +55,7 @@ from quiesce.registry.ids import SpawnNumber
 from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow
 
 DOWN: Final = "down"
+WAITING: Final = "waiting"
 GREETING: Final = "greeting"
 READY: Final = "ready"
 
@@ -74,7 +77,8 @@ class ClientSession:
         self.worker = worker
         self.epoch = 0
         self.payload_limit = 0
-        #: State of each channel, and whether this session was ever welcomed there.
+        #: State of each channel (data is GREETING or READY only while control is READY), and where this
+        #: session was ever welcomed.
         self.channels: dict[str, str] = {CONTROL: DOWN, DATA: DOWN}
         self.welcomed: set[str] = set()
         self.left = False
@@ -167,19 +171,30 @@ class ClientSession:
     # --- time and transport ------------------------------------------------------------------
 
     def on_connected(self, event: Connected, effects: list[Effect]) -> None:
-        self._greet(event.channel, effects)
+        if event.channel == CONTROL:
+            self._greet(effects)
+            return
+        self.channels[DATA] = WAITING
+        if self.channels[CONTROL] != READY:
+            return
+        if DATA in self.welcomed:
+            self._greet(effects)  # whoever is there now may not know us: ask on control first
+        else:
+            self._greet_data(effects)
 
     def on_disconnected(self, event: Disconnected, effects: list[Effect]) -> None:
         self.channels[event.channel] = DOWN
+        if event.channel == CONTROL and self.channels[DATA] != DOWN:
+            self.channels[DATA] = WAITING
 
     def on_heartbeat_due(self, event: HeartbeatDue, effects: list[Effect]) -> None:
         """On both channels, since the broker may have lost either. An unanswered Hello is said again."""
+        if GREETING in self.channels.values():
+            self._greet(effects)
         for channel, state in self.channels.items():
             if state == READY:
                 beat = from_client.Heartbeat(self.answered_through - self.base)
                 effects.append(Send(channel, beat))
-            elif state == GREETING:
-                self._greet(channel, effects)
 
     def on_turn_ended(self, event: TurnEnded, effects: list[Effect]) -> None:
         if self.taken and self.channels[DATA] == READY:
@@ -200,9 +215,7 @@ class ClientSession:
         else:
             self._on_reply(event.message, effects)
 
-    def _on_welcome(
-        self, channel: str, message: to_client.Welcome, effects: list[Effect]
-    ) -> None:
+    def _on_welcome(self, channel: str, message: to_client.Welcome, effects: list[Effect]) -> None:
         if abs(message.version - PROTOCOL_VERSION) > 1:
             text = (
                 f"the broker speaks version {message.version} of the protocol, this client "
@@ -215,23 +228,27 @@ class ClientSession:
         if not message.known and channel in self.welcomed:
             self._forget_session(effects)
             return
+        if channel == DATA and message.epoch != self.epoch:
+            self._greet(effects)  # the broker has restarted since it welcomed us on control
+            return
         self.epoch = message.epoch
         self.payload_limit = message.payload_limit
         self.welcomed.add(channel)
         self.channels[channel] = READY
         if channel == CONTROL:
             self._resend_requests(effects)
+            if self.channels[DATA] == WAITING:
+                self._greet_data(effects)
         else:
             self._resend_spawns(effects)
-        if all(state == READY for state in self.channels.values()):
             effects.append(Ready(message.epoch, message.payload_limit))
 
     def _on_hello_wanted(
         self, channel: str, message: to_client.HelloWanted, effects: list[Effect]
     ) -> None:
-        """While greeting, it answers something sent before our Hello, which has yet to arrive."""
+        """In other states it answers something sent before our Hello, which has yet to arrive."""
         if self.channels[channel] == READY:
-            self._greet(channel, effects)
+            self._greet(effects)
 
     def _on_alive(self, channel: str, message: to_client.Alive, effects: list[Effect]) -> None:
         pass
@@ -295,9 +312,7 @@ class ClientSession:
     def _on_event(self, channel: str, message: to_client.Event, effects: list[Effect]) -> None:
         effects.append(EventArrived(message))
 
-    def _on_goodbye(
-        self, channel: str, message: to_client.Goodbye, effects: list[Effect]
-    ) -> None:
+    def _on_goodbye(self, channel: str, message: to_client.Goodbye, effects: list[Effect]) -> None:
         effects.append(BrokerLeaving(message.reason))
 
     def _on_reply(self, message: Any, effects: list[Effect]) -> None:
@@ -311,12 +326,21 @@ class ClientSession:
 
     # --- parts -------------------------------------------------------------------------------
 
-    def _greet(self, channel: str, effects: list[Effect]) -> None:
-        self.channels[channel] = GREETING
-        hello = from_client.Hello(
+    def _greet(self, effects: list[Effect]) -> None:
+        """Say Hello on control; data waits for the answer."""
+        if self.channels[DATA] != DOWN:
+            self.channels[DATA] = WAITING
+        self.channels[CONTROL] = GREETING
+        effects.append(Send(CONTROL, self._hello(CONTROL)))
+
+    def _greet_data(self, effects: list[Effect]) -> None:
+        self.channels[DATA] = GREETING
+        effects.append(Send(DATA, self._hello(DATA)))
+
+    def _hello(self, channel: str) -> from_client.Hello:
+        return from_client.Hello(
             PROTOCOL_VERSION, self.session, channel, self.pid, self.host, self.worker
         )
-        effects.append(Send(channel, hello))
 
     def _is_unanswered(self, key: int) -> bool:
         return key in self.unanswered or key in self.member_of

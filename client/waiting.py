@@ -60,6 +60,11 @@ class Waitable:
                     self.wakers.remove(waker)
 
 
+def _is_over(thing: Waitable) -> bool:
+    """Read anew: another thread may have written it since (which a type checker doesn't see)."""
+    return thing.over
+
+
 def remaining(deadline: float | None) -> float | None:
     """Seconds to a monotonic deadline, at least 0; None for none."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -104,7 +109,7 @@ def wait_for(
             gate.acquire()
         else:
             gate.acquire(timeout=min(max(timeout, 0.0), _LONGEST))
-        if thing.over:
+        if _is_over(thing):
             return True
         raise_if_asked(task)
         return False
@@ -162,7 +167,7 @@ async def wait_for_async(
             await future
         else:
             await asyncio.wait([future], timeout=min(max(timeout, 0.0), _LONGEST))
-        if thing.over:
+        if _is_over(thing):
             return True
         raise_if_asked(task)
         return False

@@ -288,7 +288,7 @@ class _TravelledClasses:
             return known
 
     def receive(self, mark: bytes, members: Mapping[str, Any], make: Callable[[], type]) -> type:
-        """The class with this id: of our own, else the copy, brought up to date, else a new copy."""
+        """The class with this id: our own, else the copy, brought up to date, else a new copy."""
         own = self._own.get(mark)
         if own is not None:
             return own
@@ -324,7 +324,7 @@ _classes: Final = _TravelledClasses()
 
 @functools.cache
 def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A pickler and an unpickler. Late, because importing dill takes long and most never need it."""
+    """A pickler and an unpickler. Late: importing dill takes long, and most never need it."""
     import dill
 
     class Pickler(dill.Pickler):  # type: ignore[misc]  # dill is untyped
@@ -338,9 +338,13 @@ def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
                 return _make_type_variable, (obj.__name__, obj.__constraints__, *flags)
             if not isinstance(obj, type) or not _has_no_name(obj):
                 return NotImplemented
-            mark = _classes.mark(obj)
+            try:
+                mark = _classes.mark(obj)
+            except TypeError:  # built in under a name of its own; dill knows these
+                return NotImplemented
             if isinstance(obj, enum.EnumMeta):
-                values = {name: member._value_ for name, member in obj.__members__.items()}
+                members: Mapping[str, enum.Enum] = obj.__members__
+                values = {name: member._value_ for name, member in members.items()}
                 return _reduce_class(obj, _make_enum, mark, obj.__name__, obj.__bases__, values)
             if obj.__bases__ == (tuple,) and hasattr(obj, "_field_defaults"):
                 named: Any = obj
@@ -366,7 +370,8 @@ def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def _has_no_name(obj: Any) -> bool:
     """Whether no other process finds this class or type variable by its module and name."""
-    found: Any = None if _is_main(obj.__module__) else sys.modules.get(obj.__module__)
+    module = obj.__module__
+    found: Any = None if module is None or _is_main(module) else sys.modules.get(module)
     for part in getattr(obj, "__qualname__", obj.__name__).split("."):
         found = getattr(found, part, None)
     return found is not obj
@@ -408,6 +413,7 @@ def _reduce_class(cls: type, make: Callable[..., type], mark: bytes, *args: Any)
     members["__qualname__"] = cls.__qualname__
     parts = {}
     if isinstance(cls, enum.EnumMeta):
+        member: Any
         for name, member in cls.__members__.items():
             members.pop(name, None)
             parts[name] = {k: v for k, v in vars(member).items() if k != "__objclass__"}
@@ -426,8 +432,8 @@ def _make_enum(mark: bytes, name: str, bases: tuple[Any, ...], values: dict[str,
     def make() -> type:
         kind = type(bases[-1])
         body = kind.__prepare__(name, bases)
-        for member, value in values.items():
-            body[member] = value
+        for each, value in values.items():
+            body[each] = value
         made: type = kind(name, bases, body)
         return made
 

@@ -5,82 +5,54 @@ transition that is not in `states.LEGAL` raises RegistryFault with the task's st
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from quiesce.registry import facts
+from quiesce.registry import apply_stops, facts
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
     Epoch,
     Incarnation,
-    RequestNumber,
     SessionId,
     SpawnNumber,
-    StopId,
     TaskId,
 )
 from quiesce.registry.records import (
     Ask,
-    Closure,
     EndedTask,
     Session,
-    Stop,
     Supervisor,
     Task,
     Worker,
+    stopped_row,
 )
-from quiesce.registry.rows import ResultRow, SpawnAnswer, StoppedRow
+from quiesce.registry.rows import ResultRow, SpawnAnswer
 from quiesce.registry.state import State
 from quiesce.registry.states import LEGAL
 from quiesce.registry.states import State as TaskState
 
-#: How many reports of ended stops a session may ask for again.
-REPORTS_KEPT: Final = 16
+_K = TypeVar("_K")
 
 
-class RegistryFault(Exception):
-    """The registry was about to break its own rules. The text tells the task's story."""
+class RegistryFault(Exception):  # noqa: N818 - a bug of ours, no error that a caller could handle
+    """The registry was about to break its own rules, or has. The text tells the story."""
+
+
+def story(task: Task) -> str:
+    """All that may explain how a task came to where it is."""
+    return (
+        f"task {task.id}.{task.attempt} ({task.spawn.kind} {task.spawn.name!r} of tenant "
+        f"{task.tenant_id!r}, timeline {task.timeline_id!r}), {task.state}, worker {task.worker}, "
+        f"assignment {task.assign_number}, asked to stop: {task.ask is not None}, "
+        f"stops {sorted(task.stops)}"
+    )
 
 
 def move(task: Task, to: TaskState) -> None:
     """The one place where a task's state changes."""
     if to not in LEGAL[task.state]:
-        raise RegistryFault(
-            f"task {task.id}.{task.attempt} ({task.spawn.kind} {task.spawn.name!r}) can't go from "
-            f"{task.state} to {to}: worker {task.worker}, assignment {task.assign_number}, "
-            f"asked to stop: {task.ask is not None}, stops {sorted(task.stops)}"
-        )
+        raise RegistryFault(f"can't go from {task.state} to {to}: {story(task)}")
     task.state = to
-
-
-def stopped_row(
-    task: Task,
-    outcome: str | None = None,
-    evidence: str | None = None,
-    exit_status: int | None = None,
-    stopped_at: float | None = None,
-) -> StoppedRow:
-    """A task as a row of a report; its times are made to be ordered."""
-    ask = task.ask
-    requested = delivered = observed = None
-    if ask is not None:
-        requested, delivered, observed = ask.at, ask.delivered_at, ask.observed_at
-    return StoppedRow(
-        task.id,
-        task.attempt,
-        task.spawn.kind,
-        task.spawn.name,
-        task.spawn.runtime,
-        task.tenant_id,
-        task.timeline_id,
-        outcome,
-        evidence,
-        exit_status,
-        requested,
-        delivered,
-        observed,
-        stopped_at,
-    )
 
 
 # --- sessions -------------------------------------------------------------------------------------
@@ -98,8 +70,9 @@ def session_opened(state: State, fact: facts.SessionOpened) -> None:
 
 def session_closed(state: State, fact: facts.SessionClosed) -> None:
     session = state.sessions.pop(SessionId(fact.session))
-    for stop_id in session.reports.values():
-        state.stops.pop(stop_id, None)
+    apply_stops.sessions_stops(state, session)
+    for number, holder in session.parked.items():
+        _unpark(state, holder, session.id, number)
 
 
 def answers_forgotten(state: State, fact: facts.AnswersForgotten) -> None:
@@ -122,6 +95,21 @@ def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
     if session is not None:
         session.answers[answer.number] = answer
         session.spawned = max(session.spawned, answer.number)
+        holder = session.parked.pop(answer.number, None)
+        if holder is not None:
+            _unpark(state, holder, session.id, answer.number)
+
+
+def _unpark(state: State, holder: TaskId, session_id: SessionId, number: int) -> None:
+    task = state.tasks[holder]
+    task.parked = [
+        (session, row)
+        for session, row in task.parked
+        if session != session_id or row.number != number
+    ]
+    state.parked -= 1
+    if not task.parked:
+        state.holders.remove(holder)
 
 
 def task_registered(state: State, fact: facts.TaskRegistered) -> None:
@@ -155,11 +143,13 @@ def spawn_joined(state: State, fact: facts.SpawnJoined) -> None:
 
 
 def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
-    session = SessionId(fact.session)
-    state.tasks[TaskId(fact.holder)].parked.append((session, fact.row))
+    session = state.sessions[SessionId(fact.session)]
+    holder = state.tasks[TaskId(fact.holder)]
+    holder.parked.append((session.id, fact.row))
     state.parked += 1
-    if session in state.sessions:
-        state.sessions[session].spawned = max(state.sessions[session].spawned, fact.row.number)
+    state.holders.add(holder.id)
+    session.parked[fact.row.number] = holder.id
+    session.spawned = max(session.spawned, fact.row.number)
 
 
 # --- a task's life --------------------------------------------------------------------------------
@@ -168,12 +158,16 @@ def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
 def _hold(state: State, task: Task, change: int) -> None:
     """Count a task in or out of what workers hold."""
     kind = task.spawn.kind
-    for counts, key in ((state.held_kind, kind), (state.held_tenant, (kind, task.tenant_id))):
-        count = counts.get(key, 0) + change  # type: ignore[attr-defined]  # two dicts, one rule
-        if count:
-            counts[key] = count  # type: ignore[index]
-        else:
-            del counts[key]  # type: ignore[attr-defined]
+    _count(state.held_kind, kind, change)
+    _count(state.held_tenant, (kind, task.tenant_id), change)
+
+
+def _count(counts: dict[_K, int], key: _K, change: int) -> None:
+    count = counts.get(key, 0) + change
+    if count:
+        counts[key] = count
+    else:
+        del counts[key]
 
 
 def _leave_worker(state: State, task: Task) -> None:
@@ -259,16 +253,20 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
     task = state.tasks[TaskId(fact.task_id)]
     was = task.state
     move(task, TaskState.ENDED)
-    worker = state.workers.get(task.worker) if was is not TaskState.QUEUED else None
-    if worker is None:
-        state.queues[task.spawn.runtime].remove(task.id, task.tenant_id, task.spawn.kind)
-    else:
+    worker = None
+    if was is not TaskState.QUEUED:
+        worker = state.workers[task.worker]
         _leave_worker(state, task)
+    elif not task.stops:
+        state.queues[task.spawn.runtime].remove(task.id, task.tenant_id, task.spawn.kind)
     del state.tasks[task.id]
     state.index.remove(task)
     if task.unique is not None:
         del state.unique[task.unique]
+    for session_id, parked in task.parked:
+        del state.sessions[session_id].parked[parked.number]
     state.parked -= len(task.parked)
+    state.holders.discard(task.id)
     for session_id in task.watchers:
         session = state.sessions.get(session_id)
         if session is not None:
@@ -321,6 +319,7 @@ def supervisor_registered(state: State, fact: facts.SupervisorRegistered) -> Non
 
 def supervisor_gone(state: State, fact: facts.SupervisorGone) -> None:
     del state.supervisors[fact.supervisor]
+    state.gone_supervisors.add(fact.supervisor)
 
 
 def worker_registered(state: State, fact: facts.WorkerRegistered) -> None:
@@ -358,114 +357,6 @@ def worker_gone(state: State, fact: facts.WorkerGone) -> None:
         _forget_dead(state, worker)
 
 
-# --- stops ----------------------------------------------------------------------------------------
-
-
-def _close(state: State, stop_id: StopId, closure: Closure) -> None:
-    state.closures[stop_id] = closure
-    state.closed.setdefault(closure.scope, set()).add(stop_id)
-
-
-def _open(state: State, stop_id: StopId) -> None:
-    closure = state.closures.pop(stop_id, None)
-    if closure is not None:
-        stops = state.closed[closure.scope]
-        stops.remove(stop_id)
-        if not stops:
-            del state.closed[closure.scope]
-
-
-def stop_opened(state: State, fact: facts.StopOpened) -> None:
-    stop_id = StopId(fact.stop_id)
-    state.last_stop_id = stop_id
-    caller = state.tasks.get(TaskId(fact.caller)) if fact.caller is not None else None
-    stop = Stop(
-        stop_id,
-        session=SessionId(fact.session),
-        request=RequestNumber(fact.request),
-        scope=fact.scope,
-        task_id=None if fact.task_id is None else TaskId(fact.task_id),
-        grace=fact.grace,
-        timeout=fact.timeout,
-        keep_closed=fact.keep_closed,
-        hold=fact.hold,
-        reason=fact.reason,
-        last_spawn=fact.last_spawn,
-        caller=None if caller is None else stopped_row(caller),
-        members=[TaskId(member) for member in fact.members],
-        at=fact.at,
-    )
-    state.stops[stop_id] = stop
-    state.open_stops[stop_id] = stop
-    for member in reversed(fact.members):
-        task = state.tasks[TaskId(member)]
-        task.stops.add(stop_id)
-        if task.state is TaskState.QUEUED:
-            stop.todo.append(task.id)
-    if stop.closes:
-        _close(state, stop_id, Closure(fact.scope, "stop", fact.reason, fact.at))
-    session = state.sessions.get(stop.session)
-    if session is not None:
-        session.requests[stop.request] = stop_id
-
-
-def stop_joined(state: State, fact: facts.StopJoined) -> None:
-    stop_id, task_id = StopId(fact.stop_id), TaskId(fact.task_id)
-    state.stops[stop_id].remaining.add(task_id)
-    state.tasks[task_id].stops.add(stop_id)
-
-
-def task_collateral(state: State, fact: facts.TaskCollateral) -> None:
-    task = state.tasks[TaskId(fact.task_id)]
-    state.stops[StopId(fact.stop_id)].collateral.append(stopped_row(task))
-
-
-def stop_ended(state: State, fact: facts.StopEnded) -> None:
-    stop = state.open_stops.pop(StopId(fact.stop_id))
-    stop.open = False
-    stop.timed_out = fact.timed_out
-    stop.completed_at = fact.at
-    for member in stop.remaining:
-        state.tasks[member].stops.discard(stop.id)
-    session = state.sessions.get(stop.session)
-    if stop.closes:
-        closure = state.closures[stop.id]
-        if fact.timed_out:
-            closure.holder = "timed-out"
-        elif stop.hold and session is not None:
-            closure.holder = "block"
-            session.blocks.add(stop.id)
-        elif stop.keep_closed or stop.hold:
-            closure.holder = "kept"
-        else:
-            _open(state, stop.id)
-    if session is None:
-        del state.stops[stop.id]
-        return
-    del session.requests[stop.request]
-    session.reports[stop.request] = stop.id
-    while len(session.reports) > REPORTS_KEPT:
-        oldest = min(session.reports)
-        del state.stops[session.reports.pop(oldest)]
-
-
-def block_released(state: State, fact: facts.BlockReleased) -> None:
-    stop_id = StopId(fact.stop_id)
-    for session in state.sessions.values():
-        session.blocks.discard(stop_id)
-    if fact.kept and stop_id in state.closures:
-        state.closures[stop_id].holder = "kept"
-    else:
-        _open(state, stop_id)
-
-
-def scopes_reopened(state: State, fact: facts.ScopesReopened) -> None:
-    holders = {"timed-out"} if fact.timed_out_only else {"timed-out", "kept"}
-    for stop_id, closure in list(state.closures.items()):
-        if closure.holder in holders and fact.scope.covers(closure.scope):
-            _open(state, stop_id)
-
-
 def system_stopping(state: State, fact: facts.SystemStopping) -> None:
     state.stopping = True
     state.failed = state.failed or fact.failed
@@ -492,17 +383,17 @@ APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
     facts.TaskRequeued: task_requeued,
     facts.TaskAssociated: task_associated,
     facts.TaskAsked: task_asked,
-    facts.StopJoined: stop_joined,
+    facts.StopJoined: apply_stops.stop_joined,
     facts.StopDelivered: stop_delivered,
     facts.StopObserved: stop_observed,
     facts.TaskLingering: task_lingering,
     facts.TaskEnded: task_ended,
     facts.ResultsForgotten: results_forgotten,
-    facts.StopOpened: stop_opened,
-    facts.TaskCollateral: task_collateral,
-    facts.StopEnded: stop_ended,
-    facts.BlockReleased: block_released,
-    facts.ScopesReopened: scopes_reopened,
+    facts.StopOpened: apply_stops.stop_opened,
+    facts.TaskCollateral: apply_stops.task_collateral,
+    facts.StopEnded: apply_stops.stop_ended,
+    facts.BlockReleased: apply_stops.block_released,
+    facts.ScopesReopened: apply_stops.scopes_reopened,
     facts.SystemStopping: system_stopping,
 }
 

@@ -3,7 +3,7 @@
 from quiesce.registry import effects, events, facts, stopping
 from quiesce.registry.ending import end
 from quiesce.registry.ids import Incarnation, TaskId
-from quiesce.registry.records import Task
+from quiesce.registry.records import Ask, Task
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
 
@@ -31,10 +31,10 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
         task = held(turn, event.worker, row.task_id, row.attempt)
         turn.take_end(event.worker, (row.task_id, row.attempt))
         if task is None:
-            continue
+            continue  # known already, or of an attempt that has been given up
         now = turn.now.wall
         if row.observed_age is not None and task.ask is not None and task.ask.observed_at is None:
-            _observed(turn, task, now - row.observed_age)
+            _observed(turn, task, task.ask, row.observed_age)
         begun = task.started_at
         if begun is None and row.begun_age is not None:
             begun = max(task.created_at, now - row.begun_age)
@@ -50,11 +50,13 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
         )
 
 
-def _observed(turn: Turn, task: Task, at: float) -> None:
-    ask = task.ask
-    if ask is None:
-        return
-    at = min(max(at, ask.at), turn.now.wall)
+def _placed(turn: Turn, ask: Ask, age: float) -> float:
+    """So many seconds ago, but between the request and now. (A wall clock may go back: the request wins.)"""
+    return max(ask.at, min(turn.now.wall - age, turn.now.wall))
+
+
+def _observed(turn: Turn, task: Task, ask: Ask, age: float) -> None:
+    at = _placed(turn, ask, age)
     if ask.delivered_at is None or ask.delivered_at > at:
         turn.emit(facts.StopDelivered(task.id, at))
     turn.emit(facts.StopObserved(task.id, at))
@@ -67,11 +69,10 @@ def on_stops_seen(turn: Turn, event: events.StopsSeen) -> None:
         if task is None or task.ask is None:
             continue
         if task.ask.delivered_at is None:
-            at = min(max(turn.now.wall - delivered_age, task.ask.at), turn.now.wall)
-            turn.emit(facts.StopDelivered(task.id, at))
+            turn.emit(facts.StopDelivered(task.id, _placed(turn, task.ask, delivered_age)))
             turn.timers.clear(("resend", task.id))
         if observed_age is not None and task.ask.observed_at is None:
-            _observed(turn, task, turn.now.wall - observed_age)
+            _observed(turn, task, task.ask, observed_age)
 
 
 def on_task_lingers(turn: Turn, event: events.TaskLingers) -> None:
@@ -104,6 +105,6 @@ def on_associate_asked(turn: Turn, event: events.AssociateAsked) -> None:
         )
         return
     turn.emit(facts.TaskAssociated(task.id, event.tenant_id, event.timeline_id))
-    turn.dirty.add(task.spawn.runtime)  # limits per tenant have changed
+    turn.let_go(task)  # its place under the limit of the tenant that it left
     stopping.join_covering(turn, task)
     turn.send(effects.AnswerAssociate(event.worker, event.request, None, ""))

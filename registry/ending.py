@@ -28,6 +28,8 @@ def end(
     state = turn.state
     turn.timers.clear(("resend", task.id))
     turn.timers.clear(("force", task.id))
+    turn.timers.clear(("late", task.id))
+    turn.let_go(task)
     if outcome in BAD and _may_retry(turn, task):
         turn.log(
             "WARNING",
@@ -35,15 +37,12 @@ def end(
             f"{task.retries} retries left: it is queued again",
         )
         turn.emit(facts.TaskRequeued(task.id, task.attempt + 1, task.retries - 1))
-        turn.dirty.add(task.spawn.runtime)
         return
-    at = max(at, task.ask.at) if task.ask else at
-    if task.ask is not None and task.ask.observed_at is not None:
-        at = max(at, task.ask.observed_at)
+    if task.ask is not None:
+        at = max(at, task.ask.at, task.ask.delivered_at or 0.0, task.ask.observed_at or 0.0)
     turn.emit(
         facts.TaskEnded(task.id, outcome, evidence, exit_status, started_at, at, text, result)
     )
-    turn.dirty.add(task.spawn.runtime)
     for session_id in task.watchers:
         session = state.sessions.get(session_id)
         if session is not None:
@@ -62,9 +61,9 @@ def _may_retry(turn: Turn, task: Task) -> bool:
         return False
     spawn = task.spawn
     closing = turn.state.closing
-    return (
-        closing(spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime) is None
-        and closing(spawn.kind, spawn.tenant_id, spawn.timeline_id, spawn.runtime) is None
+    return not (
+        closing(spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
+        or closing(spawn.kind, spawn.tenant_id, spawn.timeline_id, spawn.runtime)
     )
 
 

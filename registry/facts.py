@@ -206,6 +206,8 @@ class TaskCollateral(NamedTuple):
 
     stop_id: int
     task_id: int
+    exit_status: int
+    at: float
 
 
 class StopEnded(NamedTuple):

@@ -24,10 +24,11 @@ def on_force_due(turn: Turn, task_id: TaskId) -> None:
     if worker.status is not None:
         return
     step = task.ask.forced
-    task.ask.forced += 1
+    task.ask.forced = min(step, KILL_STEP) + 1
     if step >= KILL_STEP:
         why_not = _spared(turn, task, worker)
         if why_not is None:
+            task.ask.killed = True
             turn.send(effects.KillWorker(worker.supervisor, worker.serial, task.id, task.attempt))
             return
         if step == KILL_STEP:

@@ -2,9 +2,8 @@
 
 from typing import Final
 
-from quiesce.registry import effects, events, facts
+from quiesce.registry import effects, events, facts, stopping
 from quiesce.registry.ending import end, never_ran
-from quiesce.registry.forcing import KILL_STEP
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Supervisor, Task, Worker
 from quiesce.registry.scheduling import assign_row
@@ -13,6 +12,8 @@ from quiesce.registry.states import Evidence, Outcome
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
 
+#: What the shared table may say of an attempt that has ended; what else it says has begun.
+ENDED: Final = frozenset({"completed", "failed", "cancelled", "crashed"})
 #: Seconds that an Ended which was on its way may take after its worker's death.
 LATE: Final = 0.3
 
@@ -25,6 +26,9 @@ def on_supervisor_hello(turn: Turn, event: events.SupervisorHello) -> None:
                 event.supervisor, unknown("runtime", event.runtime, state.runtimes)
             )
         )
+        return
+    if event.supervisor in state.gone_supervisors:
+        turn.send(effects.RefuseSupervisor(event.supervisor, "its end was reported before"))
         return
     known = state.supervisors.get(event.supervisor)
     if known is None:
@@ -43,7 +47,8 @@ def on_supervisor_hello(turn: Turn, event: events.SupervisorHello) -> None:
         )
         known = state.supervisors[event.supervisor]
     turn.send(effects.WelcomeSupervisor(event.supervisor, known.incarnation))
-    if state.stopping and known.exiting:
+    if state.leaving:
+        known.exiting = True
         turn.send(effects.ExitSupervisor(event.supervisor, 0.0))
 
 
@@ -75,26 +80,28 @@ def on_supervisor_goodbye(turn: Turn, event: events.SupervisorGoodbye) -> None:
 
 
 def on_worker_hello(turn: Turn, event: events.WorkerHello) -> None:
-    """Register a worker, or take it up again; one whose end was reported is refused."""
+    """Register a worker, or take it up again; one whose end was reported is refused.
+
+    What was on its way to it may be lost, so it gets no new task until it has attached again, and then
+    first those that it says it has not received: assignments arrive in the order of their numbers.
+    """
     state = turn.state
     supervisor = state.supervisors.get(event.supervisor)
     if supervisor is None:
         # It has not said hello yet, or is gone. The worker asks again; if gone, it dies with it.
         return
-    if event.serial in supervisor.dead_serials:
-        turn.send(
-            effects.RefuseWorker(
-                event.supervisor, event.serial, "its supervisor has reported its end"
-            )
-        )
-        return
     incarnation = supervisor.workers.get(event.serial)
+    refusal = None
+    if event.serial in supervisor.dead_serials:
+        refusal = "its supervisor has reported its end"
+    elif event.runtime != supervisor.runtime:
+        refusal = f"its supervisor runs the pool {supervisor.runtime!r}, not {event.runtime!r}"
+    elif incarnation is None and event.incarnation:
+        refusal = "its registration is gone"
+    if refusal is not None:
+        turn.send(effects.RefuseWorker(event.supervisor, event.serial, refusal))
+        return
     if incarnation is None:
-        if event.incarnation:
-            turn.send(
-                effects.RefuseWorker(event.supervisor, event.serial, "its registration is gone")
-            )
-            return
         incarnation = Incarnation(state.last_incarnation + 1)
         turn.emit(
             facts.WorkerRegistered(
@@ -109,12 +116,10 @@ def on_worker_hello(turn: Turn, event: events.WorkerHello) -> None:
         )
     turn.send(effects.WelcomeWorker(event.supervisor, event.serial, incarnation))
     worker = state.workers[incarnation]
+    worker.attached = False
+    worker.arrived = event.last_assign
     for task_id in worker.tasks:
-        task = state.tasks[task_id]
-        if task.assign_number > event.last_assign:
-            turn.assign(incarnation, assign_row(task))
-        if task.ask is not None and task.ask.delivered_at is None:
-            turn.timers.set(("resend", task_id), turn.now.tick)
+        stopping.tell(turn, state.tasks[task_id])
 
 
 def on_worker_attached(turn: Turn, event: events.WorkerAttached) -> None:
@@ -124,7 +129,12 @@ def on_worker_attached(turn: Turn, event: events.WorkerAttached) -> None:
     if not worker.attached:
         turn.emit(facts.WorkerReachable(event.worker))
         turn.dirty.add(worker.runtime)
-    if worker.exiting:
+        for task_id in worker.tasks:
+            task = turn.state.tasks[task_id]
+            if task.assign_number > worker.arrived:
+                turn.assign(event.worker, assign_row(task))
+    if turn.state.leaving:
+        worker.exiting = True
         turn.send(effects.ExitWorker(event.worker))
 
 
@@ -143,45 +153,45 @@ def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow) -> Non
     if worker is None:
         turn.emit(facts.WorkerGone(0, supervisor.id, row.serial, row.status, []))
         return
-    turn.dirty.add(worker.runtime)
     phases = {(phase.task_id, phase.attempt): phase.phase for phase in row.attempts}
-    unknown_phase = "begun" if not row.table_known else "held"
     orphans: list[tuple[int, str]] = []
     begun: list[Task] = []
     not_begun: list[Task] = []
     for task_id in worker.tasks:
         task = state.tasks[task_id]
-        phase = phases.get((task.id, task.attempt), unknown_phase)
-        if phase == "begun" or (phase == "held" and task.state is TaskState.RUNNING):
-            begun.append(task)
-        elif phase == "held":
-            not_begun.append(task)
-        else:
+        phase = phases.get((task.id, task.attempt))
+        if phase in ENDED:
             orphans.append((task.id, phase))
             turn.timers.set(("late", task.id), turn.now.tick + LATE)
-    _collateral(turn, begun)
+            turn.timers.clear(("resend", task.id))
+        elif phase is None and row.table_known and task.state is TaskState.ASSIGNED:
+            not_begun.append(task)
+        else:
+            begun.append(task)
+    _collateral(turn, begun, row.status)
     for task in begun:
         _died_under(turn, task, worker, row.status)
     for task in not_begun:
         if task.ask is not None:
             never_ran(turn, task)
         else:
+            turn.let_go(task)
             turn.emit(facts.TaskRequeued(task.id, task.attempt, task.retries))
     turn.emit(facts.WorkerGone(worker.incarnation, supervisor.id, row.serial, row.status, orphans))
 
 
-def _collateral(turn: Turn, begun: list[Task]) -> None:
+def _collateral(turn: Turn, begun: list[Task], status: int) -> None:
     """Stops that had the process killed name who else died in it."""
     stops = {
         stop
         for task in begun
-        if task.ask is not None and task.ask.forced > KILL_STEP
+        if task.ask is not None and task.ask.killed
         for stop in task.stops
     }
     for task in begun:
         if task.ask is None:
             for stop in sorted(stops):
-                turn.emit(facts.TaskCollateral(stop, task.id))
+                turn.emit(facts.TaskCollateral(stop, task.id, status, turn.now.wall))
 
 
 def _died_under(turn: Turn, task: Task, worker: Worker, status: int) -> None:

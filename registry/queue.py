@@ -1,8 +1,10 @@
 """One runtime's queue: round-robin over tenants, first come first served within a tenant.
 
-A tenant's tasks stand in lanes, one for each kind, so that a kind at its limit does not hold up the others.
+A tenant's tasks stand in lanes, one for each kind, so that a kind at its limit does not hold up the
+others.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -11,14 +13,44 @@ from quiesce.registry.ids import TaskId
 Tenant = str | None
 
 
+class Lane:
+    """Ids, the lowest first, so that a task that comes back is not last again."""
+
+    __slots__ = ("heap", "members")
+
+    def __init__(self) -> None:
+        #: All and only the ids that wait here.
+        self.members: set[TaskId] = set()
+        #: All of them, and some that have left from the middle; never one of these first.
+        self.heap: list[TaskId] = []
+
+    def push(self, task_id: TaskId) -> None:
+        """Stand in line."""
+        self.members.add(task_id)
+        heapq.heappush(self.heap, task_id)
+
+    def remove(self, task_id: TaskId) -> None:
+        """Leave, from wherever: a stop takes a timeline's tasks out of the middle of long lanes."""
+        self.members.remove(task_id)
+        heap, members = self.heap, self.members
+        while heap and heap[0] not in members:
+            heapq.heappop(heap)
+        if len(heap) > 64 and len(heap) > 4 * len(members):
+            self.heap = sorted(members)
+
+    def first(self) -> TaskId:
+        """The next; there is one."""
+        return self.heap[0]
+
+
 class RuntimeQueue:
-    """Task ids that wait. Every id in a lane is QUEUED: whoever ends or moves a task removes it here."""
+    """Task ids that wait to be assigned. Whoever moves, ends or marks a task removes it here."""
 
     __slots__ = ("_lanes", "_size", "_turns")
 
     def __init__(self) -> None:
-        #: tenant -> kind -> ids ascending; no empty lanes, no tenant without lanes.
-        self._lanes: dict[Tenant, dict[str, deque[TaskId]]] = {}
+        #: tenant -> kind -> lane; no empty lanes, no tenant without lanes.
+        self._lanes: dict[Tenant, dict[str, Lane]] = {}
         #: The tenants in the order of their turns.
         self._turns: deque[Tenant] = deque()
         self._size = 0
@@ -27,30 +59,24 @@ class RuntimeQueue:
         return self._size
 
     def push(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
-        """Stand in line: by id within the lane, so that a task that comes back is not last again."""
+        """Stand in line."""
         lanes = self._lanes.get(tenant)
         if lanes is None:
             lanes = self._lanes[tenant] = {}
             self._turns.append(tenant)
-        lane = lanes.setdefault(kind, deque())
-        if not lane or lane[-1] < task_id:
-            lane.append(task_id)
-        else:
-            place = next(i for i, other in enumerate(lane) if other > task_id)
-            lane.insert(place, task_id)
+        lane = lanes.get(kind)
+        if lane is None:
+            lane = lanes[kind] = Lane()
+        lane.push(task_id)
         self._size += 1
 
     def peek(self, allowed: Callable[[Tenant, str], bool]) -> TaskId | None:
         """The next task whose (tenant, kind) is allowed, or None if there is none."""
         for tenant in self._turns:
-            lanes = self._lanes[tenant]
-            kind = min(
-                (kind for kind in lanes if allowed(tenant, kind)),
-                key=lambda kind, lanes=lanes: lanes[kind][0],  # type: ignore[misc]  # bound early for the loop
-                default=None,
-            )
-            if kind is not None:
-                return lanes[kind][0]
+            lanes = self._lanes[tenant].items()
+            firsts = [lane.first() for kind, lane in lanes if allowed(tenant, kind)]
+            if firsts:
+                return min(firsts)
         return None
 
     def take(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
@@ -60,27 +86,22 @@ class RuntimeQueue:
         self.remove(task_id, tenant, kind)
 
     def remove(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
-        """Leave the line. Cheap at both ends of a lane, else linear in the lane."""
+        """Leave the line."""
         lanes = self._lanes[tenant]
         lane = lanes[kind]
-        if lane[0] == task_id:
-            lane.popleft()
-        elif lane[-1] == task_id:
-            lane.pop()
-        else:
-            lane.remove(task_id)
+        lane.remove(task_id)
         self._size -= 1
-        if not lane:
+        if not lane.members:
             del lanes[kind]
             if not lanes:
                 del self._lanes[tenant]
                 self._turns.remove(tenant)
 
-    def ids(self) -> Iterator[TaskId]:
-        """All that wait, in no particular order."""
-        for lanes in self._lanes.values():
-            for lane in lanes.values():
-                yield from lane
+    def lanes(self) -> Iterator[tuple[Tenant, str, list[TaskId]]]:
+        """Who waits where, for the checker of invariants."""
+        for tenant, lanes in self._lanes.items():
+            for kind, lane in lanes.items():
+                yield tenant, kind, sorted(lane.members)
 
     def turns(self) -> tuple[Tenant, ...]:
         """The order of the tenants' turns, for `freeze`."""

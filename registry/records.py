@@ -22,15 +22,18 @@ from quiesce.registry.states import State
 class Ask:
     """The request to stop that a task is under."""
 
-    __slots__ = ("at", "delivered_at", "extended", "forced", "observed_at", "reason")
+    __slots__ = ("at", "delivered_at", "extended", "forced", "killed", "observed_at", "reason")
 
     def __init__(self, at: float, reason: str) -> None:
         self.at = at
         self.reason = reason
         self.delivered_at: float | None = None
         self.observed_at: float | None = None
-        #: How often it has been forced: 0 never, 1 once, … Kept beside the timers, not in facts, like the next.
+        #: How often it has been forced, counted up to `forcing.KILL_STEP + 1`. Like the next two it is
+        #: volatile: kept beside the timers, not in facts.
         self.forced = 0
+        #: Its process has been sent a kill because of it.
+        self.killed = False
         #: Seconds of grace that the task has asked for beyond its own.
         self.extended = 0.0
 
@@ -78,9 +81,10 @@ class Task:
         #: All and only the open stops that wait for it.
         self.stops: set[StopId] = set()
         self.lingering = ""
-        #: The sessions that get its result.
+        #: The sessions that get its result, each once; those that are gone by then get nothing.
         self.watchers: list[SessionId] = []
-        #: Spawns with its unique key that came while it was stopping: (session, row).
+        #: Spawns with its unique key that came while it was stopping: (session, row). None of a
+        #: session that is gone, none that lies in a closed scope.
         self.parked: list[tuple[SessionId, SpawnRow]] = []
         self.last_check_at: float | None = None
         self.progress: tuple[float, float | None, str] | None = None
@@ -154,6 +158,7 @@ class Worker:
     """One registered worker process."""
 
     __slots__ = (
+        "arrived",
         "attached",
         "cpu_seconds",
         "exiting",
@@ -188,8 +193,11 @@ class Worker:
         self.pid = pid
         self.host = host
         self.slots = slots
-        #: It can be reached on the data endpoint.
+        #: It can be reached on the data endpoint. Volatile, like the next two: a fact says that it could
+        #: be reached once, none that it can't any more.
         self.attached = False
+        #: The last assignment that had arrived there when it last said hello.
+        self.arrived = 0
         #: It has been told to exit: gets no more tasks.
         self.exiting = False
         #: None while it lives; its exit status once its supervisor has reaped it.
@@ -239,8 +247,9 @@ class Supervisor:
         self.host = host
         self.processes = processes
         self.slots = slots
+        #: It has been told to exit. Volatile.
         self.exiting = False
-        #: serial -> incarnation of its registered workers, alive or with orphans left.
+        #: serial -> incarnation of its living registered workers.
         self.workers: dict[int, Incarnation] = {}
         #: Serials whose exit was reported: a hello that comes later is refused.
         self.dead_serials: set[int] = set()
@@ -255,9 +264,11 @@ class Session:
     __slots__ = (
         "answers",
         "blocks",
+        "forgotten",
         "host",
         "id",
         "last_heard",
+        "parked",
         "pid",
         "reports",
         "requests",
@@ -275,20 +286,24 @@ class Session:
         self.spawned = 0
         #: Answers that the client may not have yet, by spawn number.
         self.answers: dict[int, SpawnAnswer] = {}
+        #: All and only its spawns in a `Task.parked`: spawn number -> that task.
+        self.parked: dict[int, TaskId] = {}
         #: Results that the client has not yet taken.
         self.results: dict[TaskId, ResultRow] = {}
         #: Its open stops, by request number: a request that comes again is recognised.
         self.requests: dict[RequestNumber, StopId] = {}
         #: Its stops whose scope stays closed for a `stopped()` block.
         self.blocks: set[StopId] = set()
-        #: Reports of its ended stops, the last few, by request number, for a request that comes again.
+        #: Its ended stops, the last few, oldest first, by request number, for a request that comes again.
         self.reports: dict[RequestNumber, StopId] = {}
-        #: Tick of the last sign of life; not a fact, set on recovery to its time.
+        #: No report of a request above this number has been dropped.
+        self.forgotten = RequestNumber(0)
+        #: Tick of the last sign of life. Volatile.
         self.last_heard = 0.0
 
 
 class Stop:
-    """One shutdown_tasks, open or ended with its scope still closed or its report still wanted."""
+    """One shutdown_tasks, open or ended with its report still wanted."""
 
     __slots__ = (
         "at",
@@ -302,6 +317,7 @@ class Stop:
         "id",
         "keep_closed",
         "last_spawn",
+        "left",
         "open",
         "reason",
         "remaining",
@@ -345,10 +361,12 @@ class Stop:
         self.reason = reason
         self.last_spawn = last_spawn
         self.caller = caller
-        #: All and only the matched tasks without evidence of their end.
+        #: While open: all and only the matched tasks without evidence of their end. Then empty.
         self.remaining: set[TaskId] = set(members)
-        #: Queued members that a slice has still to end, the next one last.
+        #: While open: queued members that a slice has still to end, the next one last.
         self.todo: list[TaskId] = []
+        #: What remained when it timed out.
+        self.left: list[StoppedRow] = []
         self.rows: list[StoppedRow] = []
         self.collateral: list[StoppedRow] = []
         self.at = at
@@ -359,16 +377,24 @@ class Stop:
 
 
 class Closure:
-    """One holder's reason why a scope is closed."""
+    """One stop's reason why a scope is closed."""
 
-    __slots__ = ("holder", "reason", "scope", "since")
+    __slots__ = ("caller", "holder", "keep", "left", "reason", "scope", "since")
 
-    def __init__(self, scope: Scope, holder: str, reason: str, since: float) -> None:
+    def __init__(
+        self, scope: Scope, reason: str, since: float, *, keep: bool, caller: TaskId | None
+    ) -> None:
         self.scope = scope
         #: "stop", "block", "kept" or "timed-out".
-        self.holder = holder
+        self.holder = "stop"
         self.reason = reason
         self.since = since
+        #: keep_closed was asked for: when it holds for nothing else, it is kept.
+        self.keep = keep
+        #: The task that made the call, if one did: it is not asked to stop because of it.
+        self.caller = caller
+        #: What remained when the stop timed out; some of it may have ended since.
+        self.left: tuple[TaskId, ...] = ()
 
 
 class Blob:
@@ -381,6 +407,36 @@ class Blob:
 
     def __len__(self) -> int:
         return self.size
+
+
+def stopped_row(
+    task: Task,
+    outcome: str | None = None,
+    evidence: str | None = None,
+    exit_status: int | None = None,
+    stopped_at: float | None = None,
+) -> StoppedRow:
+    """A task as a row of a report."""
+    ask = task.ask
+    requested = delivered = observed = None
+    if ask is not None:
+        requested, delivered, observed = ask.at, ask.delivered_at, ask.observed_at
+    return StoppedRow(
+        task.id,
+        task.attempt,
+        task.spawn.kind,
+        task.spawn.name,
+        task.spawn.runtime,
+        task.tenant_id,
+        task.timeline_id,
+        outcome,
+        evidence,
+        exit_status,
+        requested,
+        delivered,
+        observed,
+        stopped_at,
+    )
 
 
 def size_of(*payloads: Sized) -> int:

@@ -6,7 +6,6 @@ from quiesce.registry import facts
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Task, Worker
 from quiesce.registry.rows import AssignRow
-from quiesce.registry.stopping import end_marked
 from quiesce.registry.turn import Turn
 
 
@@ -33,9 +32,6 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
         task_id = queue.peek(state.allowed)
         if task_id is None:
             return
-        if state.tasks[task_id].stops:
-            end_marked(turn, state.tasks[task_id])
-            continue
         assign(turn, task_id, incarnation)
         if held + 1 < state.workers[incarnation].slots:
             heapq.heapreplace(free, (held + 1, incarnation))

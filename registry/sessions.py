@@ -57,9 +57,11 @@ def on_session_goodbye(turn: Turn, event: events.SessionGoodbye) -> None:
 
 
 def close(turn: Turn, session: Session) -> None:
-    """The session ends. Its tasks go on; its open stops run to their end; the scopes of its `stopped()`
-    blocks stay closed, as kept, because nobody has said that the block is done."""
+    """The session ends. Its tasks go on; its open stops run to their end; its parked spawns are dropped; the
+    scopes of its `stopped()` blocks stay closed, as kept, because nobody has said that the block is done.
+    """
     turn.timers.clear(("session", session.id))
+    turn.touched.update(session.requests.values())  # they need not wait for its spawns any more
     for stop_id in sorted(session.blocks):
         turn.emit(facts.BlockReleased(stop_id, True))
     turn.emit(facts.SessionClosed(session.id))

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.ids import SessionId, SpawnNumber, TaskId
-from quiesce.registry.records import Session, size_of
+from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
+from quiesce.registry.records import Closure, Session, Task, size_of
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
-from quiesce.registry.scope import Scope
 from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
 
@@ -17,14 +16,14 @@ Refusal = tuple[str, str]
 def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
     """Decide on each spawn that is new; answer again what was decided before."""
     session = turn.state.sessions.get(event.session)
-    if session is None or not event.rows:
+    if session is None:
         turn.send(effects.WantHello(event.session))
         return
     session.last_heard = turn.now.tick
-    if event.rows[0].number > session.spawned + 1:
+    new = [row for row in event.rows if row.number > session.spawned]
+    if any(row.number != session.spawned + place for place, row in enumerate(new, 1)):
         turn.send(effects.WantHello(event.session))
         return
-    new = [row for row in event.rows if row.number > session.spawned]
     for row in event.rows:
         if row.number <= session.spawned:
             answer = session.answers.get(row.number)
@@ -46,19 +45,22 @@ def decide(turn: Turn, session: SessionId, row: SpawnRow) -> None:
     """Register one spawn, or say why not."""
     state = turn.state
     refusal = _refusal(state, row)
+    holder = None
     if refusal is None and row.unique_key is not None:
         holder = state.unique.get((row.kind, row.tenant_id, row.timeline_id, row.unique_key))
-        if holder is not None:
-            if state.tasks[holder].ask is not None:
-                turn.emit(facts.SpawnParked(session, holder, row))
-                return
-            turn.emit(facts.SpawnJoined(session, row.number, holder))
-            turn.answer_spawn(session, SpawnAnswer(row.number, holder, None, ""))
-            return
-    if refusal is None and state.room(row.runtime) < 1:
+    if holder is not None and not _stopping(state.tasks[holder]):
+        turn.emit(facts.SpawnJoined(session, row.number, holder))
+        turn.answer_spawn(session, SpawnAnswer(row.number, holder, None, ""))
+        return
+    if refusal is None:
         refusal = _full(state, row, 1)
+    if refusal is None and holder is not None:
+        refusal = _circle(row, holder)
     if refusal is not None:
         _refuse(turn, session, row.number, refusal)
+        return
+    if holder is not None:
+        turn.emit(facts.SpawnParked(session, holder, row))
         return
     task_id = TaskId(state.last_task_id + 1)
     turn.emit(facts.TaskRegistered(task_id, session, row.number, turn.now.wall, row))
@@ -77,10 +79,7 @@ def _whole(state: State, rows: list[SpawnRow]) -> Refusal | None:
         refusal = _refusal(state, row)
         if refusal is not None:
             return refusal
-    row = rows[0]
-    if state.room(row.runtime) < len(rows):
-        return _full(state, row, len(rows))
-    return None
+    return _full(state, rows[0], len(rows))
 
 
 def _refusal(state: State, row: SpawnRow) -> Refusal | None:
@@ -91,54 +90,82 @@ def _refusal(state: State, row: SpawnRow) -> Refusal | None:
     if row.parent is not None:
         parent = state.tasks.get(row.parent[0])
         if parent is None or parent.attempt != row.parent[1]:
-            return (
-                "TaskCancelledError",
-                f"the attempt {row.parent[0]}.{row.parent[1]} that made this spawn has ended, "
-                "so nothing was started",
+            text = (
+                f"nothing was started: the attempt {row.parent[0]}.{row.parent[1]} that made this "
+                "spawn has ended"
             )
+            return "TaskCancelledError", text
     size = size_of(row.function, row.arguments)
     if size > state.payload_limit:
-        return (
-            "PayloadTooLargeError",
-            f"nothing was started: function and arguments of {row.name!r} have {size} bytes, the limit "
-            f"is {state.payload_limit}; pass a path or a reference instead, or raise payload_limit",
+        text = (
+            f"nothing was started: function and arguments of {row.name!r} have {size} bytes, the "
+            f"limit is {state.payload_limit}; pass a path or a reference, or raise payload_limit"
         )
-    closure = state.closing(row.kind, row.tenant_id, row.timeline_id, row.runtime)
-    if closure is not None:
-        return "ScopeClosedError", closed_text(row, closure.scope, closure.holder, closure.reason)
-    return None
+        return "PayloadTooLargeError", text
+    closing = state.closing(row.kind, row.tenant_id, row.timeline_id, row.runtime)
+    return _closed(row, state.closures[closing[0]]) if closing else None
 
 
-def closed_text(row: SpawnRow, scope: Scope, holder: str, reason: str) -> str:
+def _stopping(task: Task) -> bool:
+    return task.ask is not None or bool(task.stops)
+
+
+def refuse_parked(turn: Turn, stop_id: StopId) -> None:
+    """A scope has closed: the spawns in it that are parked could only start after the stop's report."""
+    closure = turn.state.closures[stop_id]
+    for holder in sorted(turn.state.holders):
+        for session, row in list(turn.state.tasks[holder].parked):
+            if closure.scope.matches(row.kind, row.tenant_id, row.timeline_id, row.runtime):
+                _refuse(turn, session, row.number, _closed(row, closure))
+
+
+def _closed(row: SpawnRow, closure: Closure) -> Refusal:
     """Why a closed scope refuses, and what opens it."""
     opens = {
         "stop": "it opens when that stop has ended",
         "block": "it opens when the stopped() block has ended",
         "kept": "reopen() opens it",
         "timed-out": "that stop timed out: a stop of it that succeeds, or reopen(), opens it",
-    }[holder]
-    why = f" ({reason})" if reason else ""
-    return (
+    }[closure.holder]
+    why = f" ({closure.reason})" if closure.reason else ""
+    text = (
         f"nothing was started: {row.kind} {row.name!r} of tenant {row.tenant_id!r}, timeline "
-        f"{row.timeline_id!r} lies in the closed scope [{scope}]{why}; {opens}"
+        f"{row.timeline_id!r} lies in the closed scope [{closure.scope}]{why}; {opens}"
     )
+    return "ScopeClosedError", text
 
 
-def _full(state: State, row: SpawnRow, wanted: int) -> Refusal:
+def _full(state: State, row: SpawnRow, wanted: int) -> Refusal | None:
+    """Why so many more may not be queued, or be parked to be queued later; None if they may."""
     limit = state.runtimes[row.runtime].max_queue
-    return (
-        "QueueFullError",
-        f"nothing was started: the queue of runtime {row.runtime!r} holds "
-        f"{len(state.queues[row.runtime])} of at most {limit} tasks, and {wanted} more were asked for; "
-        "wait for some to end, or raise max_queue",
+    queued = len(state.queues[row.runtime])
+    if queued + wanted <= limit and state.parked + wanted <= limit:
+        return None
+    parked = f" and {state.parked} wait for a unique_key" if state.parked else ""
+    text = (
+        f"nothing was started: the queue of runtime {row.runtime!r} holds {queued} of at most {limit} "
+        f"tasks{parked}, and {wanted} more were asked for; wait for some to end, or raise max_queue"
     )
+    return "QueueFullError", text
+
+
+def _circle(row: SpawnRow, holder: TaskId) -> Refusal | None:
+    """Why a spawn may not wait for this holder: an attempt ends only after its spawns are answered."""
+    if row.parent is None or row.parent[0] != holder:
+        return None
+    text = (
+        f"nothing was started: task {holder} holds the unique_key {row.unique_key!r} and is asked to "
+        "stop; it can't wait for its own end"
+    )
+    return "TaskCancelledError", text
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """The text of an unknown name: the nearest known, and all of them."""
     known = sorted(known)
+    name = name[:100]  # the comparison is quadratic, and a peer may say anything
     nearest = get_close_matches(name, known, n=1, cutoff=0.0)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return f"unknown {what} {name!r}{hint} Known: {', '.join(known)}"
 
 

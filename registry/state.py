@@ -46,39 +46,44 @@ class State:
         self.tasks: dict[TaskId, Task] = {}
         #: Indexes `tasks` by scope.
         self.index = ScopeIndex()
-        #: For each declared runtime, all and only its QUEUED tasks.
+        #: For each declared runtime, all and only its QUEUED tasks that no stop waits for.
         self.queues: dict[str, RuntimeQueue] = {name: RuntimeQueue() for name in runtimes}
-        #: For each unique key, the live task that holds it.
+        #: All and only the unique keys of live tasks, and who holds each.
         self.unique: dict[tuple[str, str | None, str | None, str], TaskId] = {}
         #: How many tasks of a kind, and of a (kind, tenant), workers hold. No zeros.
         self.held_kind: dict[str, int] = {}
         self.held_tenant: dict[tuple[str, str | None], int] = {}
+        #: All and only the tasks with parked spawns, and how many spawns are parked in all.
+        self.holders: set[TaskId] = set()
+        self.parked = 0
         #: The newest ended tasks, oldest first, at most `history_limit`.
         self.history: OrderedDict[TaskId, EndedTask] = OrderedDict()
 
         #: Registered workers: the living, and the dead that still have orphans.
         self.workers: dict[Incarnation, Worker] = {}
-        #: For each runtime, its living workers.
+        #: For each runtime, all and only its living workers.
         self.pool: dict[str, dict[Incarnation, Worker]] = {name: {} for name in runtimes}
         #: Registered supervisors.
         self.supervisors: dict[bytes, Supervisor] = {}
+        #: Those that are gone: a hello of theirs that was still on its way registers nothing.
+        self.gone_supervisors: set[bytes] = set()
         self.sessions: dict[SessionId, Session] = {}
 
-        #: Open stops, and ended ones whose report may be asked for again.
+        #: All and only the open stops, and the ended ones whose report may be asked for again.
         self.stops: dict[StopId, Stop] = {}
-        #: All and only the stops that wait.
+        #: All and only the stops that wait, by id.
         self.open_stops: dict[StopId, Stop] = {}
-        #: Why scopes are closed, by the stop that closed them.
+        #: Why scopes are closed, by the stop that closed them; of each open stop that closes one.
         self.closures: dict[StopId, Closure] = {}
         #: The stops in `closures`, by their scope; no empty sets.
         self.closed: dict[Scope, set[StopId]] = {}
 
-        #: Spawns that wait for the end of a holder of their unique key are in Task.parked; this counts them.
-        self.parked = 0
         self.stopping = False
         self.failed = False
         self.fast = False
         self.stop_reason = ""
+        #: The pools have been told to exit; who comes now is told so too. Volatile.
+        self.leaving = False
 
         #: Counters for statistics: all tasks ever registered; ended ones by runtime and outcome.
         self.spawned_total = 0
@@ -86,31 +91,34 @@ class State:
 
     def closing(
         self, kind: str, tenant_id: str | None, timeline_id: str | None, runtime: str
-    ) -> Closure | None:
-        """A closure that covers a task with these labels, or None. At most 16 look-ups."""
+    ) -> list[StopId]:
+        """The stops whose closures cover a task with these labels, ascending. At most 16 look-ups."""
         closed = self.closed
         if not closed:
-            return None
+            return []
         tenants = (None,) if tenant_id is None else (None, tenant_id)
         timelines = (None,) if timeline_id is None else (None, timeline_id)
+        found: list[StopId] = []
         for k in (None, kind):
             for t in tenants:
                 for line in timelines:
                     for r in (None, runtime):
-                        stops = closed.get(Scope(k, t, line, r))
-                        if stops:
-                            return self.closures[min(stops)]
-        return None
+                        found.extend(closed.get(Scope(k, t, line, r), ()))
+        return sorted(found)
 
-    def stops_covering(
-        self, kind: str, tenant_id: str | None, timeline_id: str | None, runtime: str
-    ) -> list[Stop]:
-        """The open scope stops that cover a task with these labels."""
-        return [
-            stop
-            for stop in self.open_stops.values()
-            if stop.closes and stop.scope.matches(kind, tenant_id, timeline_id, runtime)
-        ]
+    def unfinished(self, scope: Scope) -> set[TaskId]:
+        """The live tasks that stops of this scope, or of scopes within it, still wait for or gave up on.
+
+        Such a task may have left the scope by associate_with; that releases nobody.
+        """
+        found: set[TaskId] = set()
+        for stop_id, closure in self.closures.items():
+            if scope.covers(closure.scope):
+                stop = self.open_stops.get(stop_id)
+                if stop is not None:
+                    found |= stop.remaining
+                found.update(task_id for task_id in closure.left if task_id in self.tasks)
+        return found
 
     def room(self, runtime: str) -> int:
         """How many more spawns the queue of this runtime takes."""
@@ -123,6 +131,13 @@ class State:
             return False
         per_tenant = limits.max_running_per_tenant
         return per_tenant is None or self.held_tenant.get((kind, tenant_id), 0) < per_tenant
+
+    def sharing(self, kind: str, runtime: str) -> list[str]:
+        """The runtimes in which something may be assigned once a task of this kind is let go."""
+        limits = self.kinds[kind]
+        if limits.max_running is None and limits.max_running_per_tenant is None:
+            return [runtime]
+        return list(self.runtimes)
 
     def grace(self, task: Task, stop: Stop | None) -> float:
         """Seconds from the request to force: of the call, else the runtime, else the kind."""

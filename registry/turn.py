@@ -11,6 +11,7 @@ from quiesce.registry.effects import Effect
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
 from quiesce.registry.ids import Incarnation, SessionId, StopId
+from quiesce.registry.records import Task
 from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, SpawnRow
 from quiesce.registry.state import State
 from quiesce.registry.timers import Timers
@@ -52,6 +53,10 @@ class Turn:
         """Decide: the fact is applied and recorded."""
         apply(self.state, fact)
         self.facts.append(fact)
+
+    def let_go(self, task: Task) -> None:
+        """A worker, or a limit, has room that this task took."""
+        self.dirty.update(self.state.sharing(task.spawn.kind, task.spawn.runtime))
 
     def send(self, effect: Effect) -> None:
         """Have something done."""

@@ -128,4 +128,6 @@ def describe(error: BaseException) -> str:
 
 
 def _is_ours(module: str) -> bool:
-    return module.startswith(("quiesce.workers.", "quiesce.protocol.")) or module == "quiesce.workers"
+    return (
+        module.startswith(("quiesce.workers.", "quiesce.protocol.")) or module == "quiesce.workers"
+    )

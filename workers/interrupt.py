@@ -10,10 +10,32 @@ from typing import Final
 
 from quiesce.errors import ShutdownRequested
 from quiesce.workers.attempt import Attempt
-from quiesce.workers.hooks import Nursery
+from quiesce.workers.nursery import Nursery
 
 #: A real-time signal, far from those that programs use.
 SIGNAL: Final = signal.SIGRTMAX - 3
+
+
+class Shield:
+    """Around code of ours that bodies call: it runs to its end. In other threads it does nothing."""
+
+    __slots__ = ("_interrupt", "_main", "depth")
+
+    def __init__(self, interrupt: "Interrupt") -> None:
+        self._interrupt = interrupt
+        self._main = threading.main_thread().ident
+        #: How many shields the main thread is in.
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        if threading.get_ident() == self._main:
+            self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        if threading.get_ident() == self._main:
+            self.depth -= 1
+            if not self.depth:
+                self._interrupt.look()
 
 
 class Interrupt:
@@ -25,6 +47,8 @@ class Interrupt:
         self._target: Attempt | None = None
         #: The attempt that an interrupt is meant for. Written by the control thread, cleared by the handler.
         self._wanted: Attempt | None = None
+        #: `with interrupt.shield:` no interrupt raises in here; one that comes raises at the end.
+        self.shield: Final = Shield(self)
         signal.signal(SIGNAL, self._on_signal)
 
     def arm(self, attempt: Attempt) -> None:
@@ -47,10 +71,16 @@ class Interrupt:
         if main is not None:
             signal.pthread_kill(main, SIGNAL)
 
+    def look(self) -> None:
+        """Raise now what a shield has kept away; in the main thread."""
+        self._on_signal(SIGNAL, None)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         wanted, target = self._wanted, self._target
         if wanted is None or wanted is not target or self._nursery.in_child:
             return
+        if self.shield.depth:
+            return  # `_wanted` stays: leaving the shield looks at it
         self._wanted = None
         reason = wanted.task.root.reason
         raise ShutdownRequested(f"forced{': ' + reason if reason else ''}")

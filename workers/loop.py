@@ -40,7 +40,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
-                loop.set_task_factory(_make_task)
+                loop.set_task_factory(_make_task)  # type: ignore[arg-type]  # options differ by version
                 loop.set_exception_handler(_on_exception)
                 pool = ThreadPoolExecutor(self._threads, thread_name_prefix="quiesce-to-thread")
                 loop.set_default_executor(pool)

@@ -8,7 +8,7 @@ from typing import Final
 from quiesce import errors
 from quiesce.context import TaskContext
 from quiesce.registry.ids import Attempt, AttemptKey
-from quiesce.workers.hooks import Nursery
+from quiesce.workers.nursery import Nursery
 from quiesce.workers.worker_effects import Effects, Settle
 from quiesce.workers.worker_session import WorkerSession
 
@@ -100,7 +100,9 @@ class Port:
         if not self._nursery.in_child:
             key = key_of(task)
             whole = None if total is None else float(total)
-            self._say(lambda session, now: session.report_progress(key, float(done), whole, note, now))
+            self._say(
+                lambda session, now: session.report_progress(key, float(done), whole, note, now)
+            )
 
     def extend_grace(self, task: TaskContext, seconds: float) -> None:
         """Never blocks."""

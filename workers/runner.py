@@ -7,19 +7,23 @@
 
 import asyncio
 import logging
+import os
+import sys
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sized
 from typing import Any, Final
 
 from quiesce.context import enter
 from quiesce.errors import ShutdownRequested
 from quiesce.protocol.callables import is_async, unpack_arguments, unpack_function
-from quiesce.protocol.frames import payload_bytes
+from quiesce.protocol.frames import Frame, payload_bytes
 from quiesce.registry.states import Outcome
-from quiesce.workers import hooks, loop as loops
+from quiesce.workers import loop as loops
 from quiesce.workers.attempt import Attempt, Verdict, Where, judge, verdict_of
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
+from quiesce.workers.nursery import Nursery
 
 _log: Final = logging.getLogger("quiesce.task")
 
@@ -33,7 +37,7 @@ class Runner:
     def __init__(
         self,
         slots: int,
-        nursery: hooks.Nursery,
+        nursery: Nursery,
         interrupt: Interrupt,
         finish: Callable[[Attempt, Verdict], None],
     ) -> None:
@@ -60,14 +64,14 @@ class Runner:
         if attempt.is_asked:
             self._end_body(attempt, None, ShutdownRequested("asked to stop before it began"))
             return
-        attempt.context.run(
-            _log.debug, "%s begins", attempt.words()
-        )
+        attempt.context.run(_log.debug, "%s begins", attempt.words())
         attempt.where = where
         ident = threading.get_ident()
         attempt.scope.threads[ident] = threading.current_thread().name
         interrupt = self._interrupt if where is Where.MAIN_THREAD else None
-        value, error = guarded(lambda: attempt.context.run(_load_and_call, attempt), interrupt, attempt)
+        value, error = guarded(
+            lambda: attempt.context.run(_load_and_call, attempt), interrupt, attempt
+        )
         if self._nursery.in_child:
             leave_child(error)
         attempt.scope.threads.pop(ident, None)
@@ -116,7 +120,9 @@ class Runner:
         """Judge and pack (user code too: it may begin things), then wait for all that it began."""
         asked = attempt.is_asked
         try:
-            attempt.verdict = attempt.context.run(verdict_of, value, error, asked, self.limit)
+            attempt.verdict = attempt.context.copy().run(
+                verdict_of, value, error, asked, self.limit
+            )
         except BaseException as failure:
             _log.exception("the verdict on %s can't be packed", attempt.words())
             outcome = judge(error or failure, asked)
@@ -145,7 +151,7 @@ class Runner:
     def _end(self, attempt: Attempt) -> None:
         verdict = attempt.verdict
         assert verdict is not None, "the scope empties only after the body has ended"
-        attempt.context.run(_tell, attempt, verdict)
+        attempt.context.copy().run(_tell, attempt, verdict)
         self._finish(attempt, verdict)
 
     # --- force ------------------------------------------------------------------------------------
@@ -181,11 +187,15 @@ class _Coroutine:
 
 def _load_and_call(attempt: Attempt) -> Any:
     """In the attempt's context: what loading imports and rebuilds is its doing, too."""
-    function = unpack_function(payload_bytes(attempt.row.function))
-    args, kwargs = unpack_arguments(payload_bytes(attempt.row.arguments))
+    function = unpack_function(_bytes(attempt.row.function))
+    args, kwargs = unpack_arguments(_bytes(attempt.row.arguments))
     if is_async(function):
         return _Coroutine(function, args, kwargs)
     return function(*args, **kwargs)
+
+
+def _bytes(payload: Sized) -> bytes:
+    return payload_bytes(payload) if isinstance(payload, (bytes, Frame)) else b""
 
 
 def guarded(
@@ -216,10 +226,6 @@ def guarded(
 
 def leave_child(error: BaseException | None) -> None:
     """The body forked, and its child came back to us: it is no worker, and must not act as one."""
-    import os
-    import sys
-    import traceback
-
     status = 0
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)

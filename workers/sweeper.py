@@ -6,7 +6,7 @@ from typing import Protocol
 
 from quiesce.registry.ids import AttemptKey
 from quiesce.workers.attempt import Attempt
-from quiesce.workers.hooks import Nursery
+from quiesce.workers.nursery import Nursery
 from quiesce.workers.processes import Process, command, kill, open_pidfd
 
 
@@ -22,11 +22,11 @@ class Sweeper:
     """Finds the processes of closing attempts, and looks again whenever one of these has died."""
 
     def __init__(
-        self, nursery: Nursery, watch: Watch, find_attempt: Callable[[AttemptKey], Attempt | None]
+        self, nursery: Nursery, watch: Watch, running: Callable[[], list[Attempt]]
     ) -> None:
         self._nursery = nursery
         self._watch = watch
-        self._find_attempt = find_attempt
+        self._running = running
         #: Attempts whose body has ended and that hold processes.
         self._closing: dict[AttemptKey, Attempt] = {}
         #: By descriptor: all and only the processes that the poller watches for us.
@@ -55,6 +55,8 @@ class Sweeper:
             found = self._nursery.find() if closing else {}
             for key, attempt in closing.items():
                 mine = [each for each, of in found.items() if of == key or of is None]
+                if attempt.forced:
+                    self._kill(key, found)
                 if mine:
                     again = self._wait_for(attempt, mine) or again
                 elif attempt.scope.no_processes(forks[key]):
@@ -65,15 +67,20 @@ class Sweeper:
             if not again:
                 return
 
-    def force(self, key: AttemptKey) -> None:
+    def force(self, attempt: Attempt) -> None:
         """SIGKILL to all processes of this attempt, body or no body; the attempt is marked as forced."""
-        attempt = self._find_attempt(key)
-        if attempt is None or not attempt.scope.forks:
+        if not attempt.scope.forks:
             return
-        alone = key in self._closing
-        for process, of in self._nursery.find().items():
-            if of == key or (of is None and alone):
+        self._kill(attempt.key, self._nursery.find())
+
+    def _kill(self, key: AttemptKey, found: dict[Process, AttemptKey | None]) -> None:
+        for process, of in found.items():
+            if of == key or (of is None and self._is_only_parent(key)):
                 kill(process)
+
+    def _is_only_parent(self, key: AttemptKey) -> bool:
+        """Whether an orphan that nothing names can only be this attempt's."""
+        return not any(other.scope.forks for other in self._running() if other.key != key)
 
     def _wait_for(self, attempt: Attempt, mine: list[Process]) -> bool:
         """Watch these. True if one has died meanwhile, so that a new look is due."""
@@ -83,8 +90,6 @@ class Sweeper:
         watched = {(each.pid, each.start) for each in self._watched.values()}
         died = False
         for process in mine:
-            if attempt.forced:
-                kill(process)
             if (process.pid, process.start) in watched:
                 continue
             fd = open_pidfd(process)

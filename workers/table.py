@@ -18,8 +18,7 @@ import os
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from quiesce.registry.ids import AttemptKey, TaskId
-from quiesce.registry.ids import Attempt as AttemptNumber
+from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 
 ENTRIES: Final = 256
 _ENTRY_WORDS: Final = 4
@@ -189,9 +188,7 @@ class Place:
             if word and word & 0xFF <= Phase.CRASHED:
                 task_id = words[at]
                 if words[at + 1] == word:
-                    row = PhaseRow(
-                        TaskId(task_id), AttemptNumber(word >> 8), Phase(word & 0xFF)
-                    )
+                    row = PhaseRow(TaskId(task_id), AttemptNumber(word >> 8), Phase(word & 0xFF))
                     found.append((entry, row))
         return found
 

@@ -18,8 +18,8 @@ from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow, EndedRow
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.workers.worker_effects import (
-    AskToStop,
     Asked,
+    AskToStop,
     Begin,
     Control,
     Data,
@@ -131,7 +131,10 @@ class WorkerSession:
         self.hello_at = now + self.hello_interval
         self.hello_interval = min(2 * self.hello_interval, RESEND_SLOWEST)
         identity = self.identity
-        begun = [*self.running, *(key for key, held in self.held.items() if held.begun_at is not None)]
+        begun = [
+            *self.running,
+            *(key for key, held in self.held.items() if held.begun_at is not None),
+        ]
         hello = from_worker.Hello(
             PROTOCOL_VERSION,
             identity.runtime,
@@ -169,7 +172,9 @@ class WorkerSession:
             Data(from_worker.Attach(self.incarnation, self.epoch)),
         ]
         if self.running:
-            rows = [(task, attempt, now - at) for (task, attempt), at in self.running.items()]
+            rows: list[tuple[int, int, float]] = [
+                (task, attempt, now - at) for (task, attempt), at in self.running.items()
+            ]
             effects.append(Data(from_worker.Begun(rows)))
         effects += self._send_held(now, everything=True)
         effects += [
@@ -380,9 +385,7 @@ class WorkerSession:
         if asked is None:
             return []
         return [
-            Settle(
-                message.request, asked.tenant_id, asked.timeline_id, message.error, message.text
-            )
+            Settle(message.request, asked.tenant_id, asked.timeline_id, message.error, message.text)
         ]
 
     def report_progress(

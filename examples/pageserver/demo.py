@@ -44,7 +44,7 @@ from quiesce.examples.pageserver.stage import FalsityError, Stage
 from quiesce.examples.pageserver.summary import describe, print_summary, taken_text
 from quiesce.examples.pageserver.system import System, SystemFailedError
 from quiesce.examples.pageserver.tenant_paths import Work
-from quiesce.examples.pageserver.view import View
+from quiesce.examples.pageserver.view import View, print_text
 
 #: The broker's sockets lie below the work folder, and their paths must not exceed 107 bytes.
 _LONGEST_ROOT = 60
@@ -69,8 +69,8 @@ def run_demo(
     console = console or Console(stderr=json)
     settings = settings or Settings()
     if keep is not None and keep.exists():
-        console.print(
-            f"{keep} is there already. Give a folder for --keep that is not.", markup=False
+        print_text(
+            console, f"{keep} is there already. Name a folder to keep the files in that is not."
         )
         return 1
     started = time.monotonic()
@@ -81,10 +81,10 @@ def run_demo(
             plan = scan(folder or default_folder(), limits)
             summary["taken"] = describe(plan, settings)
             if not json:
-                console.print(taken_text(summary["taken"]), markup=False, highlight=False)
+                print_text(console, taken_text(summary["taken"]))
             _run(plan, settings, root, None if json else console, summary, false)
     except KeyboardInterrupt:
-        console.print("interrupted; the system was stopped", style="yellow")
+        print_text(console, "interrupted; the system was stopped", "yellow")
         return 130
     except NoSourceError as error:
         false.append(str(error))
@@ -116,7 +116,7 @@ def _run(
         with View(console) as view:
             system.start()
             system.wait_ready()
-            with Client(system.address, timeout=30.0) as client:
+            with Client(system.address, timeout=15.0) as client:
                 stage = Stage(client, system, work, plan, settings, view)
                 stage.summary, stage.false = summary, false
                 with stage.load:

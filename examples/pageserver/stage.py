@@ -178,6 +178,7 @@ class Stage:
         if now - self._looked < 0.5:
             return
         self._looked = now
+        self.system.require_running()
         self.long_tasks.look()
         history = now - self._looked_back > 2.0
         if history:

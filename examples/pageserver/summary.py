@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from quiesce.examples.pageserver.source import Plan, Settings
+from quiesce.examples.pageserver.view import print_text
 
 _Found = Mapping[str, Any]
 
@@ -116,8 +117,8 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     for act, sentence in _SENTENCES.items():
         if act in summary:
             text = f"{act.replace('_', ' ')}: {sentence(summary[act])}"
-            console.print(text, markup=False, highlight=False)
+            print_text(console, text)
     for text in summary["false"]:
-        console.print(f"FALSE: {text}", style="bold red", markup=False, highlight=False)
+        print_text(console, f"FALSE: {text}", "bold red")
     verdict = "FAILED" if summary["false"] else "all true"
-    console.print(f"{verdict} after {summary['seconds']} s", style="bold", markup=False)
+    print_text(console, f"{verdict} after {summary['seconds']} s", "bold")

@@ -98,9 +98,7 @@ class System:
         deadline = time.monotonic() + timeout
         last = "no broker answered"
         while time.monotonic() < deadline:
-            if self._running().poll() is not None:
-                status = self._running().returncode
-                raise SystemFailedError(f"`quiesce up` ended with {status}:\n{self.tail()}")
+            self.require_running()
             try:
                 with Client(self.address, timeout=2.0) as client:
                     while time.monotonic() < deadline:
@@ -112,6 +110,12 @@ class System:
             except BrokerUnavailableError:
                 time.sleep(0.1)
         raise SystemFailedError(f"not ready after {timeout:.0f} s: {last}.\n{self.tail()}")
+
+    def require_running(self) -> None:
+        """Raise SystemFailedError if `up` has ended: nobody told it to."""
+        status = self._running().poll()
+        if status is not None:
+            raise SystemFailedError(f"`quiesce up` ended with {status}:\n{self.tail()}")
 
     def note_processes(self, client: Client) -> None:
         """Remember who belongs to the system now."""

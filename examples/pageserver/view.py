@@ -39,6 +39,11 @@ class Picture:
     statuses: dict[str, int] = field(default_factory=dict)
 
 
+def print_text(console: Console, text: str, style: str = "") -> None:
+    """Print a text as it is; outside a terminal each of its lines stays one."""
+    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+
+
 class View:
     """Shows pictures and sentences on a console; on none, nothing. A context manager."""
 
@@ -53,7 +58,7 @@ class View:
     def say(self, text: str, style: str = "") -> None:
         """Print a sentence above the table."""
         if self._console is not None:
-            self._console.print(Text(text, style=style))
+            print_text(self._console, text, style)
 
     def show(self, picture: Picture) -> None:
         """Show how things are."""
@@ -62,7 +67,7 @@ class View:
             self._live.update(Group(_headline(picture), _table(picture)))
         elif self._console is not None and time.monotonic() - self._last_line >= _LINE_EVERY:
             self._last_line = time.monotonic()
-            self._console.print(Text(_line(picture)))
+            print_text(self._console, _line(picture))
 
     def __enter__(self) -> Self:
         if self._live is not None:

@@ -124,21 +124,26 @@ class ShutdownReport:
         """Made for people: a headline, then a line for each task; of many, the slowest."""
         count = len(self.tasks)
         total = count + len(self.remaining)
-        tasks = f"{total} task{'s' * (total != 1)} of {self.scope}"
-        head = f"stopped {tasks}" if count == total else f"stopped {count} of {tasks}"
+        of_one = self.scope.startswith("task ")  # a handle's own stop closes no scope
+        tasks = self.scope if of_one else f"{total} task{'s' * (total != 1)} of {self.scope}"
+        if count == total:
+            head = f"stopped {tasks}"
+        else:
+            head = f"not stopped: {tasks}" if of_one else f"stopped {count} of {tasks}"
         if self.requested_at is not None and self.completed_at is not None:
             head += f" in {max(0.0, self.completed_at - self.requested_at):.2f} s"
         outcomes = Counter(str(task.outcome) for task in self.tasks)
         if outcomes:
             head += ": " + ", ".join(f"{many} {outcome}" for outcome, many in outcomes.items())
         if self.remaining:
-            head += f"; {len(self.remaining)} still running, the scope stays closed"
+            head += f"; {len(self.remaining)} not ended"
+            head += "" if of_one else ", the scope stays closed"
         lines = [head]
         if self.reason:
             lines.append(f"reason: {self.reason}")
         lines += _table(self.tasks)
         for title, rows in (
-            ("still running:", self.remaining),
+            ("not ended:", self.remaining),
             ("left out, because it asked for the stop:", self.caller),
             ("outside the scope, died because their process had to be killed:", self.collateral),
         ):
@@ -163,9 +168,7 @@ def _table(tasks: tuple[StoppedTask, ...]) -> list[str]:
     shown = sorted(tasks, key=took, reverse=True)[:_SHOWN] if hidden > 0 else list(tasks)
     rows = [_cells(task) for task in shown]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
-    ]
+    lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return [*lines, f"  … and {hidden} more, none slower"] if hidden > 0 else lines
 
 
@@ -184,7 +187,7 @@ def _cells(task: StoppedTask) -> tuple[str, ...]:
 
 
 def _times(task: StoppedTask) -> tuple[str, str, str]:
-    """Relative to the request. What did not happen is said: it tells a broken link from a task that does not look."""
+    """Relative to the request. What did not happen is said: a broken link is not a task that does not look."""
 
     def since(at: float | None) -> str:
         if at is None:

@@ -1,0 +1,209 @@
+"""The verbs that close and open scopes: shutdown, which says all the while what it waits for, and reopen."""
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from quiesce.cli import options
+from quiesce.cli.options import Address, All, Json, Kind, Runtime, ScopeOptions, Tenant, Timeline
+from quiesce.errors import QuiesceError, ShutdownTimeoutError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from quiesce.client import Client
+    from quiesce.registry.rows import StopRow
+    from quiesce.values import ShutdownReport
+
+#: How often to ask what a stop waits for, in seconds; and how long to be silent before the first line.
+_POLL: Final = 0.25
+_SILENCE: Final = 1.0
+
+
+class _Stop(threading.Thread):
+    """The call, in a thread of its own: it returns when everything has ended."""
+
+    def __init__(
+        self,
+        client: "Client",
+        scope: ScopeOptions,
+        *,
+        grace: float | None,
+        timeout: float | None,
+        keep_closed: bool,
+        reason: str,
+    ) -> None:
+        super().__init__(name="quiesce-stop", daemon=True)
+        self._client = client
+        self._scope = scope
+        self._grace = grace
+        self._timeout = timeout
+        self._keep_closed = keep_closed
+        self._reason = reason
+        self.report: ShutdownReport | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.report = self._client.shutdown_tasks(
+                *self._scope,
+                grace=self._grace,
+                timeout=self._timeout,
+                keep_closed=self._keep_closed,
+                reason=self._reason,
+            )
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.error = error
+
+
+def shutdown(
+    kind: Kind = None,
+    tenant: Tenant = None,
+    timeline: Timeline = None,
+    runtime: Runtime = None,
+    everything: All = False,
+    grace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="From the request to force. Default: as each kind is configured; inf: never.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS", help="For all of it. Default: for ever.", show_default=False
+        ),
+    ] = None,
+    keep_closed: Annotated[
+        bool, typer.Option("--keep-closed", help="Leave the scope closed, until `reopen`.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; the tasks see it.", show_default=False)] = "",
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Stop the tasks of a scope; returns when every one of them has really ended.
+
+    Exits 1 if some have not within --timeout: the scope then stays closed.
+    """
+    from quiesce.cli.output import print_json
+
+    scope = options.wide_scope(options.scope(kind, tenant, timeline, runtime), everything)
+    with options.connected(address) as client:
+        stop = _Stop(
+            client,
+            scope,
+            grace=options.seconds(grace, "--grace"),
+            timeout=options.seconds(timeout, "--timeout"),
+            keep_closed=keep_closed,
+            reason=reason,
+        )
+        stop.start()
+        if json:
+            stop.join()
+        elif sys.stderr.isatty():
+            _show_live(client, stop, scope)
+        else:
+            _show_lines(client, stop, scope)
+    report = stop.report
+    if isinstance(stop.error, ShutdownTimeoutError):
+        report = stop.error.report
+    if report is not None and json:
+        print_json(report)
+    elif report is not None:
+        print(report)
+    if stop.error is not None:
+        raise stop.error
+
+
+def _find(client: "Client", scope: ScopeOptions) -> "StopRow | None":
+    """Our stop among those in progress. Another one of the same scope waits for the same tasks."""
+    from quiesce.registry.scope import Scope
+
+    try:
+        stops = [row for row in client.stops() if row.scope == str(Scope(*scope))]
+    except QuiesceError:
+        return None  # the call itself will say what is wrong
+    return max(stops, key=lambda row: row.stop_id, default=None)
+
+
+def _show_lines(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
+    """A line whenever what is left has changed, after a second of silence."""
+    from quiesce.cli.output import clean
+
+    started, last = time.monotonic(), ""
+    wait = _SILENCE
+    while True:
+        stop.join(wait)
+        if not stop.is_alive():
+            return
+        wait = _POLL
+        row = _find(client, scope)
+        if row is None:
+            continue
+        names = ", ".join(
+            f"{task.id} {task.name} ({task.waiting_for or task.state})" for task in row.tasks[:5]
+        )
+        more = f" and {row.remaining - 5} more" if row.remaining > 5 else ""
+        line = clean(f"waiting for {row.remaining} tasks of {row.scope}: {names}{more}")
+        if line != last:
+            last = line
+            print(f"{time.monotonic() - started:.1f} s: {line}", file=sys.stderr, flush=True)
+
+
+def _show_live(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
+    """On a terminal: the table of what is left, in place; it goes away at the end."""
+    from rich.live import Live
+
+    from quiesce.cli.output import console
+
+    with Live(console=console(error=True), transient=True, auto_refresh=False) as live:
+        while True:
+            stop.join(_POLL)
+            if not stop.is_alive():
+                return
+            row = _find(client, scope)
+            if row is not None:
+                live.update(_picture(row), refresh=True)
+
+
+def _picture(row: "StopRow") -> "RenderableType":
+    from rich.console import Group
+    from rich.text import Text
+
+    from quiesce.cli.listing import tasks
+    from quiesce.cli.output import age, clean
+    from quiesce.client.outcomes import task_info
+
+    head = f"waiting for {row.remaining} tasks of {row.scope}, {age(row.requested_at)}"
+    parts: list[RenderableType] = [Text(clean(head)), tasks(map(task_info, row.tasks))]
+    if row.remaining > len(row.tasks):
+        parts.append(Text(f"… and {row.remaining - len(row.tasks)} more"))
+    return Group(*parts)
+
+
+def reopen(
+    kind: Kind = None,
+    tenant: Tenant = None,
+    timeline: Timeline = None,
+    runtime: Runtime = None,
+    everything: All = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Open scopes within this one that were kept closed, or stayed so after a stop that timed out."""
+    from quiesce.cli.output import clean, print_json
+
+    scope = options.wide_scope(options.scope(kind, tenant, timeline, runtime), everything)
+    with options.connected(address) as client:
+        client.reopen(*scope)
+        closed = client.closed_scopes()
+    if json:
+        print_json({"reopened": scope, "closed": closed})
+        return
+    for each in closed:
+        print(clean(f"still closed: {each.scope}, by {each.holder}"))

@@ -1,0 +1,231 @@
+"""The verbs that start tasks and look at them: spawn, ps, stacks, events."""
+
+import importlib
+import json as jsonlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from quiesce.cli import options
+from quiesce.cli.options import Address, Json, Kind, Runtime, Tenant, Timeline
+
+
+def spawn(
+    function: Annotated[
+        str, typer.Argument(metavar="MODULE:FUNCTION", help="Importable by the workers.")
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ARGS]...",
+            help="JSON values: 3, '\"text\"', '[1, 2]'. Put -- before negative numbers.",
+            show_default=False,
+        ),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="The pool to run in.")] = "background",
+    kind: Annotated[str, typer.Option(help="What the task is for.", show_default=False)] = ...,  # type: ignore[assignment]  # Typer's way to say: required
+    tenant: Annotated[
+        str | None, typer.Option(help="Whom it works for.", show_default=False)
+    ] = None,
+    timeline: Annotated[
+        str | None, typer.Option(help="And which part.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="For people.", show_default=False)] = None,
+    kwargs: Annotated[
+        str | None,
+        typer.Option(help="Keyword arguments, as a JSON object.", show_default=False),
+    ] = None,
+    unique_key: Annotated[
+        str | None, typer.Option(help="At most one live task has it.", show_default=False)
+    ] = None,
+    retries: Annotated[int, typer.Option(help="How often to run it again.", min=0)] = 0,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that it may run.", min=0, show_default=False)
+    ] = None,
+    shutdown_process_on_error: Annotated[
+        bool,
+        typer.Option("--shutdown-process-on-error", help="Its failure stops the whole system."),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait, and print its result.")
+    ] = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Start a task; prints its id, or with --wait its result."""
+    from quiesce.cli.output import plain, print_json
+
+    options.scope(kind, tenant, timeline, runtime)
+    values = [_json_value(text, f"argument {n}") for n, text in enumerate(arguments or [], 1)]
+    keywords = _json_value(kwargs, "--kwargs") if kwargs is not None else {}
+    if not isinstance(keywords, dict):
+        raise typer.BadParameter("expected a JSON object", param_hint="--kwargs")
+    called = _load(function)
+    with options.connected(address) as client:
+        handle = client.spawn(
+            runtime,
+            kind,
+            called,
+            *values,
+            kwargs=keywords,
+            tenant_id=tenant,
+            timeline_id=timeline,
+            name=name,
+            unique_key=unique_key,
+            retries=retries,
+            timeout=timeout,
+            shutdown_process_on_error=shutdown_process_on_error,
+        )
+        task_id = handle.id
+        if not wait:
+            print_json({"id": task_id}) if json else print(task_id)
+            return
+        result = handle.result()
+        if json:
+            print_json({"id": task_id, "outcome": "completed", "result": plain(result)})
+        elif result is not None:
+            print(result if isinstance(result, str) else _text(result))
+
+
+def _json_value(text: str, what: str) -> Any:
+    try:
+        return jsonlib.loads(text)
+    except ValueError as error:
+        quoted = jsonlib.dumps(text)
+        raise typer.BadParameter(
+            f"{text!r} is not JSON ({error}); a text needs quotes of its own: '{quoted}'",
+            param_hint=what,
+        ) from None
+
+
+def _text(result: object) -> str:
+    try:
+        return jsonlib.dumps(result, ensure_ascii=False)
+    except (TypeError, ValueError):
+        return repr(result)
+
+
+def _load(reference: str) -> Callable[..., Any]:
+    """Import the function here as the workers will: with the current folder on the path."""
+    module_name, colon, path = reference.partition(":")
+    hint = "MODULE:FUNCTION"
+    if not colon or not module_name or not path:
+        raise typer.BadParameter(f"expected MODULE:FUNCTION, got {reference!r}", param_hint=hint)
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(
+            f"there is no module {error.name!r} (looked in {folder} and among the installed ones)",
+            param_hint=hint,
+        ) from None
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            from quiesce.cli.keys import nearest
+
+            near = nearest(part, tuple(dir(found)))
+            raise typer.BadParameter(
+                f"{module_name!r} has no {path!r}{near}", param_hint=hint
+            ) from None
+    if not callable(found):
+        raise typer.BadParameter(f"{reference!r} is not a function", param_hint=hint)
+    return found  # type: ignore[no-any-return]  # it is callable, as was just checked
+
+
+def ps(
+    kind: Kind = None,
+    tenant: Tenant = None,
+    timeline: Timeline = None,
+    runtime: Runtime = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="queued, assigned, running, or ended. Default: all live ones.", show_default=False
+        ),
+    ] = None,
+    closed: Annotated[bool, typer.Option("--closed", help="Show closed scopes, too.")] = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Show the tasks and, below them, each runtime."""
+    from quiesce.cli.output import console, print_json
+
+    scope = options.scope(kind, tenant, timeline, runtime)
+    states = ("queued", "assigned", "running", "ended")
+    if state is not None and state not in states:
+        raise typer.BadParameter(
+            f"expected one of {', '.join(states)}; got {state!r}", param_hint="--state"
+        )
+    with options.connected(address) as client:
+        tasks = client.tasks(*scope, state=state)
+        statistics = client.statistics()
+        scopes = client.closed_scopes() if closed else []
+    if json:
+        document: dict[str, Any] = {"tasks": tasks, "runtimes": statistics.get("runtimes", {})}
+        print_json(document | {"closed": scopes} if closed else document)
+        return
+    from quiesce.cli import listing
+
+    out = console()
+    out.print(listing.tasks(tasks) if tasks else "no tasks")
+    out.print()
+    out.print(listing.runtimes(statistics.get("runtimes", {})))
+    if closed:
+        out.print()
+        out.print(listing.closed(scopes) if scopes else "no scope is closed")
+
+
+def stacks(
+    kind: Kind = None,
+    tenant: Tenant = None,
+    timeline: Timeline = None,
+    runtime: Runtime = None,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Show the Python stacks of running tasks."""
+    from quiesce.cli.output import clean, print_json
+
+    scope = options.scope(kind, tenant, timeline, runtime)
+    with options.connected(address) as client:
+        found = client.stacks(*scope)
+    if json:
+        print_json({"stacks": found})
+        return
+    for task in found:
+        print(f"task {task.id}.{task.attempt} {clean(task.name)} in process {task.worker_pid}")
+        for text in task.stacks or ("no stack came",):
+            print("\n".join(f"  {clean(line)}" for line in text.rstrip().splitlines()))
+        print()
+    if not found:
+        print("no running tasks")
+
+
+def events(address: Address = None, json: Json = False) -> None:
+    """Show what happens in the registry, one line each, until interrupted or the broker ends."""
+    import time
+
+    from quiesce.cli.output import clean, plain, print_json
+
+    with options.connected(address) as client:
+        for event in client.events():
+            if json:
+                print_json(event)
+                continue
+            at = time.strftime("%H:%M:%S", time.localtime(event.at))
+            task = f" task {event.task_id}" if event.task_id is not None else ""
+            data = " ".join(
+                f"{key}={value if isinstance(value, str) else jsonlib.dumps(value)}"
+                for key, value in plain(event.data).items()
+                if value not in (None, "")
+            )
+            print(
+                clean(f"{at}.{int(event.at % 1 * 1000):03} {event.type}{task} {data}"), flush=True
+            )

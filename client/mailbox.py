@@ -1,0 +1,153 @@
+"""What other threads hand over to the I/O thread: commands in one order, and when to end."""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from quiesce.client import outcomes
+from quiesce.client.records import Reply, SpawnRecord, Trouble
+from quiesce.client.steps import Request
+from quiesce.protocol import from_client
+from quiesce.protocol.frames import Payload
+from quiesce.registry.rows import SpawnRow
+from quiesce.values import Event as PublicEvent
+
+#: Takes events, or None for the end; answers whether it wants more.
+Listener = Callable[[list[PublicEvent] | None], bool]
+
+
+class Spawn(NamedTuple):
+    """One spawn."""
+
+    row: SpawnRow
+    record: SpawnRecord
+
+
+class Many(NamedTuple):
+    """Spawns, all or none."""
+
+    common: SpawnRow
+    arguments: list[Payload]
+    records: list[SpawnRecord]
+
+
+class Ask(NamedTuple):
+    """A request."""
+
+    message: Request
+    reply: Reply
+
+
+class Abandon(NamedTuple):
+    """Nobody waits for this reply any more."""
+
+    reply: Reply
+
+
+Command = Spawn | Many | Ask | Abandon
+
+
+def ask(message: Request, *, orphan: bool = False) -> Ask:
+    """A request with a new reply."""
+    reply = Reply()
+    reply.orphan = orphan
+    reply.holds = isinstance(message, from_client.Stop) and message.hold
+    return Ask(message, reply)
+
+
+class Mailbox:
+    """See the module. `lock` is that of the client's records; what says so is called under it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.pid = os.getpid()
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.commands: deque[Command] = deque()
+        #: Nothing new is taken, and the I/O thread is to end by then; monotonic.
+        self.deadline: float | None = None
+        #: Why nothing will ever be answered.
+        self.broken: Trouble | None = None
+        #: The client has been garbage-collected.
+        self.retired = False
+        #: The I/O thread sleeps, or is about to, and nobody has rung since.
+        self._asleep = False
+
+    def check_open(self) -> None:
+        """Under the lock. RuntimeError: closed, or this is a forked copy. Or what has broken it."""
+        if os.getpid() != self.pid:
+            raise RuntimeError(
+                f"this client was made in process {self.pid} and does not survive a fork: make a new "
+                f"one in process {os.getpid()}"
+            )
+        if self.broken is not None:
+            raise outcomes.refusal(*self.broken)
+        if self.deadline is not None:
+            raise RuntimeError("this client is closed; make a new one")
+
+    def put(self, command: Command) -> None:
+        """Under the lock."""
+        self.commands.append(command)
+        self._wake()
+
+    def close(self, timeout: float) -> None:
+        """Let the I/O thread end, `timeout` seconds from now at the latest. From any thread."""
+        if os.getpid() != self.pid:
+            return  # a forked copy: the sockets are the parent's
+        deadline = time.monotonic() + timeout
+        with self.lock:
+            if self.deadline is None or deadline < self.deadline:
+                self.deadline = deadline
+                self._wake()
+
+    def retire(self) -> None:
+        """From a garbage collection, between any two steps of anything: so without the lock."""
+        self.retired = True
+        if os.getpid() == self.pid and self.wake_fd >= 0:
+            with suppress(OSError):
+                os.eventfd_write(self.wake_fd, 1)
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            os.eventfd_write(self.wake_fd, 1)
+
+    # --- the I/O thread ----------------------------------------------------------------------
+
+    def may_sleep(self, *, more: bool) -> bool:
+        """Whether there is nothing to do; who puts something from now on rings."""
+        with self.lock:
+            self._asleep = not (more or self.commands or self.retired)
+            return self._asleep
+
+    def awake(self) -> None:
+        """No need to ring."""
+        if not self._asleep or self.retired:  # somebody has rung
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.wake_fd)
+        self._asleep = False
+
+    def end(self) -> list[Command]:
+        """Nothing more is read: what was put and not taken."""
+        with self.lock:
+            self.deadline = 0.0
+            self._asleep = False
+            os.close(self.wake_fd)
+            self.wake_fd = -1
+            left = list(self.commands)
+            self.commands.clear()
+            return left
+
+
+def records_of(commands: list[Command]) -> list[SpawnRecord]:
+    """Those of spawns."""
+    found: list[SpawnRecord] = []
+    for command in commands:
+        if isinstance(command, Spawn):
+            found.append(command.record)
+        elif isinstance(command, Many):
+            found.extend(command.records)
+    return found

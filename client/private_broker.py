@@ -1,0 +1,109 @@
+"""A `quiesce up` of one's own, as a child process, for an executor that was given no broker."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from quiesce.errors import BrokerUnavailableError
+
+RUNTIME: Final = "executor"
+KIND: Final = "executor"
+
+#: Seconds for its tasks to stop, and for its processes to end after that.
+_STOP_TIMEOUT: Final = 5
+_END_TIMEOUT: Final = 20.0
+
+#: Runs in the child: asks to be told to stop when the thread that started it ends, looks whether that has
+#: happened already, and becomes `quiesce up`. (SIGTERM stops it in order.)
+_LAUNCH: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.executable, [sys.executable, "-m", "quiesce.cli.main", "up", "--config", sys.argv[2]])
+"""
+
+
+class PrivateBroker:
+    """A broker with one pool, in a folder of its own.
+
+    To be made in a thread that lives as long as it shall: it stops when that thread ends, however it does.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="qx-", dir="/tmp"))
+        self.address = f"ipc://{self._folder}/b"
+        self._log_path = self._folder / "log"
+        config = self._folder / "quiesce.toml"
+        config.write_text(
+            f"""
+[broker]
+address = "{self.address}"
+state = "{self._folder}/state"
+app_dir = {_toml(str(Path.cwd()))}
+durability = "none"
+stop_timeout = {_STOP_TIMEOUT}
+log_level = "WARNING"
+[runtimes.{RUNTIME}]
+processes = {processes}
+slots = 1
+max_queue = 1000000
+[kinds.{KIND}]
+"""
+        )
+        # The workers import what this process can; no settings of the user's own broker reach this one.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("QUIESCE_")}
+        env["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        try:
+            with self._log_path.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _LAUNCH, str(os.getpid()), str(config)],
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # a Ctrl-C is for the owner, who then shuts this down
+                )
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    def failure(self) -> str | None:
+        """Why it is not running, with the end of its log; None if it is."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        with suppress(OSError):
+            log = self._log_path.read_text(errors="replace")[-2000:]
+            return f"`quiesce up` ended with status {status}:\n{log}"
+        return f"`quiesce up` ended with status {status}"
+
+    def stop(self) -> None:
+        """End it in order, then by force; its folder goes too."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGQUIT)  # at once, children first
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_TIMEOUT)
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def unavailable(self) -> BrokerUnavailableError | None:
+        """The error for who waits for it in vain; None while it runs."""
+        failure = self.failure()
+        return None if failure is None else BrokerUnavailableError(failure)
+
+
+def _toml(text: str) -> str:
+    """As a string of TOML: JSON's escapes are valid there."""
+    return json.dumps(text)

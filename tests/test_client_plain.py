@@ -1,0 +1,566 @@
+"""Client and TaskHandle against a broker that the test plays itself, over real sockets."""
+
+import gc
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from client_fakes import FakeBroker, ended, stop_report, task_row
+from quiesce import context, errors
+from quiesce.client.client import Client
+from quiesce.client.nested import NestedClient, open_client
+from quiesce.client.steps import CONTROL, DATA
+from quiesce.errors import (
+    BrokerUnavailableError,
+    PayloadTooLargeError,
+    QueueFullError,
+    ScopeClosedError,
+    ShutdownRequested,
+    ShutdownTimeoutError,
+    TaskCancelledError,
+    TaskCrashedError,
+    TaskFailedError,
+    TaskLostError,
+    TaskNotFoundError,
+    TaskTimeoutError,
+)
+from quiesce.protocol import from_client, to_client
+from quiesce.protocol.callables import pack_exception, pack_value
+from quiesce.registry.ids import SpawnNumber, TaskId
+from quiesce.registry.rows import SpawnAnswer
+from quiesce.values import TaskInfo
+
+
+def work(*_: object) -> Any:
+    raise AssertionError("the fake broker runs nothing")
+
+
+@pytest.fixture
+def broker(run_folder: Path) -> Iterator[FakeBroker]:
+    broker = FakeBroker(f"ipc://{run_folder}/b")
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def client(broker: FakeBroker) -> Iterator[Client]:
+    with Client(broker.address, timeout=10) as client:
+        yield client
+
+
+def test_spawn_answer_and_result(broker: FakeBroker, client: Client) -> None:
+    handle = client.spawn("background", "compaction", work, 1, tenant_id="t")
+    spawn = broker.take(from_client.Spawn)
+    assert [row.number for row in spawn.rows] == [1]
+    assert (spawn.rows[0].name, spawn.rows[0].tenant_id) == ("work", "t")
+    assert not handle.done()
+    broker.answer(1, 41)
+    assert handle.id == 41
+    assert not handle.wait(0)
+    with pytest.raises(TimeoutError, match="41"):
+        handle.result(0)
+    broker.say(DATA, to_client.Ended([ended(41, result=pack_value([7]))]))
+    assert handle.result(10) == [7]
+    assert handle.result() is handle.result()
+    assert handle.wait() and handle.done() and handle.exception() is None
+    assert broker.take(from_client.ResultsTaken).task_ids == [41]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exception", "expected"),
+    [
+        ("failed", ValueError("x"), TaskFailedError),
+        ("failed", TaskTimeoutError("2 s"), TaskTimeoutError),
+        ("crashed", None, TaskCrashedError),
+        ("lost", None, TaskLostError),
+        ("cancelled", None, TaskCancelledError),
+    ],
+)
+def test_ends_as_errors(
+    broker: FakeBroker,
+    client: Client,
+    outcome: str,
+    exception: Exception | None,
+    expected: type[Exception],
+) -> None:
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 5)
+    result = b"" if exception is None else pack_exception(exception)
+    row = ended(5, outcome=outcome, exit_status=-9, text="Traceback: here", result=result)
+    broker.say(DATA, to_client.Ended([row]))
+    with pytest.raises(expected, match="here") as caught:
+        handle.result(10)
+    assert type(caught.value) is expected
+    assert type(caught.value.__cause__) is type(exception)
+    assert type(handle.exception()) is expected
+    if isinstance(caught.value, TaskCrashedError):
+        assert caught.value.exit_status == -9
+
+
+def test_refusals_are_raised_by_each_look(broker: FakeBroker, client: Client) -> None:
+    handle = client.spawn("background", "compaction", work)
+    broker.refuse(1, "QueueFullError", "no room")
+    for look in (lambda: handle.id, handle.wait, handle.result):
+        with pytest.raises(QueueFullError, match="no room"):
+            look()
+    assert isinstance(handle.exception(), QueueFullError)
+    assert handle.done()
+
+
+def test_a_refusal_that_nobody_saw_is_logged(
+    broker: FakeBroker, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    handles = client.spawn_many("background", "compaction", work, range(3))
+    broker.refuse_all("ScopeClosedError", "closed", numbers=range(1, 4))
+    assert broker.until(lambda: all(handle.done() for handle in handles))
+    assert not caplog.records
+    handles.clear()
+    gc.collect()
+    assert [(record.levelno, record.name) for record in caplog.records] == [
+        (logging.WARNING, "quiesce")
+    ]
+    seen = client.spawn("background", "compaction", work)
+    broker.refuse(4, "ScopeClosedError", "closed")
+    with pytest.raises(ScopeClosedError):
+        seen.result(10)
+    caplog.clear()
+    del seen
+    gc.collect()
+    assert not caplog.records
+    unseen = client.spawn("background", "compaction", work)
+    broker.refuse(5, "ScopeClosedError", "closed")
+    assert broker.until(unseen.done)
+    client.close()
+    assert len(caplog.records) == 1
+
+
+def test_too_large_is_refused_here_and_takes_no_number(broker: FakeBroker, client: Client) -> None:
+    large = client.spawn("background", "compaction", work, b"x" * 70_000_000)
+    small = client.spawn("background", "compaction", work)
+    with pytest.raises(PayloadTooLargeError, match="64000000") as caught:
+        large.wait()
+    assert "7000" in str(caught.value)
+    many = client.spawn_many("background", "compaction", work, [b"x", b"x" * 70_000_000])
+    with pytest.raises(PayloadTooLargeError, match="item 1"):
+        many[0].result()
+    broker.answer(1, 3)
+    assert small.id == 3
+
+
+def test_spawn_many(broker: FakeBroker, client: Client) -> None:
+    assert client.spawn_many("background", "compaction", work, []) == []
+    handles = client.spawn_many("background", "compaction", work, [(1, 2), 3, [4]])
+    message = broker.take(from_client.SpawnMany)
+    assert message.common.number == 1 and len(message.arguments) == 3
+    answers = [SpawnAnswer(SpawnNumber(n), TaskId(10 + n), None, "") for n in (1, 2, 3)]
+    broker.say(DATA, to_client.SpawnAnswers(answers))
+    assert [handle.id for handle in handles] == [11, 12, 13]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"tenant_id": 3}, TypeError),
+        ({"tenant_id": "\ud800"}, ValueError),
+        ({"timeline_id": b"x"}, TypeError),
+        ({"retries": -1}, ValueError),
+        ({"retries": "2"}, TypeError),
+        ({"timeout": 0}, ValueError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"restart": "sometimes"}, ValueError),
+        ({"shutdown_process_on_error": 1}, TypeError),
+        ({"kwargs": [1]}, TypeError),
+        ({"name": 5}, TypeError),
+        ({"unique_key": 5}, TypeError),
+    ],
+)
+def test_wrong_arguments_are_told_at_once(
+    client: Client, wrong: dict[str, object], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=next(iter(wrong))):
+        client.spawn("background", "compaction", work, **wrong)  # type: ignore[call-overload]
+
+
+def test_more_wrong_arguments(client: Client) -> None:
+    with pytest.raises(TypeError, match="callable"):
+        client.spawn("background", "compaction", 3)  # type: ignore[call-overload]  # on purpose
+    with pytest.raises(TypeError, match="kind"):
+        client.spawn("background", None, work)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="grace"):
+        client.shutdown_tasks(grace=-1)
+    with pytest.raises(ValueError, match="state"):
+        client.tasks(state="stuck")
+    with pytest.raises(TypeError, match="task id"):
+        client.task("7")  # type: ignore[arg-type]
+
+
+# --- stops ---------------------------------------------------------------------------------------
+
+
+def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Run `call` in a thread; its outcome goes into the list."""
+    found: list[object] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:  # handed to the test
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, found
+
+
+def test_a_stop_names_the_last_spawn_and_gives_the_report(
+    broker: FakeBroker, client: Client
+) -> None:
+    for _ in range(3):
+        client.spawn("background", "compaction", work)
+    thread, found = in_thread(lambda: client.shutdown_tasks(tenant_id="t", reason="why", grace=2))
+    stop = broker.take(from_client.Stop)
+    assert stop == from_client.Stop(
+        1, (None, "t", None, None), None, 2.0, None, False, False, "why", 3, None
+    )
+    broker.say(CONTROL, stop_report(1, tasks=[9]))
+    thread.join()
+    (report,) = found
+    assert report.tasks[0].id == 9 and report.scope == "tenant_id=t"  # type: ignore[attr-defined]
+    assert report.reason == "why"  # type: ignore[attr-defined]
+    broker.answer_all()
+
+
+def test_a_stop_that_times_out_carries_its_report(broker: FakeBroker, client: Client) -> None:
+    broker.script[from_client.Stop] = lambda m: stop_report(
+        m.request, remaining=[4], timed_out=True
+    )
+    with pytest.raises(ShutdownTimeoutError, match=r"4 \(work\).*stays closed") as caught:
+        client.shutdown_tasks(timeout=0.5)
+    assert caught.value.report is not None
+    assert [task.id for task in caught.value.report.remaining] == [4]
+    with pytest.raises(ShutdownTimeoutError), client.stopped(timeout=0.5):
+        pytest.fail("the block must not be entered")
+    assert broker.count(from_client.Release) == 0
+
+
+def test_stopped_releases_also_when_the_body_raises(broker: FakeBroker, client: Client) -> None:
+    broker.script[from_client.Stop] = lambda m: stop_report(m.request, stop_id=77)
+    with client.stopped(tenant_id="t") as report:
+        assert report.scope == "tenant_id=t"
+        assert broker.count(from_client.Release) == 0
+    assert broker.take(from_client.Release).stop_id == 77
+    with pytest.raises(KeyError), client.stopped(tenant_id="t"):
+        raise KeyError
+    assert broker.take(from_client.Release).stop_id == 77
+
+
+def test_a_held_scope_whose_block_was_never_entered_is_released(
+    broker: FakeBroker, client: Client
+) -> None:
+    broker.mute.add(from_client.Stop)
+    client.timeout = 0.05
+    with pytest.raises(BrokerUnavailableError, match="the stop of tenant_id=t"):
+        with client.stopped(tenant_id="t", timeout=0.05):
+            pytest.fail("the block must not be entered")
+    client.timeout = 10
+    request = broker.take(from_client.Stop).request
+    broker.say(CONTROL, stop_report(request, stop_id=5))
+    assert broker.take(from_client.Release).stop_id == 5
+
+
+def test_handle_shutdown(broker: FakeBroker, client: Client) -> None:
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 8)
+    broker.script[from_client.Stop] = lambda m: stop_report(m.request, tasks=[8])
+    assert handle.shutdown(grace=1, timeout=5).tasks[0].id == 8
+    stop = broker.take(from_client.Stop)
+    assert (stop.task_id, stop.grace) == (8, 1.0)
+
+
+# --- queries -------------------------------------------------------------------------------------
+
+
+def test_queries(broker: FakeBroker, client: Client) -> None:
+    broker.script[from_client.ListTasks] = lambda m: to_client.Tasks(m.request, [task_row(3)])
+    (task,) = client.tasks(kind="compaction", state="running")
+    assert isinstance(task, TaskInfo) and task.id == 3
+    assert broker.take(from_client.ListTasks).scope == ("compaction", None, None, None)
+    broker.script[from_client.GetTask] = lambda m: to_client.Refused(
+        m.request, "TaskNotFoundError", "no task 3"
+    )
+    with pytest.raises(TaskNotFoundError, match="no task 3"):
+        client.task(3)
+    broker.script[from_client.GetStatistics] = lambda m: to_client.Statistics(m.request, {"a": 1})
+    assert client.statistics() == {"a": 1}
+    broker.script[from_client.GetBroker] = lambda m: to_client.Broker(
+        m.request, 5, 1, broker.address, "0.1.0", "running", "crash"
+    )
+    assert client.broker_info().pid == 5
+    client.reopen(tenant_id="t")
+    for kind in (to_client.Workers, to_client.Closed, to_client.Stops, to_client.Stacks):
+        asked = getattr(from_client, f"Get{kind.__name__}")
+        broker.script[asked] = lambda m, kind=kind: kind(m.request, [])
+    assert client.workers() == client.closed_scopes() == client.stops() == client.stacks() == []
+
+
+def test_no_answer_within_the_timeout(broker: FakeBroker, client: Client) -> None:
+    broker.mute.add(from_client.GetBroker)
+    client.timeout = 0.05
+    with pytest.raises(BrokerUnavailableError, match="broker_info"):
+        client.broker_info()
+    handle = client.spawn("background", "compaction", work)
+    with pytest.raises(BrokerUnavailableError, match="spawn of work"):
+        _ = handle.id
+    broker.answer(1, 3)
+    client.timeout = 10
+    assert handle.id == 3
+
+
+def test_events(broker: FakeBroker, client: Client) -> None:
+    stream = client.events()
+    broker.take(from_client.Subscribe)
+    broker.say(CONTROL, to_client.Event("task-ended", 1.5, 3, {"a": 1}, 2))
+    missed, event = next(stream), next(stream)
+    assert (missed.type, missed.data) == ("missed", {"count": 2})
+    assert (event.type, event.task_id, event.data) == ("task-ended", 3, {"a": 1})
+    thread, found = in_thread(lambda: list(stream))
+    stream.close()
+    thread.join()
+    assert found == [[]]
+    broker.take(from_client.Unsubscribe)
+    other = client.events()
+    client.close()
+    assert list(other) == []
+
+
+# --- connections ---------------------------------------------------------------------------------
+
+
+def test_no_broker(run_folder: Path) -> None:
+    with pytest.raises(BrokerUnavailableError, match=r"quiesce up") as caught:
+        Client(f"ipc://{run_folder}/none", timeout=0.1)
+    assert f"{run_folder}/none" in str(caught.value)
+
+
+def test_the_broker_may_start_later(run_folder: Path) -> None:
+    address = f"ipc://{run_folder}/b"
+    thread, found = in_thread(lambda: Client(address, timeout=30))
+    with FakeBroker(address) as broker:
+        thread.join()
+        (client,) = found
+        assert isinstance(client, Client)
+        client.close()
+        assert broker.count(from_client.Goodbye) == 1
+
+
+def test_another_version_is_refused(broker: FakeBroker) -> None:
+    broker.version = 99
+    with pytest.raises(errors.ProtocolError, match="99"):
+        Client(broker.address, timeout=10)
+
+
+def test_a_restarted_broker_gets_everything_that_is_unanswered(run_folder: Path) -> None:
+    address = f"ipc://{run_folder}/b"
+    with FakeBroker(address) as broker:
+        client = Client(address, timeout=10)
+        first = client.spawn("background", "compaction", work)
+        broker.answer(1, 1)
+        assert first.id == 1
+        second = client.spawn("background", "compaction", work)
+        broker.mute.add(from_client.ListTasks)
+        broker.take(from_client.Spawn)
+        thread, found = in_thread(client.tasks)
+        request = broker.take(from_client.ListTasks).request
+    with FakeBroker(address, epoch=2, known=True) as broker:
+        broker.script[from_client.ListTasks] = lambda m: to_client.Tasks(m.request, [])
+        again = broker.take(from_client.Spawn)
+        assert [row.number for row in again.rows] == [2] and again.answered_through == 1
+        assert broker.take(from_client.ListTasks).request == request
+        thread.join()
+        assert found == [[]]
+        broker.say(DATA, to_client.Ended([ended(1, result=pack_value("r"))]))
+        assert first.result(10) == "r"
+        broker.answer(2, 2)
+        assert second.id == 2
+        client.close()
+
+
+def test_hello_wanted_on_one_channel(broker: FakeBroker, client: Client) -> None:
+    handle = client.spawn("background", "compaction", work)
+    broker.take(from_client.Spawn)
+    hellos = broker.count(from_client.Hello)
+    broker.say(DATA, to_client.HelloWanted(1))
+    assert broker.take(from_client.Spawn).rows[0].number == 1
+    assert broker.count(from_client.Hello) == hellos + 2  # control first, then data
+    broker.answer(1, 4)
+    assert handle.id == 4
+
+
+def test_a_forgotten_session_makes_unanswered_spawns_unknown(run_folder: Path) -> None:
+    address = f"ipc://{run_folder}/b"
+    with FakeBroker(address) as broker:
+        client = Client(address, timeout=10)
+        first = client.spawn("background", "compaction", work)
+        broker.answer(1, 1)
+        assert first.id == 1
+        second = client.spawn("background", "compaction", work)
+        broker.take(from_client.Spawn)
+        session = broker.hellos[-1].session
+    with FakeBroker(address, epoch=2) as broker:
+        with pytest.raises(BrokerUnavailableError, match="unknown"):
+            second.result(10)
+        with pytest.raises(BrokerUnavailableError, match="by its id"):
+            first.result(10)
+        assert first.id == 1
+        third = client.spawn("background", "compaction", work)
+        assert broker.take(from_client.Spawn).rows[0].number == 1
+        broker.answer(1, 9)
+        assert third.id == 9
+        assert broker.hellos[-1].session != session
+        client.close()
+
+
+def test_closing_waits_for_the_answers(broker: FakeBroker) -> None:
+    with Client(broker.address, timeout=10) as client:
+        handle = client.spawn("background", "compaction", work)
+        other = client.spawn("background", "compaction", work)
+        broker.take(from_client.Spawn)
+        thread = threading.Thread(target=broker.answer_all)
+        thread.start()
+    thread.join()
+    assert (handle.id, other.id) == (1, 2)
+    with pytest.raises(BrokerUnavailableError, match="closed"):
+        handle.result()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.tasks()
+    client.close()
+
+
+def test_closing_without_the_answers_says_that_they_are_unknown(
+    broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client(broker.address, timeout=10)
+    handle = client.spawn("background", "compaction", work)
+    client.timeout = 0.05
+    with pytest.raises(BrokerUnavailableError, match="1 spawn.*unknown"):
+        client.close()
+    with pytest.raises(BrokerUnavailableError, match="unknown"):
+        handle.result()
+
+
+def test_closing_ends_the_waits_of_other_threads(broker: FakeBroker, client: Client) -> None:
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 1)
+    thread, found = in_thread(handle.result)
+    stopper, stopped = in_thread(client.shutdown_tasks)
+    broker.mute.add(from_client.Stop)
+    broker.take(from_client.Stop)
+    client.close()
+    thread.join()
+    stopper.join()
+    assert [type(error) for error in (*found, *stopped)] == [BrokerUnavailableError] * 2
+
+
+def test_a_client_that_nobody_closes_says_goodbye_when_it_goes(broker: FakeBroker) -> None:
+    client = Client(broker.address, timeout=10)
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 1)
+    del client
+    gc.collect()
+    assert handle.id == 1  # it holds its client
+    del handle
+    gc.collect()
+    broker.take(from_client.Goodbye)
+
+
+def test_a_fork_is_told(client: Client) -> None:
+    pid = os.fork()
+    if not pid:
+        try:
+            client.spawn("background", "compaction", work)
+        except RuntimeError as error:
+            os._exit(7 if "fork" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_garbage_from_the_broker_is_dropped(
+    broker: FakeBroker, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.say_frames(CONTROL, [b"\xc1garbage"])
+    client.reopen()
+    assert "dropped" in caplog.text
+
+
+def test_spawns_that_wait_together_travel_together(broker: FakeBroker, client: Client) -> None:
+    broker.say(DATA, to_client.HelloWanted(1))
+    broker.hold_welcome = True
+    handles = [client.spawn("background", "compaction", work, i) for i in range(600)]
+    broker.hold_welcome = False
+    broker.answer_all(600)
+    assert [handle.id for handle in handles] == list(range(1, 601))
+
+
+# --- inside a task -------------------------------------------------------------------------------
+
+
+class _Port:
+    def __init__(self) -> None:
+        self.seen = threading.Event()
+
+    def associate(self, *_: object) -> None: ...
+    def report_progress(self, *_: object) -> None: ...
+    def extend_grace(self, *_: object) -> None: ...
+
+    def observed(self, task: object) -> None:
+        self.seen.set()
+
+
+@pytest.fixture
+def task() -> Iterator[context.TaskContext]:
+    info = TaskInfo(id=TaskId(70), attempt=2, kind="compaction", name="me", runtime="background")
+    task = context.TaskContext(
+        info=info, port=_Port(), words=[0, 0], flag_index=0, check_index=1, flag_key=1
+    )
+    token = context.enter(task)
+    yield task
+    context.leave(token)
+
+
+def test_inside_a_task_rows_name_it_and_waits_end_with_it(
+    broker: FakeBroker, task: context.TaskContext
+) -> None:
+    client = open_client(broker.address, 12)
+    assert isinstance(client, NestedClient)
+    assert {hello.worker for hello in broker.hellos} == {12}
+    with client:
+        handle = client.spawn("background", "compaction", work)
+    assert broker.take(from_client.Spawn).rows[0].parent == (70, 2)
+    assert not client.wait_spawned((70, 2), 0)
+    broker.answer(1, 1)
+    assert client.wait_spawned((70, 2), 10)
+    assert client.wait_spawned((70, 3), 0)
+    broker.mute.add(from_client.Stop)
+    threading.Thread(target=lambda: (broker.take(from_client.Stop), task.root.cancel("go"))).start()
+    with pytest.raises(ShutdownRequested, match="go"):
+        client.shutdown_tasks(tenant_id="t")
+    assert task.port.seen.is_set()  # type: ignore[attr-defined]
+    for call in (handle.result, handle.wait, handle.exception, client.shutdown_tasks):
+        with pytest.raises(ShutdownRequested):
+            call()
+    broker.say(DATA, to_client.Ended([ended(1, result=pack_value(3))]))
+    assert broker.until(handle.done)
+    assert handle.result() == 3  # nothing to wait for
+    token = context.enter(None)
+    client.close()
+    context.leave(token)
+
+
+def test_zmq_is_what_the_design_was_tried_with() -> None:
+    assert zmq.zmq_version_info() >= (4, 3)

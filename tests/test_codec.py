@@ -1,0 +1,570 @@
+"""The codec: what goes in comes out, and whatever else comes in is refused in words."""
+
+import math
+import types
+from collections.abc import Sized
+from typing import Any, NewType, Union, get_args, get_origin, get_type_hints
+
+import msgpack
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from quiesce.errors import ConfigurationError, ProtocolError
+from quiesce.protocol import (
+    addresses,
+    codec,
+    from_client,
+    from_supervisor,
+    from_worker,
+    to_client,
+    to_supervisor,
+    to_worker,
+)
+from quiesce.protocol.frames import INLINE_LIMIT, Frame, as_payload, payload_bytes
+from quiesce.registry.rows import SpawnRow
+
+EVERYTHING = tuple(codec.CODES)
+decoder = codec.Decoder(EVERYTHING)
+
+INTEGERS = st.integers(-(2**63), 2**64 - 1)
+FLOATS = st.floats(allow_nan=False).filter(lambda value: value != -math.inf)
+FRAMES = st.builds(Frame, st.binary(max_size=8))
+PLAIN: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | INTEGERS | FLOATS | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+ATOMS: dict[Any, st.SearchStrategy[Any]] = {
+    int: INTEGERS,
+    float: FLOATS,
+    str: st.text(max_size=8),
+    bytes: st.binary(max_size=8),
+    bool: st.booleans(),
+    type(None): st.none(),
+    Frame: FRAMES,
+    Sized: st.binary(max_size=8) | FRAMES,
+    Any: PLAIN,
+}
+
+
+def samples(hint: Any) -> st.SearchStrategy[Any]:
+    """Values that a field with this annotation may hold."""
+    while isinstance(hint, NewType):
+        hint = hint.__supertype__
+    if hint in ATOMS:
+        return ATOMS[hint]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return st.one_of([samples(argument) for argument in arguments])
+    if origin is list:
+        return st.lists(samples(arguments[0]), max_size=3)
+    if origin is tuple:
+        return st.tuples(*[samples(argument) for argument in arguments])
+    if origin is dict:
+        return st.dictionaries(st.text(max_size=8), PLAIN, max_size=3)
+    return st.builds(hint, **{name: samples(each) for name, each in get_type_hints(hint).items()})
+
+
+messages = st.one_of([samples(message) for message in EVERYTHING])
+
+
+def spelled_out(value: Any) -> Any:
+    """For comparison: with the type of each row, and the bytes of each frame."""
+    if isinstance(value, Frame):
+        return "Frame", value.data
+    if isinstance(value, dict):
+        return {key: spelled_out(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, [spelled_out(each) for each in value]
+    return type(value).__name__, value
+
+
+def name_of(message: type) -> str:
+    return f"{message.__module__.rpartition('.')[2]}.{message.__name__}"
+
+
+def row(**changes: Any) -> SpawnRow:
+    plain: dict[str, Any] = {
+        "number": 7,
+        "runtime": "compute-request",
+        "kind": "page-request-handler",
+        "tenant_id": "tenant",
+        "timeline_id": None,
+        "name": "",
+        "shutdown_process_on_error": False,
+        "retries": 0,
+        "restart": "never",
+        "timeout": None,
+        "unique_key": None,
+        "parent": None,
+        "function": b"f",
+        "arguments": b"a",
+    }
+    return SpawnRow(**(plain | changes))
+
+
+def refusal(frames: list[bytes], **options: Any) -> str:
+    with pytest.raises(ProtocolError) as caught:
+        codec.Decoder(EVERYTHING, **options).decode(frames)
+    return str(caught.value)
+
+
+# --- round trips ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", EVERYTHING, ids=name_of)
+def test_every_message_comes_out_as_it_went_in(message: type) -> None:
+    @settings(max_examples=30, deadline=None)
+    @given(sample=samples(message))
+    def round_trip(sample: Any) -> None:
+        frames = codec.encode(sample)
+        assert spelled_out(decoder.decode(frames)) == spelled_out(sample)
+        views = [memoryview(frame) for frame in frames]
+        assert spelled_out(decoder.decode(views)) == spelled_out(sample)
+
+    round_trip()
+
+
+def test_integers_become_floats_where_the_field_is_one() -> None:
+    code = codec.CODES[from_worker.ExtendGrace]
+    message = decoder.decode([msgpack.packb([code, 1, 2, 3])])
+    assert spelled_out(message) == spelled_out(from_worker.ExtendGrace(1, 2, 3.0))
+
+
+def test_infinity_travels() -> None:
+    message = to_supervisor.Exit(1, math.inf)
+    assert decoder.decode(codec.encode(message)) == message
+
+
+def test_large_payloads_are_frames_of_their_own_and_are_not_copied_on_the_way_out() -> None:
+    large, larger = bytes(INLINE_LIMIT + 1), b"x" * (10 * 1024 * 1024)
+    message = from_client.Spawn(
+        0,
+        [
+            row(arguments=as_payload(large)),
+            row(function=as_payload(b"small"), arguments=as_payload(larger)),
+        ],
+    )
+    frames = codec.encode(message)
+    assert len(frames[0]) < 1000
+    assert frames[1] is large
+    assert frames[2] is larger
+
+    decoded = decoder.decode(frames)
+
+    assert isinstance(decoded, from_client.Spawn)
+    first, second = decoded.rows
+    assert isinstance(first.arguments, Frame)
+    assert first.arguments.data is large
+    assert second.function == b"small"
+    assert isinstance(second.arguments, Frame)
+    assert payload_bytes(second.arguments) is larger
+
+
+def test_many_rows_of_many_signatures() -> None:
+    """More signatures than are remembered: still right."""
+    numbers = range(3 * codec.MAX_PLANS)
+
+    def various(number: int) -> SpawnRow:
+        return row(
+            number=number,
+            tenant_id="t" if number & 1 else None,
+            timeline_id="l" if number & 2 else None,
+            timeout=float(number) if number & 4 else None,
+            unique_key="k" if number & 8 else None,
+            parent=(1, 2) if number & 16 else None,
+        )
+
+    message = from_client.Spawn(1, [various(number) for number in numbers])
+    assert spelled_out(decoder.decode(codec.encode(message))) == spelled_out(message)
+
+
+# --- what versions have to agree on --------------------------------------------------------------
+
+
+def test_codes_are_unique_and_each_direction_has_room() -> None:
+    assert len(set(codec.CODES.values())) == sum(len(each) for _, each in codec.DIRECTIONS)
+    ends = [base for base, _ in codec.DIRECTIONS[1:]] + [128]
+    for (base, direction), end in zip(codec.DIRECTIONS, ends, strict=True):
+        assert base + len(direction) <= end
+
+
+def test_codes_never_change() -> None:
+    """Append to MESSAGES; whoever inserts breaks the talk with neighbours of the last version."""
+    pinned = {
+        from_client.Hello: 0,
+        from_client.Stop: 5,
+        from_client.Goodbye: 18,
+        to_client.Welcome: 32,
+        to_client.StopReport: 37,
+        to_client.Goodbye: 48,
+        from_worker.Hello: 64,
+        from_worker.Stacks: 73,
+        to_worker.Registered: 80,
+        to_worker.Exit: 89,
+        from_supervisor.Hello: 96,
+        from_supervisor.Goodbye: 100,
+        to_supervisor.Registered: 112,
+        to_supervisor.Exit: 119,
+    }
+    assert {message: codec.CODES[message] for message in pinned} == pinned
+
+
+def test_each_direction_begins_with_a_message_that_begins_with_the_version() -> None:
+    for _, direction in codec.DIRECTIONS:
+        assert next(iter(get_type_hints(direction[0]).items())) == ("version", int)
+
+
+def test_the_version_of_a_hello_with_other_fields_can_still_be_read() -> None:
+    for code in codec.HELLO_CODES:
+        frame = msgpack.packb([code, 9, {"of": ["another", msgpack.ExtType(5, b"time")]}, None])
+        assert codec.peek_version([frame, b"more"]) == 9
+        assert codec.peek_version([memoryview(frame)]) == 9
+        refusal([frame, b"more"])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [b""],
+        [b"\xc1"],
+        [msgpack.packb("text")],
+        [msgpack.packb([0])],
+        [msgpack.packb([0, "1"])],
+        [msgpack.packb([0, True])],
+        [msgpack.packb([1, 1])],
+        [msgpack.packb([[], 1])],
+        [b"\xdd\xff\xff\xff\xff\x00"],
+    ],
+)
+def test_what_is_no_hello_has_no_version(frames: list[bytes]) -> None:
+    assert codec.peek_version(frames) is None
+
+
+# --- strictness ----------------------------------------------------------------------------------
+
+SPAWN = codec.CODES[from_client.Spawn]
+STATISTICS = codec.CODES[to_client.Statistics]
+HEARTBEAT = codec.CODES[from_client.Heartbeat]
+PROGRESS = codec.CODES[from_worker.Progress]
+NESTED: Any = 1
+for _ in range(codec.MAX_DEPTH + 1):
+    NESTED = [NESTED]
+
+
+def frame_mark(index: int) -> msgpack.ExtType:
+    return msgpack.ExtType(codec.EXT_FRAME, index.to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("text", "not an array that begins with the code"),
+        ([], "not an array that begins with the code"),
+        ([True, 1], "not an array that begins with the code"),
+        ([-1], "no message has the code -1"),
+        ([127], "no message has the code 127"),
+        ([HEARTBEAT], "from_client.Heartbeat: expected 1 fields, got 0"),
+        ([HEARTBEAT, 1, 2], "from_client.Heartbeat: expected 1 fields, got 2"),
+        ([HEARTBEAT, True], "Heartbeat.answered_through: expected an integer, got True"),
+        ([HEARTBEAT, 1.0], "Heartbeat.answered_through: expected an integer, got 1.0"),
+        ([HEARTBEAT, None], "Heartbeat.answered_through: expected an integer, got None"),
+        ([HEARTBEAT, "1"], "expected an integer, got a string of length 1"),
+        ([SPAWN, 1, {}], "Spawn.rows: expected an array, got a dictionary of length 0"),
+        ([SPAWN, 1, [None]], "Spawn.rows[0]: expected an array, a SpawnRow, got None"),
+        ([SPAWN, 1, [row(), row()[:-1]]], "Spawn.rows[1]: expected 14 fields, got 13"),
+        ([SPAWN, 1, [row(), (*row(), 1)]], "Spawn.rows[1]: expected 14 fields, got 15"),
+        (
+            [SPAWN, 1, [row(tenant_id=b"t")]],
+            "Spawn.rows[0].tenant_id: expected a string or None, got bytes of length 1",
+        ),
+        ([SPAWN, 1, [row(timeout=math.nan)]], "Spawn.rows[0].timeout: expected a number"),
+        ([SPAWN, 1, [row(timeout=-math.inf)]], "Spawn.rows[0].timeout: expected a number"),
+        ([SPAWN, 1, [row(timeout=True)]], "timeout: expected a number or None, got True"),
+        ([SPAWN, 1, [row(parent=(1,))]], "Spawn.rows[0].parent: expected 2 fields, got 1"),
+        ([SPAWN, 1, [row(parent=(1, "2"))]], "Spawn.rows[0].parent[1]: expected an integer"),
+        ([SPAWN, 1, [row(function="f")]], "function: expected bytes or a frame, got a string"),
+        ([SPAWN, 1, [row(shutdown_process_on_error=1)]], "expected a bool, got 1"),
+        ([PROGRESS, [(1, 1, 1.0, None, "")] * 2 + [3]], "Progress.rows[2]: expected an array"),
+        ([PROGRESS, [(1, 1, 1.0, math.nan, "")]], "Progress.rows[0][3]: expected a number"),
+        ([STATISTICS, 1, []], "Statistics.body: expected a dictionary, got an array"),
+        ([STATISTICS, 1, {"a": [1, math.nan]}], "Statistics.body['a'][1]: expected a number"),
+        ([STATISTICS, 1, {b"a": 1}], "expected keys that are strings"),
+        ([STATISTICS, 1, {"a": NESTED}], f"nested deeper than {codec.MAX_DEPTH}"),
+        ([STATISTICS, 1, {"a": msgpack.Timestamp(1)}], "expected a plain value"),
+        ([STATISTICS, 1, {"a": msgpack.ExtType(2, b"1234")}], "unknown extension: type 2"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(message: Any, expected: str) -> None:
+    assert expected in refusal([msgpack.packb(message)])
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        ([], "without frames"),
+        ([b""], "can't be unpacked"),
+        ([b"\xc1"], "can't be unpacked"),
+        ([b"\x92\x03"], "can't be unpacked"),
+        ([msgpack.packb([HEARTBEAT, 1]) + b"\x00"], "ExtraData"),
+        ([b"\x92\x03\xa2\xff\xff"], "UnicodeDecodeError"),
+        ([b"\x81" * 600 + b"\x01" * 601], "can't be unpacked"),
+        ([b"\x91" * 5000 + b"\x01"], "can't be unpacked"),
+        ([bytes([0x93, STATISTICS, 1, 0x82, 0xA1, 97, 1, 0xA1, 97, 1])], "the same key twice"),
+        ([bytes([0x93, STATISTICS, 1, 0x81, 1, 1])], "can't be unpacked"),
+        ([b"\xdd\x00\x00\x20\x00" * 100 + bytes(8192)], "announces more than it holds"),
+        ([msgpack.packb([HEARTBEAT, 1]), b""], "2 frames, but frame 0 speaks of 1"),
+    ],
+)
+def test_what_is_not_even_a_message(frames: list[bytes], expected: str) -> None:
+    assert expected in refusal(frames)
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError, OverflowError, TypeError])
+def test_whatever_msgpack_raises_is_a_protocol_error(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error("so")
+
+    monkeypatch.setattr(msgpack, "unpackb", fail)
+    assert f"{error.__name__}: so" in refusal([b"\x90"])
+
+
+@pytest.mark.parametrize(
+    ("marks", "beside", "expected"),
+    [
+        ((1,), [], "frame 1 is missing: there are 1"),
+        ((1,), [b"", b""], "3 frames, but frame 0 speaks of 2"),
+        ((1, 1), [b"", b""], "frame 2 was to come next, not frame 1"),
+        ((2, 1), [b"", b""], "frame 1 was to come next, not frame 2"),
+        ((1, 3), [b"", b"", b""], "frame 2 was to come next, not frame 3"),
+        ((0,), [], "frame 1 was to come next, not frame 0"),
+        ((2**32 - 1,), [b""], "frame 1 was to come next, not frame 4294967295"),
+    ],
+)
+def test_each_frame_once_and_in_order(
+    marks: tuple[int, ...], beside: list[bytes], expected: str
+) -> None:
+    rows = [row(arguments=frame_mark(index)) for index in marks]
+    assert expected in refusal([msgpack.packb([SPAWN, 1, rows]), *beside])
+
+
+def test_frames_only_where_payloads_are_expected() -> None:
+    for message, place in (
+        ([HEARTBEAT, frame_mark(1)], "answered_through"),
+        ([STATISTICS, 1, {"a": frame_mark(1)}], "Statistics.body['a']"),
+        ([SPAWN, 1, [frame_mark(1)]], "Spawn.rows[0]"),
+    ):
+        assert place in (text := refusal([msgpack.packb(message), b"data"]))
+        assert "got a frame of length 4" in text
+
+
+def test_a_message_over_the_limit_is_refused_whole() -> None:
+    frames = codec.encode(from_client.Spawn(0, [row(arguments=Frame(bytes(1000)))]))
+    size = sum(map(len, frames))
+    assert f"{size} bytes; the limit is 1000" in refusal(frames, max_bytes=1000)
+    assert codec.Decoder(EVERYTHING, max_bytes=size).decode(frames)
+
+
+def test_a_side_accepts_only_what_is_meant_for_it() -> None:
+    broker = codec.Decoder(from_client.MESSAGES + from_worker.MESSAGES + from_supervisor.MESSAGES)
+    assert broker.decode(codec.encode(from_worker.Begun([]))) == from_worker.Begun([])
+    with pytest.raises(ProtocolError, match=r"to_worker\.Exit is not a message for this side"):
+        broker.decode(codec.encode(to_worker.Exit(1)))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        SpawnRow,
+        row(),
+        (1, 2),
+        from_client.Heartbeat(2**64),
+        from_client.Heartbeat(-(2**63) - 1),
+        from_worker.Lingering(1, 1, "\ud800"),
+        to_client.Statistics(1, {"a": object()}),
+        to_client.Statistics(1, {"a": {1}}),
+    ],
+)
+def test_what_cannot_travel_is_refused_at_the_start(message: Any) -> None:
+    with pytest.raises(ProtocolError):
+        codec.encode(message)
+
+
+# --- fuzz ----------------------------------------------------------------------------------------
+
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | INTEGERS
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=4)
+    | st.builds(frame_mark, st.integers(0, 3))
+    | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=5)),
+    lambda inner: (
+        st.lists(inner, max_size=15)
+        | st.dictionaries(st.text(max_size=2) | st.binary(max_size=2), inner, max_size=2)
+    ),
+    max_leaves=15,
+)
+
+
+def accepted_or_refused(frames: list[bytes]) -> None:
+    """No other error; and what is accepted is a message that can be sent on."""
+    codec.peek_version(frames)
+    try:
+        message = decoder.decode(frames)
+    except ProtocolError as error:
+        text = str(error)
+    else:
+        text = ""
+        again = decoder.decode(codec.encode(message))
+        assert spelled_out(again) == spelled_out(message)
+    assert len(text) < 1000  # what a peer sent does not fill the log
+
+
+def replaced(structure: Any, at: int, value: Any) -> tuple[Any, int]:
+    """`structure` with the node number `at` replaced, and that number less the nodes seen."""
+    if at == 0:
+        return value, -1
+    at -= 1
+    if isinstance(structure, list):
+        items = []
+        for item in structure:
+            changed, at = replaced(item, at, value) if at >= 0 else (item, at)
+            items.append(changed)
+        return items, at
+    return structure, at
+
+
+@settings(max_examples=500, deadline=None)
+@given(sample=messages, at=st.integers(0, 60), value=ANYTHING)
+def test_one_value_of_a_message_replaced(sample: Any, at: int, value: Any) -> None:
+    first, *beside = codec.encode(sample)
+    structure = msgpack.unpackb(first)
+    changed, _ = replaced(structure, at, value)
+    accepted_or_refused([msgpack.packb(changed), *beside])
+
+
+@settings(max_examples=300, deadline=None)
+@given(code=st.sampled_from(sorted(codec.CODES.values())), fields=st.lists(ANYTHING, max_size=5))
+def test_any_fields_after_a_true_code(code: int, fields: list[Any]) -> None:
+    accepted_or_refused([msgpack.packb([code, *fields])])
+
+
+@settings(max_examples=500, deadline=None)
+@given(sample=messages, data=st.data())
+def test_bytes_of_a_message_changed(sample: Any, data: st.DataObject) -> None:
+    frames = codec.encode(sample)
+    first = bytearray(frames[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(first)))
+        first[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    accepted_or_refused([bytes(first), *frames[1:]])
+
+
+@settings(max_examples=300, deadline=None)
+@given(sample=messages, data=st.data())
+def test_frames_of_a_message_lost_doubled_or_swapped(sample: Any, data: st.DataObject) -> None:
+    frames = codec.encode(sample)
+    chosen = st.lists(st.sampled_from([*frames, b"", b"\xc0"]), max_size=len(frames) + 2)
+    accepted_or_refused(data.draw(chosen))
+
+
+@settings(max_examples=500, deadline=None)
+@given(frames=st.lists(st.binary(max_size=64), max_size=3))
+def test_any_bytes(frames: list[bytes]) -> None:
+    accepted_or_refused(frames)
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("ipc:///run/q", ("ipc:///run/q/control", "ipc:///run/q/data", "/run/q")),
+        ("ipc:///run/q/", ("ipc:///run/q/control", "ipc:///run/q/data", "/run/q")),
+        ("tcp://127.0.0.1:7000", ("tcp://127.0.0.1:7000", "tcp://127.0.0.1:7001", None)),
+        ("tcp://[::1]:7000", ("tcp://[::1]:7000", "tcp://[::1]:7001", None)),
+        ("tcp://example.org:65534", ("tcp://example.org:65534", "tcp://example.org:65535", None)),
+    ],
+)
+def test_endpoints(address: str, expected: tuple[str, str, str | None]) -> None:
+    assert addresses.endpoints(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", "expected ipc:///an/absolute/folder or tcp://host:port"),
+        ("localhost:7000", "expected ipc:///an/absolute/folder or tcp://host:port"),
+        ("udp://localhost:7000", "expected ipc:///an/absolute/folder or tcp://host:port"),
+        ("ipc://relative", "the folder must be absolute"),
+        ("ipc:///", "not the root"),
+        ("ipc:///a\0b", "the folder must be absolute"),
+        ("tcp://localhost", "expected ipc"),
+        ("tcp://:7000", "expected ipc"),
+        ("tcp://::1:7000", "expected ipc"),
+        ("tcp://host/path:7000", "expected ipc"),
+        ("tcp://localhost:0", "a port from 1 to 65534"),
+        ("tcp://localhost:65535", "a port from 1 to 65534"),
+        ("tcp://localhost:-1", "a port from 1 to 65534"),
+        ("tcp://localhost:" + "9" * 5000, "a port from 1 to 65534"),
+        ("tcp://localhost:http", "a port from 1 to 65534"),
+    ],
+)
+def test_other_addresses_are_refused_in_words(address: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        addresses.endpoints(address)
+    assert expected in str(caught.value)
+
+
+def test_the_longest_folder_of_an_ipc_address() -> None:
+    fits = "/" + "f" * (107 - 1 - len("/control"))
+    assert addresses.endpoints(f"ipc://{fits}").folder == fits
+    with pytest.raises(ConfigurationError, match=r"108 bytes.*107\. Choose a shorter folder"):
+        addresses.endpoints(f"ipc://{fits}f")
+    with pytest.raises(ConfigurationError, match=r"bytes; the limit"):
+        addresses.endpoints(f"ipc://{fits[:-1]}ü")
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("ipc:///run/q", True),
+        ("tcp://127.0.0.1:7000", True),
+        ("tcp://127.9.9.9:7000", True),
+        ("tcp://[::1]:7000", True),
+        ("tcp://localhost:7000", True),
+        ("tcp://0.0.0.0:7000", False),
+        ("tcp://*:7000", False),
+        ("tcp://10.0.0.1:7000", False),
+        ("tcp://example.org:7000", False),
+    ],
+)
+def test_what_others_could_reach_is_refused(address: str, loopback: bool) -> None:
+    assert addresses.is_loopback(address) == loopback
+    if loopback:
+        addresses.refuse_unsafe(address)
+    else:
+        with pytest.raises(ConfigurationError, match="CURVE, which is not built yet"):
+            addresses.refuse_unsafe(address)
+
+
+def test_the_address_is_the_argument_or_the_variable_or_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("QUIESCE_ADDRESS", "ipc:///from/variable")
+    assert addresses.resolve("ipc:///argument") == "ipc:///argument"
+    assert addresses.resolve(None) == "ipc:///from/variable"
+    monkeypatch.delenv("QUIESCE_ADDRESS")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert addresses.resolve(None) == f"ipc://{tmp_path}/quiesce"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
+    assert addresses.resolve(None).startswith("ipc:///tmp/quiesce-")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert addresses.resolve(None).startswith("ipc:///tmp/quiesce-")

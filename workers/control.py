@@ -1,0 +1,166 @@
+"""The control thread of a worker: what must never wait behind a body or a payload.
+
+It owns the control socket, acts on requests to stop and on force, keeps the session's time, and waits for
+the child processes of attempts that close.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import zmq
+
+from quiesce.protocol import from_worker
+from quiesce.workers.attempt import Attempt
+from quiesce.workers.kernel import Wake
+from quiesce.workers.link import Link
+from quiesce.workers.stacks import stacks_of
+from quiesce.workers.sweeper import Sweeper
+from quiesce.workers.worker_effects import AskToStop, ForceAttempt, Look
+
+if TYPE_CHECKING:
+    from quiesce.workers.worker import Worker
+
+_log: Final = logging.getLogger("quiesce.worker")
+
+#: Seconds between two looks at what closing attempts wait for.
+_LOOK_EVERY: Final = 0.25
+
+
+class ControlThread:
+    """Started once the sockets exist; ends with the worker."""
+
+    def __init__(self, worker: "Worker", link: Link, data: Link) -> None:
+        self._worker = worker
+        self._link = link
+        self._links = {link.monitor: link, data.monitor: data}
+        #: The links that were lost and are not back.
+        self._lost: set[Link] = set()
+        self.wake = Wake()
+        self._poller = zmq.Poller()
+        self._sweeper = Sweeper(worker.nursery, self._poller, worker.running)
+        self._sweep_due = False
+        self._look_at = 0.0
+        #: Attempts with processes whose body has ended, from any thread.
+        self._closing: deque[Attempt] = deque()
+        #: The process was asked to end by SIGTERM; set by the signal handler.
+        self.terminated = False
+        #: Until when this thread sleeps; infinite while it works that out. Who makes something due
+        #: before it wakes the thread.
+        self.asleep_until = math.inf
+        self.thread = threading.Thread(target=self._run, name="quiesce-control", daemon=True)
+
+    def close_processes(self, attempt: Attempt) -> None:
+        """Wait for this attempt's child processes. Any thread."""
+        self._closing.append(attempt)
+        self.wake.set()
+
+    def _run(self) -> None:
+        try:
+            for socket in (self._link.socket, self.wake, *self._links):
+                self._poller.register(socket, zmq.POLLIN)
+            while not self._worker.quitting:
+                self._turn()
+            self._link.flush()
+            self._link.close(linger=500)
+            for link in self._links.values():
+                link.close_monitor()
+        except BaseException:
+            # A worker that can't hear a request to stop must not go on.
+            _log.exception("the control thread failed; the worker ends")
+            self._worker.die(70)
+
+    def _turn(self) -> None:
+        sent = self._link.flush()
+        for what, _ in self._poller.poll(self._timeout(sent)):
+            if what is self._link.socket:
+                for message in self._link.receive():
+                    self._worker.hear(message)
+            elif what == self.wake.fileno():
+                self.wake.clear()
+            elif what in self._links:
+                self._on_monitor(self._links[what])
+            elif isinstance(what, int) and self._sweeper.on_readable(what):
+                self._sweep_due = True
+        self._on_time()
+
+    def _timeout(self, sent: bool) -> int:
+        now = time.monotonic()
+        self.asleep_until = math.inf
+        due = self._worker.due()
+        times = [] if due is None else [due]
+        if not sent:
+            times.append(now + 0.05)
+        if self._worker.closing():
+            times.append(self._look_at)
+        self.asleep_until = min(times, default=now + 3600)
+        return int(max(0.0, self.asleep_until - now) * 1000) + 1
+
+    def _on_monitor(self, link: Link) -> None:
+        for connected in link.hear():
+            if not connected:
+                self._lost.add(link)
+                self._worker.say(lambda session, now: session.connection_lost(now))
+            elif link in self._lost:
+                self._lost.discard(link)
+                if not self._lost:
+                    self._worker.say(lambda session, now: session.connected(now))
+
+    def _on_time(self) -> None:
+        worker = self._worker
+        if self.terminated:
+            self.terminated = False
+            worker.say(lambda session, now: session.exit_asking("the pool is going", now))
+        while self._closing:
+            self._sweeper.close(self._closing.popleft())
+            self._sweep_due = True
+        if self._sweep_due:
+            self._sweep_due = False
+            self._sweeper.sweep()
+        now = time.monotonic()
+        due = worker.due()
+        if due is not None and due <= now:
+            worker.say(lambda session, now: session.tick(now))
+        if now >= self._look_at:
+            for attempt in worker.closing():
+                self._tell_lingering(attempt)
+            self._look_at = now + _LOOK_EVERY
+
+    def _tell_lingering(self, attempt: Attempt) -> None:
+        key = attempt.key
+        what = attempt.scope.words(self._sweeper.words.get(key, ""))
+        if what:
+            self._worker.say(lambda session, now: session.linger(key, what))
+
+    # --- effects that are this thread's -----------------------------------------------------------
+
+    def ask_to_stop(self, effect: AskToStop) -> None:
+        """Wake all that waits for the request; callbacks of the task's tokens run here."""
+        attempt = self._worker.attempts.get((effect.task_id, effect.attempt))
+        if attempt is not None:
+            try:
+                attempt.context.copy().run(attempt.task.root.cancel, effect.reason)
+            except BaseException:
+                _log.exception("a callback of a token of %s failed", attempt.words())
+
+    def force(self, effect: ForceAttempt) -> None:
+        """The grace is over."""
+        attempt = self._worker.attempts.get((effect.task_id, effect.attempt))
+        if attempt is not None:
+            attempt.forced = True
+            self._worker.runner.force(attempt)
+            self._sweeper.force(attempt)
+
+    def look(self, effect: Look) -> None:
+        """Answer with stacks."""
+        loop = self._worker.runner.loop
+        rows: list[tuple[int, int, list[str]]] = []
+        for task_id, number in effect.keys:
+            attempt = self._worker.find(task_id, number)
+            if attempt is not None:
+                texts: list[Any] = stacks_of(attempt.scope, loop.running, loop.ident)
+                rows.append((task_id, number, texts))
+        self._link.outbox.append(from_worker.Stacks(effect.request, rows))

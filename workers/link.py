@@ -1,0 +1,81 @@
+"""One connection to the broker: a DEALER socket, its outbox, and word of when it breaks."""
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from quiesce.errors import ProtocolError
+from quiesce.protocol.codec import Decoder, encode
+
+_log: Final = logging.getLogger("quiesce.worker")
+
+#: Messages taken in one go, so that one side can't starve the other.
+_AT_ONCE: Final = 100
+
+
+class Link:
+    """Owned by one thread; only `outbox.append` is for all. Wake the owner after that."""
+
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, decoder: Decoder
+    ) -> None:
+        self._decoder = decoder
+        #: What waits to be sent, oldest first.
+        self.outbox: deque[Any] = deque()
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.set_hwm(10_000)
+        events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+        #: Tells of the connection; may be read by another thread than the owner.
+        self.monitor = self.socket.get_monitor_socket(events)
+        self.socket.connect(endpoint)
+
+    def flush(self) -> bool:
+        """Send what there is. False: not all could be sent yet, try again soon."""
+        while self.outbox:
+            try:
+                frames = encode(self.outbox[0])
+            except ProtocolError:
+                _log.exception("a message that can't be sent is dropped")
+                self.outbox.popleft()
+                continue
+            try:
+                self.socket.send_multipart(frames, zmq.DONTWAIT)
+            except zmq.Again:
+                return False
+            self.outbox.popleft()
+        return True
+
+    def receive(self) -> Iterable[Any]:
+        """The messages that have arrived, at most so many. What is no message is logged and dropped."""
+        for _ in range(_AT_ONCE):
+            if not _is_readable(self.socket):
+                return
+            frames = self.socket.recv_multipart(zmq.DONTWAIT)
+            try:
+                yield self._decoder.decode(frames)
+            except ProtocolError as error:
+                _log.warning("the broker sent what is no message: %s", error)
+
+    def hear(self) -> Iterable[bool]:
+        """What the monitor has to say: True for connected, False for disconnected."""
+        while _is_readable(self.monitor):
+            event = recv_monitor_message(self.monitor)["event"]
+            yield event == zmq.Event.HANDSHAKE_SUCCEEDED
+
+    def close(self, linger: int) -> None:
+        """Close, giving what was sent so many milliseconds to leave: then `context.term()` waits for it."""
+        self.socket.disable_monitor()
+        self.socket.close(linger)
+
+    def close_monitor(self) -> None:
+        """For who reads it."""
+        self.monitor.close(0)
+
+
+def _is_readable(socket: "zmq.Socket[bytes]") -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -1,0 +1,95 @@
+"""The child processes of a worker, by the attempt that began them."""
+
+import os
+import threading
+
+from quiesce.registry.ids import Attempt, AttemptKey, TaskId
+from quiesce.workers import processes
+from quiesce.workers.markers import ATTEMPT_MARKER
+from quiesce.workers.processes import Process
+
+#: Names a process for ever.
+_Who = tuple[int, int]
+
+
+class Nursery:
+    """Knows by three signs whose a process is: who started it, its ancestors, and its environment."""
+
+    def __init__(self) -> None:
+        #: Held while a process is started and noted, and during a look: none is ever seen in between.
+        self.lock = threading.RLock()
+        #: The processes that were started here or seen below these, by whom; None: no attempt waits for it.
+        self._born: dict[_Who, AttemptKey | None] = {}
+        #: Those that were started here: their exit status belongs to whoever started them.
+        self._own: set[_Who] = set()
+        #: Set in forked children of this process: there, all of the worker's machinery is inert.
+        self.in_child = False
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.in_child = True
+
+    def add(self, pid: int, key: AttemptKey | None) -> None:
+        """A process was started; `lock` has been held since before."""
+        process = processes.look(pid)
+        if process is not None:
+            self._born.setdefault((pid, process.start), key)
+            self._own.add((pid, process.start))
+
+    def find(self) -> dict[Process, AttemptKey | None]:
+        """Every living descendant of this worker that an attempt may wait for, with its attempt.
+
+        None: an orphan that nothing names (forked without exec, and never seen while its parents lived).
+        Reaps orphans that are dead; the worker is a subreaper. So an empty answer is a proof, see
+        `processes`.
+        """
+        with self.lock:
+            below = self._look()
+            known: set[_Who] = {(each.pid, each.start) for each in below.values()}
+            self._born = {who: key for who, key in self._born.items() if who in known}
+            self._own &= known
+            found: dict[Process, AttemptKey | None] = {}
+            for process in below.values():
+                if process.is_zombie:
+                    continue
+                counts, key = self._attempt_of(process, below)
+                if counts:
+                    found[process] = key
+                if not counts or key is not None:
+                    self._born.setdefault((process.pid, process.start), key)
+            return found
+
+    def _look(self) -> dict[int, Process]:
+        """All descendants; dead orphans are reaped until there are none left."""
+        here = os.getpid()
+        while True:
+            below = processes.descendants(here)
+            reaped = sum(
+                processes.reap(each.pid)
+                for each in below.values()
+                if each.is_zombie
+                and each.parent == here
+                and (each.pid, each.start) not in self._own
+            )
+            if not reaped:
+                return below
+
+    def _attempt_of(
+        self, process: Process, below: dict[int, Process]
+    ) -> tuple[bool, AttemptKey | None]:
+        """Whether attempts wait for this process, and which: by itself and its ancestors, else its marker."""
+        line: list[Process] = []
+        at: Process | None = process
+        while at is not None:
+            line.append(at)
+            at = below.get(at.parent)
+        for each in line:
+            if (each.pid, each.start) in self._born:
+                key = self._born[(each.pid, each.start)]
+                return key is not None, key
+        for each in line:
+            marker = processes.environment(each.pid).get(ATTEMPT_MARKER, "")
+            task, _, attempt = marker.partition(".")
+            if task.isdigit() and attempt.isdigit():
+                return True, (TaskId(int(task)), Attempt(int(attempt)))
+        return True, None

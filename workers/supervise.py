@@ -1,0 +1,18 @@
+"""`python -m quiesce.workers.supervise`: one supervisor; its PoolSettings come as one line of JSON on stdin.
+
+Worker processes import this module as their `__mp_main__`, so it imports nothing by itself.
+"""
+
+
+def main() -> None:
+    """Run until the pool has ended."""
+    import sys
+
+    from quiesce.workers.settings import PoolSettings
+    from quiesce.workers.supervisor import supervise
+
+    supervise(PoolSettings.from_json(sys.stdin.readline()))
+
+
+if __name__ == "__main__":
+    main()

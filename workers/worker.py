@@ -1,0 +1,310 @@
+"""A worker process: two sockets, two threads, one session, and the attempts that run.
+
+The main thread owns the data socket and, with one slot, runs synchronous bodies itself; the control thread
+(`control`) owns the control socket. All that either hears, and all that attempts have to say, goes through the
+session under one lock; what the session wants done is queued in its order under the same lock.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+import setproctitle
+import zmq
+
+from quiesce.context import TaskContext, set_client_factory
+from quiesce.protocol import to_worker
+from quiesce.protocol.codec import Decoder
+from quiesce.protocol.frames import as_payload
+from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
+from quiesce.registry.rows import AssignRow
+from quiesce.registry.states import State
+from quiesce.values import Fence, TaskInfo
+from quiesce.workers import hooks, kernel, logs
+from quiesce.workers.attempt import PHASES, Attempt, Verdict
+from quiesce.workers.control import ControlThread
+from quiesce.workers.interrupt import Interrupt
+from quiesce.workers.link import Link
+from quiesce.workers.nested import NestedClient
+from quiesce.workers.nursery import Nursery
+from quiesce.workers.port import Port
+from quiesce.workers.runner import Runner
+from quiesce.workers.scope import Scope
+from quiesce.workers.settings import PoolSettings
+from quiesce.workers.table import ENTRIES, Place, PoolTable, flag_key
+from quiesce.workers.worker_effects import (
+    AskToStop,
+    Begin,
+    Control,
+    Data,
+    Effects,
+    ForceAttempt,
+    Forget,
+    Identity,
+    Limit,
+    Look,
+    Quit,
+    Settle,
+)
+from quiesce.workers.worker_session import WorkerSession
+
+_log: Final = logging.getLogger("quiesce.worker")
+
+
+def worker_main(
+    settings_json: str, supervisor: bytes, supervisor_pid: int, serial: int, place: int, table: str
+) -> NoReturn:
+    """The whole life of a worker process; what the supervisor starts.
+
+    `table`: the path by which the pool's shared memory is opened; `place`: which part of it is ours.
+    """
+    kernel.die_with_parent(supervisor_pid)
+    kernel.become_subreaper()  # orphans of a task fall to us, where we can tell whose they are
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = PoolSettings.from_json(settings_json)
+    setproctitle.setproctitle(settings.title or f"{settings.runtime} worker")
+    logs.configure(settings.log_level, settings.runtime)
+    if settings.app_dir:
+        sys.path.insert(0, settings.app_dir)
+    identity = Identity(
+        settings.runtime,
+        supervisor,
+        serial,
+        os.getpid(),
+        socket.gethostname(),
+        settings.slots,
+        ENTRIES,
+    )
+    worker = Worker(settings, identity, PoolTable.open(table).place(place))
+    worker.run()
+
+
+class Worker:
+    """The wiring. Made and run in the main thread."""
+
+    def __init__(self, settings: PoolSettings, identity: Identity, place: Place) -> None:
+        self._settings = settings
+        self._place = place
+        #: Guards the session, the table, `attempts`, and the order of what is queued.
+        self._lock = threading.Lock()
+        self._session = WorkerSession(identity)
+        #: All and only what `session.running` holds, while nobody has the lock.
+        self.attempts: dict[AttemptKey, Attempt] = {}
+        #: Begun by the session and the table; the main thread starts them.
+        self._to_start: deque[Attempt] = deque()
+        #: Set once: nothing runs any more, and the process ends with this status.
+        self.quitting: Quit | None = None
+
+        self._loaded = False
+        self.nursery = Nursery()
+        self._interrupt = Interrupt(self.nursery)
+        hooks.install(self.nursery, self._interrupt.shield)
+        self.runner = Runner(identity.slots, self.nursery, self._interrupt, self._finish)
+        self._port = Port(self.say, self.nursery)
+        self._client = NestedClient(
+            settings.client_factory, settings.address, lambda: self._session.incarnation
+        )
+        set_client_factory(self._client.get)
+
+        decoder = Decoder(to_worker.MESSAGES)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._data = Link(self._context, settings.data, decoder)
+        self._wake = kernel.Wake()
+        self._control_link = Link(self._context, settings.control, decoder)
+        self._control = ControlThread(self, self._control_link, self._data)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+
+    # --- the main thread --------------------------------------------------------------------------
+
+    def run(self) -> NoReturn:
+        """Say hello, load what is to be loaded, and serve until Quit."""
+        self.say(lambda session, now: session.start(now))
+        self._control.thread.start()
+        try:
+            for module in self._settings.preload:
+                __import__(module)
+        except BaseException:
+            _log.exception("a module of `preload` can't be imported; the worker ends")
+            self.die(1)
+        self._loaded = True
+        if self._session.registered:
+            self._place.set_ready()
+        self._serve()
+        self._data.flush()
+        self._control.thread.join(timeout=2.0)
+        if not self._control.thread.is_alive():
+            self._data.close(linger=500)
+            self._context.term()
+        quitting = self.quitting
+        self.die(0 if quitting is None else quitting.status)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._data.socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        while not self.quitting:
+            patience = None if self._data.flush() else 50
+            if self._to_start:
+                # With one slot this may take long. What came before it has left.
+                self.runner.start(self._to_start.popleft())
+                patience = 0
+            for what, _ in poller.poll(patience):
+                if what is self._data.socket:
+                    for message in self._data.receive():
+                        self.hear(message)
+                else:
+                    self._wake.clear()
+
+    def die(self, status: int) -> NoReturn:
+        """End the process, whatever else runs in it: threads of tasks do not keep it alive."""
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass
+        os._exit(status)
+
+    def _on_terminate(self, number: int, frame: object) -> None:
+        if not self.nursery.in_child:
+            self._control.terminated = True
+            self._control.wake.set()
+        else:
+            os._exit(128 + signal.SIGTERM)
+
+    # --- the session ------------------------------------------------------------------------------
+
+    def hear(self, message: Any) -> None:
+        """A message of the broker."""
+        self.say(lambda session, now: session.receive(message, now))
+
+    def say(self, event: Callable[[WorkerSession, float], Effects]) -> None:
+        """Tell the session something, and do what it wants done. Any thread."""
+        with self._interrupt.shield:
+            later = self._say(event)
+        for effect in later:
+            self._do(effect)
+        if self.quitting and self.quitting.status:
+            _log.error("%s", self.quitting.text)
+            self.die(self.quitting.status)
+
+    def _say(self, event: Callable[[WorkerSession, float], Effects]) -> Effects:
+        later: Effects = []
+        control = data = False
+        with self._lock:
+            for effect in event(self._session, time.monotonic()):
+                match effect:
+                    case Control(message):
+                        self._control_link.outbox.append(message)
+                        control = True
+                    case Data(message):
+                        self._data.outbox.append(message)
+                        data = True
+                    case Begin(row):
+                        self._begin(row)
+                        data = True
+                    case Forget(task_id, attempt):
+                        self._place.free(task_id, attempt)
+                    case Quit():
+                        self.quitting = effect
+                        control = data = True
+                    case _:
+                        later.append(effect)
+            due = self._session.due()
+        if data and threading.get_ident() != threading.main_thread().ident:
+            self._wake.set()
+        if control or (due is not None and due < self._control.asleep_until):
+            self._control.wake.set()
+        return later
+
+    def _do(self, effect: Any) -> None:
+        match effect:
+            case AskToStop():
+                self._control.ask_to_stop(effect)
+            case ForceAttempt():
+                self._control.force(effect)
+            case Settle():
+                self._port.settle(effect)
+            case Look():
+                self._control.look(effect)
+            case Limit(limit):
+                self.runner.limit = limit
+                if self._loaded:
+                    self._place.set_ready()
+
+    def due(self) -> float | None:
+        """When the session wants its tick."""
+        with self._lock:
+            return self._session.due()
+
+    def running(self) -> list[Attempt]:
+        """All attempts that have begun and not ended."""
+        with self._lock:
+            return list(self.attempts.values())
+
+    def closing(self) -> list[Attempt]:
+        """The attempts whose body has ended, and not all that it began."""
+        with self._lock:
+            return [each for each in self.attempts.values() if each.scope.body_over]
+
+    def find(self, task_id: int, number: int) -> Attempt | None:
+        """A running attempt."""
+        return self.attempts.get((TaskId(task_id), AttemptNumber(number)))
+
+    # --- attempts ---------------------------------------------------------------------------------
+
+    def _begin(self, row: AssignRow) -> None:
+        """Under the lock: note the attempt as begun before the first instruction of it can run."""
+        entry = self._place.begin(row.task_id, row.attempt)
+        session, place = self._session, self._place
+        info = TaskInfo(
+            id=row.task_id,
+            attempt=row.attempt,
+            kind=row.kind,
+            name=row.name,
+            runtime=session.identity.runtime,
+            tenant_id=row.tenant_id,
+            timeline_id=row.timeline_id,
+            state=State.RUNNING,
+            created_at=row.created_at,
+            started_at=time.time(),
+            host=session.identity.host,
+            worker_pid=session.identity.pid,
+            fence=Fence(session.epoch, session.incarnation, row.attempt),
+        )
+        attempt: Attempt
+        scope = Scope(
+            on_empty=lambda: self.runner.on_empty(attempt),
+            on_processes=lambda: self._control.close_processes(attempt),
+        )
+        task = TaskContext(
+            info=info,
+            port=self._port,
+            words=place.words,
+            flag_index=place.flag_index(entry),
+            check_index=place.check_index(entry),
+            flag_key=flag_key(row.task_id, row.attempt),
+            scope=scope,
+        )
+        attempt = Attempt(row, task, scope)
+        self.attempts[attempt.key] = attempt
+        self._to_start.append(attempt)
+
+    def _finish(self, attempt: Attempt, verdict: Verdict) -> None:
+        """All that the attempt began has ended: say so, once its spawns are acknowledged."""
+        self._client.wait_spawned(attempt.key)
+
+        def ended(session: WorkerSession, now: float) -> Effects:
+            self._place.end(*attempt.key, PHASES[verdict.outcome])
+            del self.attempts[attempt.key]
+            result = as_payload(verdict.result)
+            return session.ended(attempt.key, verdict.outcome, verdict.text, result, now)
+
+        self.say(ended)
