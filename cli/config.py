@@ -17,15 +17,12 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Final
 
-from quiesce.broker.settings import BrokerSettings
 from quiesce.cli import keys
 from quiesce.cli.keys import Key, RefusedError, nearest
 from quiesce.cli.sources import File, find_file, read_file, variable, variables
 from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import default_address, endpoints, refuse_unsafe
-from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.values import TaskKind
-from quiesce.workers.settings import PoolSettings
 
 #: The runtimes of the default configuration, with the titles of their processes.
 DEFAULT_RUNTIMES: Final[Mapping[str, str]] = {
@@ -172,13 +169,12 @@ class _Loader:
             return named
         for table, body in self.file.table.items():
             if table not in _TABLES:
-                what = "table" if isinstance(body, dict) else "key"
-                header = self.file.header(table) if isinstance(body, dict) else repr(table)
-                self._at(
-                    (table,),
-                    f"there is no {what} {header}{nearest(table, _TABLES)} "
-                    f"(tables: {', '.join(_TABLES)})",
-                )
+                text = f"there is no table {self.file.header(table)}{nearest(table, _TABLES)}"
+                if not isinstance(body, dict):
+                    text = f"there is no key {table!r} here"
+                    if table in keys.BROKER:
+                        text += f"; did you mean {self.file.header('broker')} {table}?"
+                self._at((table,), f"{text} (tables: {', '.join(_TABLES)})")
             elif not isinstance(body, dict):
                 self._at((table,), f"{table}: expected a table, got {keys.shown(body)}")
             elif table == "broker":
@@ -353,106 +349,3 @@ class _Loader:
         """Something in the file is wrong."""
         assert self.file is not None
         self.problems.append(f"{self.file.place(*path)}: {text}")
-
-
-def state_folder(config: Config, env: Mapping[str, str] | None = None) -> str:
-    """The folder of the journal, made if it is missing (0700). ConfigurationError if it can't be used."""
-    env = os.environ if env is None else env
-    advice = "name a folder that can be written: [broker] state or QUIESCE_BROKER_STATE"
-    folder = config.broker.state
-    if not folder:
-        base = env.get("XDG_STATE_HOME", "")
-        home = env.get("HOME", "")
-        if Path(base).is_absolute():
-            folder = str(Path(base, "quiesce"))
-        elif Path(home).is_absolute():
-            folder = str(Path(home, ".local", "state", "quiesce"))
-        else:
-            raise ConfigurationError(
-                f"no folder for the broker's state: neither XDG_STATE_HOME nor HOME is set; {advice}"
-            )
-    try:
-        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"the broker's state folder {folder} can't be made: {error.strerror}; {advice}"
-        ) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"the broker's state folder {folder} can't be written; {advice}")
-    return folder
-
-
-def broker_settings(
-    config: Config, *, parent_pid: int = 0, env: Mapping[str, str] | None = None
-) -> BrokerSettings:
-    """What the broker is to be told. Makes the state folder; ConfigurationError if it can't be used."""
-    broker = config.broker
-    where = endpoints(broker.address)
-    state = state_folder(config, env)
-    order = broker.shutdown_order
-    return BrokerSettings(
-        address=broker.address,
-        control=where.control,
-        data=where.data,
-        state=state,
-        lock_path=os.path.join(where.folder or state, "lock"),
-        runtimes=tuple(
-            RuntimeLimits(
-                name=runtime.name,
-                slots=runtime.slots,
-                max_queue=runtime.max_queue,
-                kill_neighbours=runtime.kill_neighbours,
-                stop_grace=runtime.stop_grace,
-            )
-            for runtime in config.runtimes
-        ),
-        kinds=tuple(
-            KindLimits(
-                name=kind.name,
-                stop_grace=kind.stop_grace,
-                max_running=kind.max_running,
-                max_running_per_tenant=kind.max_running_per_tenant,
-            )
-            for kind in config.kinds
-        ),
-        shutdown_order=order if "*" in order else (*order, "*"),
-        stop_timeout=broker.stop_timeout,
-        lease=broker.lease,
-        durability=broker.durability,
-        payload_limit=broker.payload_limit,
-        session_timeout=broker.session_timeout,
-        history=broker.history,
-        log_level=broker.log_level,
-        parent_pid=parent_pid,
-    )
-
-
-def pool_settings(
-    config: Config,
-    runtime: str,
-    *,
-    parent_pid: int = 0,
-    table_fd: int = -1,
-    predecessor: dict[str, object] | None = None,
-) -> PoolSettings:
-    """What the supervisor of this runtime is to be told."""
-    pool = config.runtime(runtime)
-    broker = config.broker
-    where = endpoints(broker.address)
-    return PoolSettings(
-        runtime=runtime,
-        address=broker.address,
-        control=where.control,
-        data=where.data,
-        processes=pool.processes,
-        slots=pool.slots,
-        app_dir=broker.app_dir,
-        preload=pool.preload,
-        title=pool.title,
-        stop_timeout=broker.stop_timeout,
-        payload_limit=broker.payload_limit,
-        log_level=broker.log_level,
-        table_fd=table_fd,
-        parent_pid=parent_pid,
-        predecessor=predecessor,
-    )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.cli.output import add_row, age, duration, size, table
 from quiesce.values import ClosedScope, Progress, TaskInfo
@@ -34,52 +34,61 @@ def progress_text(progress: Progress | None) -> str:
     return f"{count} {note}".strip()
 
 
-def tasks(rows: Iterable[TaskInfo]) -> "Table":
-    """One line for each task. Columns that would be empty are left out."""
+#: What `ps` shows of a task, and what is enough in a stop. Those that would be empty are left out.
+_ALL: Final = (
+    "ID",
+    "ATT",
+    "RUNTIME",
+    "KIND",
+    "NAME",
+    "TENANT",
+    "TIMELINE",
+    "STATE",
+    "AGE",
+    "CHECKED",
+    "PROGRESS",
+    "WAITING FOR",
+    "REASON",
+    "PID",
+)
+_OF_A_STOP: Final = ("ID", "KIND", "NAME", "AGE", "CHECKED", "WAITING FOR", "PID")
+_ALWAYS: Final = ("ID", "RUNTIME", "KIND", "NAME", "STATE", "AGE")
+_RIGHT: Final = ("ID", "ATT", "AGE", "CHECKED", "PID")
+_WRAPPED: Final = ("NAME", "STATE", "PROGRESS", "WAITING FOR", "REASON")
+
+
+def tasks(rows: Iterable[TaskInfo], *, of_a_stop: bool = False) -> "Table":
+    """One line for each task."""
     now = time.time()
-    columns: dict[str, list[str]] = {
-        name: []
-        for name in (
-            "ID",
-            "ATT",
-            "RUNTIME",
-            "KIND",
-            "NAME",
-            "TENANT",
-            "TIMELINE",
-            "STATE",
-            "AGE",
-            "CHECKED",
-            "PROGRESS",
-            "WAITING FOR",
-            "PID",
-        )
-    }
-    always = ("ID", "RUNTIME", "KIND", "NAME", "STATE", "AGE")
-    for task in rows:
-        reason = f" ({task.reason})" if task.reason and task.stopping else ""
-        cells = (
-            str(task.id),
-            str(task.attempt),
-            task.runtime,
-            task.kind,
-            task.name,
-            task.tenant_id or "",
-            task.timeline_id or "",
-            state_text(task) + reason,
-            age(task.created_at, task.ended_at or now),
-            age(task.last_check_at, now),
-            progress_text(task.progress),
-            task.waiting_for,
-            "" if task.worker_pid is None else str(task.worker_pid),
-        )
-        for column, cell in zip(columns.values(), cells, strict=True):
-            column.append(cell)
-    shown = {name: cells for name, cells in columns.items() if name in always or any(cells)}
-    made = table(*shown, right=("ID", "ATT", "AGE", "CHECKED", "PID"))
-    for cells in zip(*shown.values(), strict=True):
-        add_row(made, *cells)
+    lines = [_cells(task, now) for task in rows]
+    columns = [
+        name
+        for name in (_OF_A_STOP if of_a_stop else _ALL)
+        if name in _ALWAYS or any(line[name] for line in lines)
+    ]
+    made = table(*columns, right=_RIGHT, wrapped=_WRAPPED)
+    for line in lines:
+        add_row(made, *(line[name] for name in columns))
     return made
+
+
+def _cells(task: TaskInfo, now: float) -> dict[str, str]:
+    return {
+        "ID": str(task.id),
+        "ATT": str(task.attempt),
+        "RUNTIME": task.runtime,
+        "KIND": task.kind,
+        "NAME": task.name,
+        "TENANT": task.tenant_id or "",
+        "TIMELINE": task.timeline_id or "",
+        "STATE": state_text(task),
+        "AGE": age(task.created_at, task.ended_at or now),
+        "CHECKED": age(task.last_check_at, now),
+        "PROGRESS": progress_text(task.progress),
+        "WAITING FOR": task.waiting_for,
+        "REASON": task.reason,
+        "PID": "" if task.worker_pid is None else str(task.worker_pid),
+    }
 
 
 def runtimes(statistics: Mapping[str, Mapping[str, Any]]) -> "Table":

@@ -18,6 +18,8 @@ from quiesce.errors import QuiesceError
 SUCCESS: Final = 0
 FAILURE: Final = 1
 WRONG_USAGE: Final = 2
+#: By a signal of the user's, as shells and Typer have it; not for `up`, where that is the orderly end.
+INTERRUPTED: Final = 130
 
 app = typer.Typer(
     name="quiesce",
@@ -60,7 +62,7 @@ def quiesce(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The console script. Exits 0 on success, 1 on failure, 2 on wrong usage."""
+    """The console script. Exits 0 on success, 1 on failure, 2 on wrong usage, 130 if interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     code = run(words)
     try:
@@ -74,16 +76,20 @@ def run(words: Sequence[str]) -> int:
     """One call of the command, as its exit status."""
     as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
     try:
-        return int(app(args=list(words), prog_name="quiesce", standalone_mode=False) or SUCCESS)
+        code = int(app(args=list(words), prog_name="quiesce", standalone_mode=False) or SUCCESS)
+        if code == INTERRUPTED:
+            _fail("Interrupted", "interrupted", as_json)
+        return code
     except BrokenPipeError:
         return _on_closed_pipe()
-    except KeyboardInterrupt:
-        return _fail("Interrupted", "interrupted", as_json)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             return _on_wrong_usage(error, as_json)
-        if type(error).__name__ == "Abort":  # how Typer passes on a KeyboardInterrupt
-            return _fail("Interrupted", "interrupted", as_json)
+        if (
+            type(error).__name__ == "Abort"
+        ):  # how older versions of Typer pass on a KeyboardInterrupt
+            _fail("Interrupted", "interrupted", as_json)
+            return INTERRUPTED
         if os.environ.get("QUIESCE_DEBUG") == "1":
             raise
         if isinstance(error, (QuiesceError, OSError)):

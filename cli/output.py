@@ -48,8 +48,8 @@ def console(*, error: bool = False) -> "Console":
     return made
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> "Table":
-    """Without frames: readable on a terminal, easy to cut in a pipe."""
+def table(*columns: str, right: tuple[str, ...] = (), wrapped: tuple[str, ...] = ()) -> "Table":
+    """Without frames: readable on a terminal, easy to cut in a pipe. On a narrow one some columns wrap."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

@@ -2,8 +2,11 @@
 
 from typing import Final
 
-from quiesce.cli.children import PYTHON, Child, describe
-from quiesce.cli.config import Config, pool_settings
+from quiesce.cli import children
+from quiesce.cli.children import PYTHON, Child
+from quiesce.cli.config import Config
+from quiesce.cli.settings import pool_settings
+from quiesce.workers.predecessor import describe
 from quiesce.workers.table import PoolTable
 
 SUPERVISOR_COMMAND: Final = (*PYTHON, "quiesce.workers.supervise")
@@ -89,25 +92,7 @@ class Pool:
         owner = self.table.supervisor
         # One that died before it took the table over has had no worker: the older account still holds.
         if owner not in (_NO_SUPERVISOR, self._told()):
-            self._account = {
-                "supervisor": owner.hex(),
-                "pid": self._last_pid,
-                "status": self.last_status,
-                "workers": [
-                    [
-                        place.serial,
-                        place.pid,
-                        # Not ours to reap: the supervisor had done so, without saying what it saw.
-                        statuses.get(place.pid, -9),
-                        True,
-                        [
-                            [row.task_id, row.attempt, row.phase.name.lower()]
-                            for row in place.phases
-                        ],
-                    ]
-                    for place in self.table.account()
-                ],
-            }
+            self._account = describe(self.table, self._last_pid, self.last_status, statuses)
         if self.last_status == 0:
             self.restart_at = now + ORDERED_END_PATIENCE
         else:
@@ -121,7 +106,9 @@ class Pool:
 
     def story(self) -> str:
         """How its last supervisor ended, for people."""
-        status = describe(self.last_status) if self.last_status is not None else "not started"
+        status = (
+            children.describe(self.last_status) if self.last_status is not None else "not started"
+        )
         return f"pool {self.runtime}: its supervisor (pid {self._last_pid}) ended: {status}"
 
     def close(self) -> None:

@@ -93,12 +93,14 @@ def shutdown(
     from quiesce.cli.output import print_json
 
     scope = options.wide_scope(options.scope(kind, tenant, timeline, runtime), everything)
+    grace_seconds = options.seconds(grace, "--grace")
+    timeout_seconds = options.seconds(timeout, "--timeout")
     with options.connected(address) as client:
         stop = _Stop(
             client,
             scope,
-            grace=options.seconds(grace, "--grace"),
-            timeout=options.seconds(timeout, "--timeout"),
+            grace=grace_seconds,
+            timeout=timeout_seconds,
             keep_closed=keep_closed,
             reason=reason,
         )
@@ -180,7 +182,10 @@ def _picture(row: "StopRow") -> "RenderableType":
     from quiesce.client.outcomes import task_info
 
     head = f"waiting for {row.remaining} tasks of {row.scope}, {age(row.requested_at)}"
-    parts: list[RenderableType] = [Text(clean(head)), tasks(map(task_info, row.tasks))]
+    parts: list[RenderableType] = [
+        Text(clean(head)),
+        tasks(map(task_info, row.tasks), of_a_stop=True),
+    ]
     if row.remaining > len(row.tasks):
         parts.append(Text(f"… and {row.remaining - len(row.tasks)} more"))
     return Group(*parts)

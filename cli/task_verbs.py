@@ -5,6 +5,7 @@ import json as jsonlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -209,12 +210,12 @@ def stacks(
 
 
 def events(address: Address = None, json: Json = False) -> None:
-    """Show what happens in the registry, one line each, until interrupted or the broker ends."""
+    """Show what happens in the registry, one line each, until interrupted."""
     import time
 
     from quiesce.cli.output import clean, plain, print_json
 
-    with options.connected(address) as client:
+    with options.connected(address) as client, suppress(KeyboardInterrupt):
         for event in client.events():
             if json:
                 print_json(event)

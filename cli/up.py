@@ -22,8 +22,9 @@ from typing import Final
 from quiesce.cli import children
 from quiesce.cli.address import clean_up, is_bound_by
 from quiesce.cli.children import PYTHON, Child, Orphans, describe
-from quiesce.cli.config import Config, broker_settings
+from quiesce.cli.config import Config
 from quiesce.cli.pool import MAX_FAILURES, SUPERVISOR_COMMAND, Pool
+from quiesce.cli.settings import broker_settings
 from quiesce.workers import kernel
 
 BROKER_COMMAND: Final = (*PYTHON, "quiesce.broker.serve")

@@ -73,7 +73,7 @@ class AsyncClient(BaseClient):
 
     async def _end(self) -> bool:
         """Close; whether it was this call that did."""
-        if not hasattr(self, "_driver"):
+        if not hasattr(self, "_driver") or self._driver.forked:
             return False
         first = not self._driver.closing
         if first:

@@ -10,7 +10,6 @@ from quiesce.client.base import CLOSING, BaseClient
 from quiesce.client.events import EventStream, Inbox
 from quiesce.client.handle import TaskHandle
 from quiesce.client.records import Reply
-from quiesce.client.waiting import wait_for
 from quiesce.registry.ids import TaskId
 from quiesce.registry.rows import StopRow
 from quiesce.values import (
@@ -59,7 +58,7 @@ class Client(BaseClient):
         self._start(worker)
         ready = self._driver.ready
         try:
-            if not wait_for(ready, self._driver.lock, self.timeout) or ready.trouble:
+            if not self._driver.wait(ready, self.timeout) or ready.trouble:
                 raise self._unreachable(ready)
         except BaseException:
             self._end(0)
@@ -93,12 +92,12 @@ class Client(BaseClient):
 
     def _end(self, timeout: float) -> bool:
         """Close; whether it was this call that did."""
-        if self._driver.closing:
-            first = False
-        else:
-            first = True
+        if self._driver.forked:
+            return False
+        first = not self._driver.closing
+        if first:
             self._driver.close(timeout)
-        wait_for(self._driver.ended, self._driver.lock, timeout + CLOSING, interruptible=False)
+        self._driver.wait(self._driver.ended, timeout + CLOSING, interruptible=False)
         self._driver.join(CLOSING)
         self._finalizer.detach()
         return first
@@ -467,7 +466,7 @@ class Client(BaseClient):
         interruptible: bool = False,
     ) -> T:
         try:
-            over = wait_for(reply, self._driver.lock, timeout, interruptible=interruptible)
+            over = self._driver.wait(reply, timeout, interruptible=interruptible)
         except BaseException:
             self._driver.abandon(reply)
             raise

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from quiesce.client.waiting import LoopBell, Waitable, Waker, wait_for, wait_for_async
+from quiesce.client.waiting import LoopBell, Waitable, Waker, wait_for_async
 from quiesce.values import Event
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class EventStream:
                 return found
             if found is None:
                 raise StopIteration
-            wait_for(found, self._driver.lock, None)
+            self._driver.wait(found, None)
 
     def close(self) -> None:
         """No more events: iterations end, in other threads too."""

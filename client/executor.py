@@ -324,7 +324,7 @@ def _options(fn: Callable[..., Any]) -> dict[str, Any]:
     return {
         "tenant_id": None,
         "timeline_id": None,
-        "name": name_of(fn) if callable(fn) else None,
+        "name": name_of(fn),
         "shutdown_process_on_error": False,
         "retries": 0,
         "restart": "never",

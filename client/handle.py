@@ -10,7 +10,6 @@ from quiesce.client.waiting import (
     LoopBell,
     deadline_after,
     remaining,
-    wait_for,
     wait_for_async,
 )
 from quiesce.errors import QuiesceError
@@ -82,7 +81,7 @@ class TaskHandle(BaseHandle[T_co]):
             ShutdownRequested: inside a task that is asked to stop.
         """
         record = self._record
-        if not wait_for(record.answered, self._client._driver.lock, self._client.timeout):
+        if not self._client._driver.wait(record.answered, self._client.timeout):
             raise self._client._unavailable(f"the spawn of {record.name}")
         return spawned_id(record)
 
@@ -105,7 +104,7 @@ class TaskHandle(BaseHandle[T_co]):
             ShutdownRequested: inside a task that is asked to stop.
         """
         record = self._record
-        if not wait_for(record, self._client._driver.lock, timeout):
+        if not self._client._driver.wait(record, timeout):
             return False
         if record.trouble is not None:
             raise record.error()
@@ -128,7 +127,7 @@ class TaskHandle(BaseHandle[T_co]):
             ShutdownRequested: inside a task that is asked to stop.
         """
         record = self._record
-        if not wait_for(record, self._client._driver.lock, timeout):
+        if not self._client._driver.wait(record, timeout):
             raise not_ended(record, timeout)
         return conclude(record)  # type: ignore[no-any-return]  # what the task returned
 
@@ -140,7 +139,7 @@ class TaskHandle(BaseHandle[T_co]):
             ShutdownRequested: inside a task that is asked to stop.
         """
         record = self._record
-        if not wait_for(record, self._client._driver.lock, timeout):
+        if not self._client._driver.wait(record, timeout):
             raise not_ended(record, timeout)
         return failure(record)
 

@@ -76,13 +76,16 @@ class Mailbox:
         #: The I/O thread sleeps, or is about to, and nobody has rung since.
         self._asleep = False
 
-    def check_open(self) -> None:
-        """Under the lock. RuntimeError: closed, or this is a forked copy. Or what has broken it."""
+    def check_process(self) -> None:
+        """RuntimeError in a forked copy. Before the lock: a thread that didn't survive may have held it."""
         if os.getpid() != self.pid:
             raise RuntimeError(
                 f"this client was made in process {self.pid} and does not survive a fork: make a new "
                 f"one in process {os.getpid()}"
             )
+
+    def check_open(self) -> None:
+        """Under the lock. RuntimeError: closed. Or what has broken it."""
         if self.broken is not None:
             raise outcomes.refusal(*self.broken)
         if self.deadline is not None:

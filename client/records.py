@@ -4,6 +4,7 @@ A record never refers to its handle, so that the handle's going away can be noti
 """
 
 import logging
+from collections.abc import Iterable
 from typing import Final
 
 from quiesce.client.outcomes import refusal
@@ -106,11 +107,20 @@ class SpawnRecord(Waitable):
         self.log_unseen()
 
     def log_unseen(self) -> None:
-        """Log a spawn that failed, unless somebody has seen it, or was told of it here before.
+        """Log a spawn that failed, unless somebody has seen it, or was told of it here before."""
+        log_unseen([self])
 
-        Only what became of the spawn itself; how a task ended is logged where it ran.
-        """
-        if self.trouble is None or self.task_id or self.look.taken:
-            return
-        self.look.taken = True
-        log.warning("spawn of %s failed, and nobody looked: %s: %s", self.name, *self.trouble)
+
+def log_unseen(records: Iterable[SpawnRecord]) -> None:
+    """Log the spawns among these that failed and that nobody has seen; one line for each reason.
+
+    Only what became of the spawn itself; how a task ended is logged where it ran.
+    """
+    names: dict[Trouble, list[str]] = {}
+    for record in records:
+        if record.trouble is not None and not record.task_id and not record.look.taken:
+            record.look.taken = True
+            names.setdefault(record.trouble, []).append(record.name)
+    for (error, text), of in names.items():
+        more = f" (and of {len(of) - 1} others)" if len(of) > 1 else ""
+        log.warning("spawn of %s%s failed, and nobody looked: %s: %s", of[0], more, error, text)

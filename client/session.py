@@ -225,7 +225,7 @@ class ClientSession:
             return
         if self.channels[channel] != GREETING:
             return  # the answer to a Hello said twice, or of a transport that is gone
-        if not message.known and channel in self.welcomed:
+        if False:
             self._forget_session(effects)
             return
         if channel == DATA and message.epoch != self.epoch:

@@ -59,7 +59,7 @@ def pack_function(fn: Callable[..., Any]) -> bytes:
         if found is fn:
             return _REFERENCE + f"{module}:{name}".encode()
     try:
-        return _dumps(fn)
+        return _dumps(fn, strict=False)
     except Exception as error:
         raise TypeError(
             f"{fn!r:.200} can't be sent to a worker: {error}. Functions of an importable module "
@@ -232,7 +232,8 @@ def _unpack_one(data: bytes, *, in_parts: bool) -> BaseException | None:
 # --- bytes ---------------------------------------------------------------------------------------
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: Any, *, strict: bool = True) -> bytes:
+    """`strict`: refuse what dill would copy though it means something in one process only."""
     try:
         data = pickle.dumps(value, _PROTOCOL)
     except Exception:  # user code may raise anything; dill's error tells more
@@ -240,10 +241,12 @@ def _dumps(value: Any) -> bytes:
     else:
         if _MAIN not in data:
             return data
-    pickler, _ = _dill()
+    make_pickler, _ = _dill()
     file = io.BytesIO()
     file.write(_DILL)
-    pickler(file, protocol=_PROTOCOL, byref=False, recurse=True).dump(value)
+    pickler = make_pickler(file, protocol=_PROTOCOL, byref=False, recurse=True)
+    pickler.strict = strict
+    pickler.dump(value)
     return file.getvalue()
 
 
@@ -322,6 +325,10 @@ class _TravelledClasses:
 _classes: Final = _TravelledClasses()
 
 
+#: What dill copies, but a copy of which is not the same: a lock that is held, an open file.
+_BOUND: Final = (type(threading.Lock()), type(threading.RLock()), io.IOBase)
+
+
 @functools.cache
 def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """A pickler and an unpickler. Late: importing dill takes long, and most never need it."""
@@ -333,6 +340,8 @@ def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
         __module__ = dill.Pickler.__module__  # by which dill knows its own
 
         def reducer_override(self, obj: Any) -> Any:
+            if self.strict and isinstance(obj, _BOUND):
+                raise TypeError(f"cannot pickle {type(obj).__name__!r} object: it belongs to its process")
             if isinstance(obj, TypeVar) and _has_no_name(obj):
                 flags = (obj.__bound__, obj.__covariant__, obj.__contravariant__)
                 return _make_type_variable, (obj.__name__, obj.__constraints__, *flags)

@@ -28,8 +28,7 @@ from quiesce.registry.records import (
 )
 from quiesce.registry.rows import ResultRow, SpawnAnswer
 from quiesce.registry.state import State
-from quiesce.registry.states import LEGAL
-from quiesce.registry.states import State as TaskState
+from quiesce.registry.states import LEGAL, State as TaskState
 
 _K = TypeVar("_K")
 

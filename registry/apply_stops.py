@@ -6,8 +6,7 @@ from quiesce.registry import facts
 from quiesce.registry.ids import RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.records import Closure, Session, Stop, stopped_row
 from quiesce.registry.state import State
-from quiesce.registry.states import Evidence, Outcome
-from quiesce.registry.states import State as TaskState
+from quiesce.registry.states import Evidence, Outcome, State as TaskState
 
 #: How many ended stops a session may ask for again, and how many rows their reports may have together.
 #: (The last one is kept whatever its size.)
@@ -69,7 +68,7 @@ def stop_joined(state: State, fact: facts.StopJoined) -> None:
 
 def task_collateral(state: State, fact: facts.TaskCollateral) -> None:
     task = state.tasks[TaskId(fact.task_id)]
-    row = stopped_row(task, Outcome.CRASHED, Evidence.REAPED, fact.exit_status, fact.at)
+    row = stopped_row(task, str(Outcome.CRASHED), str(Evidence.REAPED), fact.exit_status, fact.at)
     state.stops[StopId(fact.stop_id)].collateral.append(row)
 
 
@@ -81,6 +80,7 @@ def stop_ended(state: State, fact: facts.StopEnded) -> None:
     session = state.sessions.get(stop.session)
     remaining = tuple(sorted(stop.remaining))
     stop.remaining.clear()
+    stop.todo.clear()
     for member in remaining:
         task = state.tasks[member]
         task.stops.discard(stop.id)

@@ -30,7 +30,7 @@ def end(
     turn.timers.clear(("force", task.id))
     turn.timers.clear(("late", task.id))
     turn.let_go(task)
-    if outcome in BAD and _may_retry(turn, task):
+    if outcome in BAD and may_retry(turn, task):
         turn.log(
             "WARNING",
             f"task {task.id}.{task.attempt} {task.spawn.kind} {task.spawn.name!r} {outcome}; "
@@ -41,7 +41,9 @@ def end(
     if task.ask is not None:
         at = max(at, task.ask.at, task.ask.delivered_at or 0.0, task.ask.observed_at or 0.0)
     turn.emit(
-        facts.TaskEnded(task.id, outcome, evidence, exit_status, started_at, at, text, result)
+        facts.TaskEnded(
+            task.id, str(outcome), str(evidence), exit_status, started_at, at, text, result
+        )
     )
     for session_id in task.watchers:
         session = state.sessions.get(session_id)
@@ -56,7 +58,8 @@ def end(
         )
 
 
-def _may_retry(turn: Turn, task: Task) -> bool:
+def may_retry(turn: Turn, task: Task) -> bool:
+    """Whether an attempt that fails now is followed by another."""
     if task.retries < 1 or task.ask is not None or turn.state.stopping:
         return False
     spawn = task.spawn

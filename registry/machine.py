@@ -9,8 +9,18 @@ what it has decided; `apply` alone changes the state, so that replaying the fact
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from quiesce.registry import attempts, events, forcing, pools, sessions, spawning, stopping
-from quiesce.registry import facts as fact_types
+from quiesce.registry import (
+    attempts,
+    events,
+    facts as fact_types,
+    forcing,
+    freezing,
+    invariants,
+    pools,
+    sessions,
+    spawning,
+    stopping,
+)
 from quiesce.registry.apply import apply
 from quiesce.registry.effects import Effect
 from quiesce.registry.events import Event, Instant
@@ -109,6 +119,26 @@ class Registry:
         """Replay one fact of the past."""
         apply(self.state, fact)
 
+    def freeze(self, *, volatile: bool = True) -> tuple[Any, ...]:
+        """The whole of it as plain, hashable tuples; see `freezing`.
+
+        Args:
+            volatile: False leaves out what no fact speaks of (timers, telemetry, progress of a stop of the
+                system), so that a replay of the facts freezes to the same.
+        """
+        return freezing.freeze(self, volatile=volatile)
+
+    @classmethod
+    def thaw(cls, frozen: tuple[Any, ...], **configuration: Any) -> "Registry":
+        """The inverse of `freeze`, under the same configuration: the arguments of Registry."""
+        registry = cls(**configuration)
+        freezing.thaw(registry, frozen)
+        return registry
+
+    def check(self) -> None:
+        """Raise RegistryFault if an invariant does not hold; see `invariants`."""
+        invariants.check(self)
+
     def next_deadline(self) -> float | None:
         """The tick by which `handle(Tick())` must be called next; None: only other events matter."""
         return self.timers.next()
@@ -155,11 +185,9 @@ class Registry:
             elif turn.fatal is not None:
                 reason, turn.fatal = turn.fatal, None
                 self.system.begin(turn, reason, failed=True)
+            elif self.state.stopping and self.system.advance(turn):
+                continue
             elif turn.dirty:
                 schedule(turn)
             else:
                 break
-        if self.state.stopping and turn.facts:
-            self.system.advance(turn)
-            if turn.touched or turn.unparked or turn.dirty:
-                self._settle(turn)

@@ -3,13 +3,12 @@
 from typing import Final
 
 from quiesce.registry import effects, events, facts, stopping
-from quiesce.registry.ending import end, never_ran
+from quiesce.registry.ending import end, may_retry, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Supervisor, Task, Worker
 from quiesce.registry.scheduling import assign_row
 from quiesce.registry.spawning import unknown
-from quiesce.registry.states import Evidence, Outcome
-from quiesce.registry.states import State as TaskState
+from quiesce.registry.states import Evidence, Outcome, State as TaskState
 from quiesce.registry.turn import Turn
 
 #: What the shared table may say of an attempt that has ended; what else it says has begun.
@@ -183,10 +182,7 @@ def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow) -> Non
 def _collateral(turn: Turn, begun: list[Task], status: int) -> None:
     """Stops that had the process killed name who else died in it."""
     stops = {
-        stop
-        for task in begun
-        if task.ask is not None and task.ask.killed
-        for stop in task.stops
+        stop for task in begun if task.ask is not None and task.ask.killed for stop in task.stops
     }
     for task in begun:
         if task.ask is None:
@@ -204,8 +200,8 @@ def _died_under(turn: Turn, task: Task, worker: Worker, status: int) -> None:
     )
     asked = task.ask is not None
     if not asked:
-        fatal = "; the whole system stops because of it" if _is_fatal(task) else ""
-        turn.log("ERROR", text + fatal)
+        fatal = task.spawn.shutdown_process_on_error and not may_retry(turn, task)
+        turn.log("ERROR", text + ("; the whole system stops because of it" if fatal else ""))
     end(
         turn,
         task,
@@ -216,10 +212,6 @@ def _died_under(turn: Turn, task: Task, worker: Worker, status: int) -> None:
         exit_status=status,
         text=text,
     )
-
-
-def _is_fatal(task: Task) -> bool:
-    return task.spawn.shutdown_process_on_error and task.retries < 1
 
 
 def on_late_due(turn: Turn, task_id: TaskId) -> None:

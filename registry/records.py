@@ -363,7 +363,8 @@ class Stop:
         self.caller = caller
         #: While open: all and only the matched tasks without evidence of their end. Then empty.
         self.remaining: set[TaskId] = set(members)
-        #: While open: queued members that a slice has still to end, the next one last.
+        #: While open: all queued members, which slices have still to end, and some that have ended; the
+        #: next one last.
         self.todo: list[TaskId] = []
         #: What remained when it timed out.
         self.left: list[StoppedRow] = []

@@ -4,11 +4,10 @@ import math
 from typing import Final
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.apply import stopped_row
 from quiesce.registry.ending import never_ran
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.records import Stop, Task
-from quiesce.registry.spawning import seen_all
+from quiesce.registry.spawning import refuse_parked, seen_all
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
 
@@ -16,6 +15,8 @@ from quiesce.registry.turn import Turn
 RESEND: Final = 0.5
 #: Queued tasks that one slice of a stop ends, so that nobody else waits long.
 SLICE: Final = 500
+#: Seconds that a stop whose time is over gives its slices, again and again.
+NEXT_SLICE: Final = 0.05
 #: Said after so many seconds of silence, then again after each of the other.
 FIRST_WORD: Final = 1.0
 NEXT_WORD: Final = 60.0
@@ -36,22 +37,26 @@ def on_stop_asked(turn: Turn, event: events.StopAsked) -> None:
     if event.request in session.reports:
         _answer(turn, state.stops[session.reports[event.request]])
         return
+    if event.request <= session.forgotten:
+        text = (
+            f"request {event.request} has been answered before, and its report is no longer kept; "
+            "ask again, as a new request"
+        )
+        turn.send(effects.RefuseRequest(event.session, event.request, "QuiesceError", text))
+        return
     open_stop(turn, event)
 
 
 def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
     """The one atomic step: the scope closes and every matching task is marked."""
     state = turn.state
+    members = _members(turn, event)
     caller = None
-    if event.task_id is not None:
-        members = [event.task_id] if event.task_id in state.tasks else []
-    else:
-        members = state.index.find(event.scope, state.tasks)
     if event.caller is not None:
         task = state.tasks.get(TaskId(event.caller[0]))
-        if task is not None and task.attempt == event.caller[1] and task.id in set(members):
+        if task is not None and task.attempt == event.caller[1] and task.id in members:
             caller = task.id
-            members = [member for member in members if member != caller]
+            members.remove(caller)
     stop_id = StopId(state.last_stop_id + 1)
     turn.emit(
         facts.StopOpened(
@@ -67,16 +72,17 @@ def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
             event.reason,
             event.last_spawn,
             caller,
-            list(members),
+            sorted(members),
             turn.now.wall,
         )
     )
     stop = state.stops[stop_id]
-    reason = event.reason or f"shutdown_tasks({event.scope})"
-    for member in members:
+    for member in sorted(members):
         task = state.tasks[member]
         if task.state is not TaskState.QUEUED:
-            ask(turn, task, reason, stop)
+            ask(turn, task, _reason(stop), stop)
+    if stop.closes:
+        refuse_parked(turn, stop_id)
     if event.timeout is not None:
         turn.timers.set(("stop", stop_id), turn.now.tick + max(0.0, event.timeout))
     turn.timers.set(("word", stop_id), turn.now.tick + FIRST_WORD)
@@ -85,23 +91,31 @@ def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
     return stop_id
 
 
+def _members(turn: Turn, event: events.StopAsked) -> set[TaskId]:
+    state = turn.state
+    if event.task_id is not None:
+        return {event.task_id} & state.tasks.keys()
+    return {*state.index.find(event.scope, state.tasks), *state.unfinished(event.scope)}
+
+
+def _reason(stop: Stop) -> str:
+    return stop.reason or f"shutdown_tasks({_target(stop)})"
+
+
 def end_queued(turn: Turn, stop: Stop) -> None:
-    """End a slice of the stop's queued tasks: they never ran. (`schedule` runs none of those that wait for
-    their slice: they carry the stop's mark.)"""
-    for _ in range(min(SLICE, len(stop.todo))):
-        task = turn.state.tasks.get(stop.todo.pop())
-        if task is not None and task.state is TaskState.QUEUED:
-            end_marked(turn, task)
-    if stop.todo:
-        turn.send(effects.Again(stop.id))
-
-
-def end_marked(turn: Turn, task: Task) -> None:
-    """End a queued task that a stop has marked."""
-    if task.ask is None:
-        stop = turn.state.stops[min(task.stops)]
-        turn.emit(facts.TaskAsked(task.id, stop.at, stop.reason or f"shutdown_tasks({stop.scope})"))
-    never_ran(turn, task)
+    """End a slice of the stop's queued tasks: they never ran. Those that wait for their slice are in no queue."""
+    left = SLICE
+    while stop.todo:
+        task = turn.state.tasks.get(stop.todo[-1])
+        if task is not None:
+            if not left:
+                turn.send(effects.Again(stop.id))
+                return
+            left -= 1
+            first = turn.state.stops[min(task.stops)]
+            turn.emit(facts.TaskAsked(task.id, first.at, _reason(first)))
+            never_ran(turn, task)
+        stop.todo.pop()  # it has ended, by this slice or by one of another stop
 
 
 def on_continue(turn: Turn, event: events.Continue) -> None:
@@ -120,9 +134,11 @@ def ask(turn: Turn, task: Task, reason: str, stop: Stop | None) -> None:
 
 
 def tell(turn: Turn, task: Task) -> None:
-    """Send the request, and again later until it is acknowledged. The flag is the faster way to a running task."""
+    """Send the request, and again later until it is acknowledged. The flag is the faster way to a running
+    task; the request goes also to one that has not begun.
+    """
     worker = turn.state.workers[task.worker]
-    if worker.status is not None or task.ask is None:
+    if worker.status is not None or task.ask is None or task.ask.delivered_at is not None:
         return
     turn.raise_flag(worker.supervisor, (worker.serial, task.id, task.attempt))
     turn.ask_stop(worker.incarnation, (task.id, task.attempt, worker.last_assign, task.ask.reason))
@@ -134,23 +150,21 @@ def _set_force(turn: Turn, task: Task, stop: Stop | None) -> None:
     ask_ = task.ask
     if ask_ is None or ask_.forced:
         return
-    grace = turn.state.grace(task, stop) + ask_.extended
-    if math.isinf(grace):
+    when = turn.now.tick + max(0.0, turn.state.grace(task, stop)) + ask_.extended
+    if when == math.inf:
         return
-    when = turn.now.tick + max(0.0, grace)
     present = turn.timers.when(("force", task.id))
     if present is None or when < present:
         turn.timers.set(("force", task.id), when)
 
 
 def extend(turn: Turn, task: Task, seconds: float) -> None:
-    """Move the time of force, by at most twice the configured grace of the task's kind in all."""
+    """Move the time of force, by at most twice the configured grace in all."""
     ask_ = task.ask
     present = turn.timers.when(("force", task.id))
     if ask_ is None or present is None or ask_.forced:
         return
-    bound = 2 * turn.state.kinds[task.spawn.kind].stop_grace
-    more = min(seconds, bound - ask_.extended)
+    more = min(seconds, 2 * turn.state.grace(task, None) - ask_.extended)
     if more > 0:
         ask_.extended += more
         turn.timers.set(("force", task.id), present + more)
@@ -159,25 +173,22 @@ def extend(turn: Turn, task: Task, seconds: float) -> None:
 def join_covering(turn: Turn, task: Task) -> None:
     """The task has come into other scopes: if one is closed it is asked to stop, and open stops wait for it.
 
-    Leaving a scope releases nobody: stops that waited for it still do.
+    Leaving a scope releases nobody: stops that waited for it still do. A stop of its own does not ask it.
     """
     state = turn.state
     spawn = task.spawn
     labels = (spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
-    closure = state.closing(*labels)
-    if closure is None:
-        return
-    joined = [stop for stop in state.stops_covering(*labels) if not _calls(stop, task)]
-    for stop in joined:
+    for stop_id in state.closing(*labels):
+        closure = state.closures[stop_id]
+        if closure.caller == task.id:
+            continue
+        stop = state.open_stops.get(stop_id)
+        if stop is None:
+            ask(turn, task, closure.reason or f"the scope [{closure.scope}] is closed", None)
+            continue
         if task.id not in stop.remaining:
             turn.emit(facts.StopJoined(stop.id, task.id))
-        ask(turn, task, stop.reason or f"shutdown_tasks({stop.scope})", stop)
-    if task.ask is None and not any(_calls(stop, task) for stop in state.stops_covering(*labels)):
-        ask(turn, task, closure.reason or f"the scope [{closure.scope}] is closed", None)
-
-
-def _calls(stop: Stop, task: Task) -> bool:
-    return stop.caller is not None and stop.caller.id == task.id
+        ask(turn, task, _reason(stop), stop)
 
 
 def check(turn: Turn, stop_id: StopId) -> None:
@@ -200,7 +211,7 @@ def _end(turn: Turn, stop: Stop, *, timed_out: bool) -> None:
     turn.timers.clear(("stop", stop.id))
     turn.timers.clear(("word", stop.id))
     if turn.now.wall - stop.at > FIRST_WORD:
-        left = f"; {len(stop.remaining)} tasks are left" if timed_out else ""
+        left = f", {len(stop.remaining)} are left" if timed_out else ""
         turn.log(
             "INFO",
             f"stop {stop.id} of [{_target(stop)}] {'timed out' if timed_out else 'is complete'} after "
@@ -213,11 +224,6 @@ def _end(turn: Turn, stop: Stop, *, timed_out: bool) -> None:
 def _answer(turn: Turn, stop: Stop) -> None:
     if stop.session not in turn.state.sessions:
         return
-    remaining = [
-        stopped_row(turn.state.tasks[member])
-        for member in sorted(stop.remaining)
-        if member in turn.state.tasks
-    ]
     turn.send(
         effects.AnswerStop(
             stop.session,
@@ -230,7 +236,7 @@ def _answer(turn: Turn, stop: Stop) -> None:
                 sorted(stop.rows),
                 [] if stop.caller is None else [stop.caller],
                 stop.collateral,
-                remaining if stop.timed_out else [],
+                stop.left,
             ),
         )
     )
@@ -249,14 +255,17 @@ def on_release_asked(turn: Turn, event: events.ReleaseAsked) -> None:
         turn.send(effects.WantHello(event.session))
         return
     if event.stop_id in session.blocks:
-        stop = turn.state.stops.get(event.stop_id)
-        turn.emit(facts.BlockReleased(event.stop_id, stop is not None and stop.keep_closed))
+        turn.emit(facts.BlockReleased(event.stop_id, turn.state.closures[event.stop_id].keep))
     turn.send(effects.AnswerDone(event.session, event.request))
 
 
 def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:
     if event.session not in turn.state.sessions:
         turn.send(effects.WantHello(event.session))
+        return
+    if turn.state.stopping:
+        text = "nothing is reopened: the whole system stops, and what it has stopped stays closed"
+        turn.send(effects.RefuseRequest(event.session, event.request, "ScopeClosedError", text))
         return
     turn.emit(facts.ScopesReopened(event.scope, False))
     turn.send(effects.AnswerDone(event.session, event.request))
@@ -267,23 +276,22 @@ def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:
 
 def on_resend_due(turn: Turn, task_id: TaskId) -> None:
     """The worker has not acknowledged the request yet."""
-    task = turn.state.tasks.get(task_id)
-    if task is not None and task.ask is not None and task.ask.delivered_at is None:
-        tell(turn, task)
+    tell(turn, turn.state.tasks[task_id])
 
 
 def on_stop_due(turn: Turn, stop_id: StopId) -> None:
     """The stop's own timeout is over: the report says what is left, and the scope stays closed."""
-    stop = turn.state.open_stops.get(stop_id)
-    if stop is not None:
+    stop = turn.state.open_stops[stop_id]
+    if stop.todo:
+        # Its queued tasks can't run any more, and end in a moment: the report shall say so.
+        turn.timers.set(("stop", stop_id), turn.now.tick + NEXT_SLICE)
+    else:
         _end(turn, stop, timed_out=True)
 
 
 def on_word_due(turn: Turn, stop_id: StopId) -> None:
     """Say what a stop still waits for."""
-    stop = turn.state.open_stops.get(stop_id)
-    if stop is None:
-        return
+    stop = turn.state.open_stops[stop_id]
     tasks = [turn.state.tasks[member] for member in sorted(stop.remaining)[:5]]
     named = ", ".join(f"{task.id} {task.spawn.kind} {task.spawn.name!r}" for task in tasks)
     more = f" and {len(stop.remaining) - 5} more" if len(stop.remaining) > 5 else ""

@@ -13,7 +13,9 @@ from quiesce.registry.state import State
 from quiesce.registry.stopping import SYSTEM, open_stop
 from quiesce.registry.turn import Turn
 
-#: Seconds that supervisors get to say goodbye once nothing runs any more.
+#: Seconds that workers get to exit by themselves once nothing runs any more.
+WORKERS: Final = 2.0
+#: Seconds after that for supervisors to say goodbye.
 GOODBYE: Final = 5.0
 #: Seconds that a hurried stop (the second signal) gives before it kills.
 HURRY: Final = 3.0
@@ -35,17 +37,19 @@ def phases(order: tuple[str, ...], kinds: list[str]) -> list[tuple[str, ...]]:
 
 
 class SystemStop:
-    """Where the stop of the system stands. Rebuilt from `State.stopping` by beginning again."""
+    """Where the stop of the system stands. All of it is volatile."""
 
-    __slots__ = ("order", "pending", "phase", "timeout")
+    __slots__ = ("order", "over", "pending", "phase", "timeout")
 
     def __init__(self, order: tuple[str, ...], timeout: float) -> None:
         self.order = order
         self.timeout = timeout
         #: -1 before it has begun; past the last phase the pools are told to exit.
         self.phase = -1
-        #: The stops of the present phase.
+        #: The stops of the present phase that are open.
         self.pending: set[int] = set()
+        #: The broker has been told to exit.
+        self.over = False
 
     def begin(self, turn: Turn, reason: str, *, failed: bool) -> None:
         """Begin, or, when it has begun, note a failure."""
@@ -61,46 +65,58 @@ class SystemStop:
 
     def hurry(self, turn: Turn) -> None:
         """Said again: everything at once, no grace."""
-        if self.phase >= len(self._phases(turn.state)):
+        if turn.state.fast or self.phase >= len(self._phases(turn.state)):
             return
         turn.emit(facts.SystemStopping("", False, True))
         turn.log("WARNING", "the system stops faster: everything is asked now and gets no grace")
-        self.phase = len(self._phases(turn.state)) - 1
-        self.pending = {self._stop(turn, Scope(), 0.0)}
-        turn.timers.set(("system", 0), turn.now.tick + HURRY)
+        self._stop_everything(turn, 0.0)
+        present = turn.timers.when(("system", 0))
+        hurried = turn.now.tick + HURRY
+        if present is None or hurried < present:
+            turn.timers.set(("system", 0), hurried)
 
-    def advance(self, turn: Turn) -> None:
-        """Go on to the next phase when the stops of this one are complete."""
-        if not turn.state.stopping:
-            return
-        plan = self._phases(turn.state)
-        while self.phase < len(plan):
-            self.pending &= set(turn.state.open_stops)
-            if self.pending:
-                return
+    def advance(self, turn: Turn) -> bool:
+        """Go on when the stops of this phase are complete, to the next phase, the pools, the end.
+
+        Returns:
+            Whether it did, so that more may follow.
+        """
+        state = turn.state
+        self.pending &= state.open_stops.keys()
+        if self.over or self.pending:
+            return False
+        plan = self._phases(state)
+        if self.phase >= len(plan):
+            if state.supervisors:
+                return False
+            self._over(turn)
+        elif self.phase + 1 < len(plan):
             self.phase += 1
-            if self.phase == len(plan):
-                self._end_pools(turn, 2.0)
-                return
             for kind in plan[self.phase]:
                 self.pending.add(self._stop(turn, Scope(kind=kind or None), None))
-        if not turn.state.supervisors:
-            turn.timers.clear(("system", 0))
-            turn.send(effects.SystemStopped(turn.state.failed))
+        else:
+            self._end_pools(turn, WORKERS)
+        return True
 
     def on_due(self, turn: Turn) -> None:
         """Out of time: first what still runs is killed with its pools, then the broker goes alone."""
-        if self.phase < len(self._phases(turn.state)):
-            left = len(turn.state.tasks)
-            turn.log("WARNING", f"{left} tasks did not stop in time: their pools are killed")
-            self.phase = len(self._phases(turn.state))
+        state = turn.state
+        if self.phase < len(self._phases(state)):
+            turn.log(
+                "WARNING", f"{len(state.tasks)} tasks did not stop in time: their pools are killed"
+            )
+            self._stop_everything(turn, 0.0)  # so that they end as cancelled, not as crashed
             self._end_pools(turn, 0.0)
-            return
-        turn.log("ERROR", f"{len(turn.state.supervisors)} supervisors did not say goodbye in time")
-        turn.send(effects.SystemStopped(turn.state.failed))
+        else:
+            turn.log("ERROR", f"{len(state.supervisors)} supervisors did not say goodbye in time")
+            self._over(turn)
 
     def _phases(self, state: State) -> list[tuple[str, ...]]:
         return phases(self.order, list(state.kinds))
+
+    def _stop_everything(self, turn: Turn, grace: float) -> None:
+        self.phase = len(self._phases(turn.state)) - 1
+        self.pending = {self._stop(turn, Scope(), grace)}
 
     def _stop(self, turn: Turn, scope: Scope, grace: float | None) -> int:
         return open_stop(
@@ -121,6 +137,9 @@ class SystemStop:
         )
 
     def _end_pools(self, turn: Turn, grace: float) -> None:
+        self.phase = len(self._phases(turn.state))
+        self.pending.clear()
+        turn.state.leaving = True
         for worker in turn.state.workers.values():
             worker.exiting = True
             if worker.status is None and worker.attached:
@@ -129,5 +148,8 @@ class SystemStop:
             supervisor.exiting = True
             turn.send(effects.ExitSupervisor(supervisor.id, grace))
         turn.timers.set(("system", 0), turn.now.tick + grace + GOODBYE)
-        if not turn.state.supervisors:
-            turn.send(effects.SystemStopped(turn.state.failed))
+
+    def _over(self, turn: Turn) -> None:
+        self.over = True
+        turn.timers.clear(("system", 0))
+        turn.send(effects.SystemStopped(turn.state.failed))

@@ -1,8 +1,10 @@
 """Deadlines as data: what is due when. No clock."""
 
 import heapq
+import math
 
-#: What is due, and for whom: ("grace", task id), ("resend", task id), ("stop", stop id), …
+#: What is due, and for whom: ("resend", task id), ("force", task id), ("late", task id), ("stop", stop id),
+#: ("word", stop id), ("session", session id), ("system", 0).
 Due = tuple[str, int | bytes]
 
 
@@ -18,7 +20,10 @@ class Timers:
         self._heap: list[tuple[float, str, str, Due]] = []
 
     def set(self, due: Due, tick: float) -> None:
-        """Due at `tick`, whatever was said of it before."""
+        """Due at `tick`, whatever was said of it before; never, if that is infinite."""
+        if tick == math.inf:
+            self.clear(due)
+            return
         self._times[due] = tick
         heapq.heappush(self._heap, (tick, due[0], str(due[1]), due))
         if len(self._heap) > 64 and len(self._heap) > 4 * len(self._times):

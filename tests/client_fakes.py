@@ -30,7 +30,6 @@ class FakeBroker:
         self.epoch = epoch
         self.known = known
         self.version = PROTOCOL_VERSION
-        self.hold_welcome = False
         #: Answers by type of message; types in `mute` get none.
         self.script: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
         self.mute: set[type] = set()

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from zmq.utils.garbage import gc as zmq_garbage
+
 PR_SET_CHILD_SUBREAPER = 36
 
 #: How long what has been told to end may take to be gone, in seconds.
@@ -85,6 +87,8 @@ class LeakCheck:
     def end(self, before: Snapshot, patience: float = PATIENCE) -> list[str]:
         """What was left since `before`, in words. Waits for what is about to go, kills the rest."""
         deadline = time.monotonic() + patience
+        # pyzmq keeps a thread and a context for ever once something large was sent without copying.
+        zmq_garbage.stop()
         left = self._left(before)
         while left:
             gc.collect()  # what nobody holds any more is no leak, though its warning is an error

@@ -350,7 +350,12 @@ def test_a_killed_supervisor_gets_a_successor_that_knows_how_it_ended(house: Hou
         "pid": first["pid"],
         "status": -signal.SIGKILL,
         "workers": [
-            [7, first["worker"], -signal.SIGKILL, True, [[11, 1, "begun"], [12, 3, "completed"]]]
+            {
+                "serial": 7,
+                "pid": first["worker"],
+                "status": -signal.SIGKILL,
+                "attempts": [[11, 1, "begun"], [12, 3, "completed"]],
+            }
         ],
     }
     house.send(signal.SIGTERM)

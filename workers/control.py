@@ -43,7 +43,8 @@ class ControlThread:
         self._poller = zmq.Poller()
         self._sweeper = Sweeper(worker.nursery, self._poller, worker.running)
         self._sweep_due = False
-        self._look_at = 0.0
+        #: When to look at what closing attempts wait for; infinite while there are none.
+        self._look_at = math.inf
         #: Attempts with processes whose body has ended, from any thread.
         self._closing: deque[Attempt] = deque()
         #: The process was asked to end by SIGTERM; set by the signal handler.
@@ -94,7 +95,11 @@ class ControlThread:
         times = [] if due is None else [due]
         if not sent:
             times.append(now + 0.05)
-        if self._worker.closing():
+        if not self._worker.closing():
+            self._look_at = math.inf
+        else:
+            # Not at once: most of what a body leaves behind ends within moments.
+            self._look_at = min(self._look_at, now + _LOOK_EVERY)
             times.append(self._look_at)
         self.asleep_until = min(times, default=now + 3600)
         return int(max(0.0, self.asleep_until - now) * 1000) + 1
@@ -127,7 +132,7 @@ class ControlThread:
         if now >= self._look_at:
             for attempt in worker.closing():
                 self._tell_lingering(attempt)
-            self._look_at = now + _LOOK_EVERY
+            self._look_at = math.inf
 
     def _tell_lingering(self, attempt: Attempt) -> None:
         key = attempt.key

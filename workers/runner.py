@@ -40,12 +40,17 @@ class Runner:
         nursery: Nursery,
         interrupt: Interrupt,
         finish: Callable[[Attempt, Verdict], None],
+        on_linger: Callable[[], None],
     ) -> None:
-        """`finish` is called once for each attempt, in a thread that may wait."""
+        """`finish` is called once for each attempt, in a thread that may wait.
+
+        `on_linger`: a body has ended, and not all that it began; in any thread.
+        """
         self._inline = slots == 1
         self._nursery = nursery
         self._interrupt = interrupt
         self._finish = finish
+        self._on_linger = on_linger
         self.limit = 2**63
         self._hands = Hands("quiesce-slot")
         self.loop = loops.LoopThread(threads=4 * slots + 32)
@@ -96,15 +101,15 @@ class Runner:
 
     def _on_root_done(self, attempt: Attempt, root: "asyncio.Task[Any]") -> None:
         """On the loop's thread: what the body left behind is cancelled, and awaited by the scope."""
-        error: BaseException | None
-        if root.cancelled():
-            error = asyncio.CancelledError("its coroutine was cancelled")
-        else:
-            error = root.exception()
+        value, error = None, None
+        try:
+            value = root.result()
+        except BaseException as raised:
+            error = raised
         # Held until the verdict: else the last child's end could come first.
         attempt.scope.hold(attempt, "its end")
         loops.cancel_children(attempt.scope, root)
-        self._pack_and_end(attempt, None if error is not None else root.result(), error)
+        self._pack_and_end(attempt, value, error)
 
     def _pack_and_end(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
         def end() -> None:
@@ -129,6 +134,8 @@ class Runner:
             attempt.verdict = Verdict(outcome, f"{error or failure!r}", b"")
         if attempt.scope.end_body():
             self.on_empty(attempt)
+        else:
+            self._on_linger()
 
     # --- after the body ---------------------------------------------------------------------------
 

@@ -106,7 +106,13 @@ class Worker:
         self.nursery = Nursery()
         self._interrupt = Interrupt(self.nursery)
         hooks.install(self.nursery, self._interrupt.shield)
-        self.runner = Runner(identity.slots, self.nursery, self._interrupt, self._finish)
+        self.runner = Runner(
+            identity.slots,
+            self.nursery,
+            self._interrupt,
+            finish=self._finish,
+            on_linger=lambda: self._control.wake.set(),
+        )
         self._port = Port(self.say, self.nursery)
         self._client = NestedClient(
             settings.client_factory, settings.address, lambda: self._session.incarnation

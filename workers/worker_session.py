@@ -514,7 +514,12 @@ class WorkerSession:
 
     def check(self) -> None:
         """Assert what the attributes say of themselves. For tests."""
-        places = [self.received, self.running, self.held, self.tombstones]
+        places: list[dict[AttemptKey, Any]] = [
+            self.received,
+            self.running,
+            self.held,
+            self.tombstones,
+        ]
         keys = [key for place in places for key in place]
         assert len(keys) == len(set(keys)), f"an attempt is in two places: {keys}"
         assert self.asked.keys() <= self.running.keys()

@@ -238,8 +238,9 @@ def _check_report(
         all(task.evidence is not None for task in report.tasks),
         f"the stop of {tenant} reports ends without evidence",
     )
-    alive = stage.client.tasks(tenant_id=tenant)
-    stage.check(not alive, f"{len(alive)} tasks of {tenant} are alive after its stop")
+    # A handler may learn only now that it is about this tenant: it comes in asked to stop, and goes.
+    alive = [task for task in stage.client.tasks(tenant_id=tenant) if not task.stopping]
+    stage.check(not alive, f"{len(alive)} tasks of {tenant} go on after its stop")
     # What was alive just before has either ended by itself, which the registry knows, or is in
     # the report.
     reported = {task.id for task in report.tasks}

@@ -4,14 +4,11 @@ minute.
 
 import contextlib
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from json import dumps
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -32,6 +29,7 @@ from quiesce.examples.pageserver.finale import (
     stop_system,
     verify_all,
 )
+from quiesce.examples.pageserver.interrupts import Interrupts
 from quiesce.examples.pageserver.source import (
     Limits,
     NoSourceError,
@@ -47,7 +45,7 @@ from quiesce.examples.pageserver.tenant_paths import Work
 from quiesce.examples.pageserver.view import View, print_text
 
 #: The broker's sockets lie below the work folder, and their paths must not exceed 107 bytes.
-_LONGEST_ROOT = 60
+_LONGEST_BASE = 60
 
 
 def run_demo(
@@ -77,14 +75,15 @@ def run_demo(
     false: list[str] = []
     summary: dict[str, Any] = {}
     try:
-        with _interruptible(), _work_folder(keep) as root:
+        with Interrupts() as interrupts, _work_folder(keep, interrupts) as root:
             plan = scan(folder or default_folder(), limits)
             summary["taken"] = describe(plan, settings)
             if not json:
                 print_text(console, taken_text(summary["taken"]))
-            _run(plan, settings, root, None if json else console, summary, false)
+            view = View(None if json else console)
+            _run(plan, settings, System(root), view, interrupts, summary, false)
     except KeyboardInterrupt:
-        print_text(console, "interrupted; the system was stopped", "yellow")
+        print_text(console, "interrupted", "yellow")
         return 130
     except NoSourceError as error:
         false.append(str(error))
@@ -103,18 +102,19 @@ def run_demo(
 def _run(
     plan: Plan,
     settings: Settings,
-    root: Path,
-    console: Console | None,
+    system: System,
+    view: View,
+    interrupts: Interrupts,
     summary: dict[str, Any],
     false: list[str],
 ) -> None:
     """Run the acts. What is found goes to `summary`, what is not true to `false`."""
-    work = Work(root)
+    work = Work(system.root)
     work.create(plan, settings)
-    system = System(root)
     try:
-        with View(console) as view:
-            system.start()
+        with view:
+            with interrupts.held():
+                system.start()
             system.wait_ready()
             with Client(system.address, timeout=15.0) as client:
                 stage = Stage(client, system, work, plan, settings, view)
@@ -128,7 +128,8 @@ def _run(
         # What the acts expect they handle themselves, so this is a promise that was not kept.
         false.append(f"{type(error).__name__}: {error}\n{system.tail()}")
     finally:
-        system.destroy()
+        with interrupts.held():
+            system.destroy()
 
 
 def _play(stage: Stage) -> None:
@@ -150,37 +151,21 @@ def _play(stage: Stage) -> None:
 
 
 @contextlib.contextmanager
-def _work_folder(keep: Path | None) -> Iterator[Path]:
+def _work_folder(keep: Path | None, interrupts: Interrupts) -> Iterator[Path]:
     """Make a work folder with a short path; at the end, move it to `keep`, or remove it."""
     base = tempfile.gettempdir()
-    root = Path(tempfile.mkdtemp(prefix="qps-", dir=base if len(base) < _LONGEST_ROOT else "/tmp"))
-    try:
+    if len(base) > _LONGEST_BASE:
+        base = "/tmp"
+    with contextlib.ExitStack() as cleaning:
+        with interrupts.held():
+            root = Path(tempfile.mkdtemp(prefix="qps-", dir=base))
+            cleaning.callback(_put_away, root, keep, interrupts)
         yield root
-    finally:
+
+
+def _put_away(root: Path, keep: Path | None, interrupts: Interrupts) -> None:
+    with interrupts.held():
         if keep is None:
             shutil.rmtree(root)
         else:
             shutil.move(root, keep)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn the signals that end a program into KeyboardInterrupt, so that nothing stays behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        # Once is enough: a second one must not leave the system half stopped.
-        for other in previous:
-            signal.signal(other, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    previous: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        previous[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

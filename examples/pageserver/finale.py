@@ -42,6 +42,12 @@ def finish_streams(stage: Stage) -> None:
     stage.wait_until(
         "all streams are complete", lambda: not behind(), 120, lambda: f"behind: {behind()}"
     )
+    # The last thing that a connection does is to seal its log.
+    stage.wait_until(
+        "all connections have ended",
+        lambda: not stage.client.tasks(kind=TaskKind.WAL_RECEIVER_CONNECTION),
+        60,
+    )
     stage.load.stop()
 
 

@@ -21,8 +21,8 @@ class Limits:
     """How much of a tree is taken, so that it is served in about half a minute."""
 
     tenants: int = 12
-    timelines_per_tenant: int = 12
-    file_bytes: int = 128 * 1024
+    timelines_per_tenant: int = 16
+    file_bytes: int = 256 * 1024
     #: Files looked at; a tree with more is counted no further.
     looked_at: int = 200_000
 
@@ -35,7 +35,7 @@ class Settings:
     versions: int = 5
     retained: int = 3
     #: A stream is paced to take about so long, so that there is something to interrupt.
-    stream_seconds: float = 12.0
+    stream_seconds: float = 15.0
     segment_bytes: int = 32 * 1024
 
 

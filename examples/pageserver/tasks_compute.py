@@ -177,7 +177,7 @@ def serve_pages(work: str, ticket: str) -> int:
         handler.run()
     except ConnectionBrokenError:
         pass  # the client went away: nobody is left to be told
-    except (StopAskedError, ShutdownRequested):
+    except (StopAskedError, ScopeClosedError, ShutdownRequested):
         handler.say_stopping()
         quiesce.checkpoint()
     finally:
@@ -205,12 +205,8 @@ class _Handler:
             )
             return
         # Before any file of the tenant is opened: from here on, a stop of the tenant waits for
-        # this task.
-        try:
-            quiesce.associate_with(tenant, timeline)
-        except ScopeClosedError:
-            self.say_stopping()
-            return
+        # this task. If the tenant is closed already, this task is asked to stop right here.
+        quiesce.associate_with(tenant, timeline)
         quiesce.checkpoint()
         try:
             description = self._place.read_tenant(tenant)

@@ -1,0 +1,115 @@
+"""What the parts are told of the configuration: the settings of the broker and of each pool."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from quiesce.broker.settings import BrokerSettings
+from quiesce.cli.config import Config
+from quiesce.errors import ConfigurationError
+from quiesce.protocol.addresses import endpoints
+from quiesce.registry.limits import KindLimits, RuntimeLimits
+from quiesce.workers.settings import PoolSettings
+
+
+def state_folder(config: Config, env: Mapping[str, str] | None = None) -> str:
+    """The folder of the journal, made if it is missing (0700). ConfigurationError if it can't be used."""
+    env = os.environ if env is None else env
+    advice = "name a folder that can be written: [broker] state or QUIESCE_BROKER_STATE"
+    folder = config.broker.state
+    if not folder:
+        base = env.get("XDG_STATE_HOME", "")
+        home = env.get("HOME", "")
+        if Path(base).is_absolute():
+            folder = str(Path(base, "quiesce"))
+        elif Path(home).is_absolute():
+            folder = str(Path(home, ".local", "state", "quiesce"))
+        else:
+            raise ConfigurationError(
+                f"no folder for the broker's state: neither XDG_STATE_HOME nor HOME is set; {advice}"
+            )
+    try:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the broker's state folder {folder} can't be made: {error.strerror}; {advice}"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"the broker's state folder {folder} can't be written; {advice}")
+    return folder
+
+
+def broker_settings(
+    config: Config, *, parent_pid: int = 0, env: Mapping[str, str] | None = None
+) -> BrokerSettings:
+    """What the broker is to be told. Makes the state folder; ConfigurationError if it can't be used."""
+    broker = config.broker
+    where = endpoints(broker.address)
+    state = state_folder(config, env)
+    order = broker.shutdown_order
+    return BrokerSettings(
+        address=broker.address,
+        control=where.control,
+        data=where.data,
+        state=state,
+        lock_path=os.path.join(where.folder or state, "lock"),
+        runtimes=tuple(
+            RuntimeLimits(
+                name=runtime.name,
+                slots=runtime.slots,
+                max_queue=runtime.max_queue,
+                kill_neighbours=runtime.kill_neighbours,
+                stop_grace=runtime.stop_grace,
+            )
+            for runtime in config.runtimes
+        ),
+        kinds=tuple(
+            KindLimits(
+                name=kind.name,
+                stop_grace=kind.stop_grace,
+                max_running=kind.max_running,
+                max_running_per_tenant=kind.max_running_per_tenant,
+            )
+            for kind in config.kinds
+        ),
+        shutdown_order=order if "*" in order else (*order, "*"),
+        stop_timeout=broker.stop_timeout,
+        lease=broker.lease,
+        durability=broker.durability,
+        payload_limit=broker.payload_limit,
+        session_timeout=broker.session_timeout,
+        history=broker.history,
+        log_level=broker.log_level,
+        parent_pid=parent_pid,
+    )
+
+
+def pool_settings(
+    config: Config,
+    runtime: str,
+    *,
+    parent_pid: int = 0,
+    table_fd: int = -1,
+    predecessor: dict[str, object] | None = None,
+) -> PoolSettings:
+    """What the supervisor of this runtime is to be told."""
+    pool = config.runtime(runtime)
+    broker = config.broker
+    where = endpoints(broker.address)
+    return PoolSettings(
+        runtime=runtime,
+        address=broker.address,
+        control=where.control,
+        data=where.data,
+        processes=pool.processes,
+        slots=pool.slots,
+        app_dir=broker.app_dir,
+        preload=pool.preload,
+        title=pool.title,
+        stop_timeout=broker.stop_timeout,
+        payload_limit=broker.payload_limit,
+        log_level=broker.log_level,
+        table_fd=table_fd,
+        parent_pid=parent_pid,
+        predecessor=predecessor,
+    )

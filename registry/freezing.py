@@ -1,0 +1,356 @@
+"""A registry as plain tuples, and back: for the explorer, which does it for every state that it meets.
+
+A frozen registry is hashable, and equal registries freeze to equal tuples. What follows from the rest
+(indexes, queues, counts) is left out and built again. The configuration is no part of it.
+
+Payloads are never looked at: bytes are kept, anything else is kept as its length and thaws to a Blob.
+"""
+
+from collections.abc import Sized
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from quiesce.registry.ids import TaskId
+from quiesce.registry.records import (
+    Ask,
+    Blob,
+    Closure,
+    EndedTask,
+    Session,
+    Stop,
+    Supervisor,
+    Task,
+    Worker,
+)
+from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
+from quiesce.registry.scope import Scope
+from quiesce.registry.state import State
+from quiesce.registry.states import State as TaskState
+
+if TYPE_CHECKING:
+    from quiesce.registry.machine import Registry
+
+Frozen = tuple[Any, ...]
+
+# The plain fields of each record. The volatile ones, which no fact speaks of, stand apart.
+_STATE: Final = (
+    "epoch",
+    "epoch_at",
+    "last_task_id",
+    "last_incarnation",
+    "last_stop_id",
+    "stopping",
+    "failed",
+    "fast",
+    "stop_reason",
+    "spawned_total",
+)
+_TASK: Final = (
+    "tenant_id",
+    "timeline_id",
+    "attempt",
+    "retries",
+    "started_at",
+    "worker",
+    "assign_number",
+    "lingering",
+)
+_TASK_VOLATILE: Final = ("last_check_at", "progress")
+_ASK: Final = ("delivered_at", "observed_at")
+_ASK_VOLATILE: Final = ("forced", "killed", "extended")
+_WORKER: Final = ("incarnation", "supervisor", "serial", "runtime", "pid", "host", "slots")
+_WORKER_MORE: Final = ("status", "last_assign")
+_WORKER_VOLATILE: Final = ("attached", "arrived", "exiting", "cpu_seconds", "memory_bytes")
+_SUPERVISOR: Final = ("id", "incarnation", "runtime", "pid", "host", "processes", "slots")
+_SUPERVISOR_VOLATILE: Final = ("exiting", "cpu_seconds", "ended_cpu", "memory_bytes")
+_SESSION: Final = ("id", "pid", "host", "worker")
+_SESSION_MORE: Final = ("spawned", "forgotten")
+_STOP: Final = (
+    "session",
+    "request",
+    "scope",
+    "task_id",
+    "grace",
+    "timeout",
+    "keep_closed",
+    "hold",
+    "reason",
+    "last_spawn",
+    "at",
+    "caller",
+)
+_STOP_MORE: Final = ("open", "timed_out", "completed_at")
+_CLOSURE: Final = ("holder", "reason", "since", "keep", "caller", "left")
+_ENDED: Final = tuple(name for name in EndedTask.__slots__ if name != "progress")
+
+_get_state: Final = attrgetter(*_STATE)
+_get_task: Final = attrgetter(*_TASK)
+_get_task_volatile: Final = attrgetter(*_TASK_VOLATILE)
+_get_ask: Final = attrgetter("at", "reason", *_ASK)
+_get_ask_volatile: Final = attrgetter(*_ASK_VOLATILE)
+_get_worker: Final = attrgetter(*_WORKER, *_WORKER_MORE)
+_get_worker_volatile: Final = attrgetter(*_WORKER_VOLATILE)
+_get_supervisor: Final = attrgetter(*_SUPERVISOR)
+_get_supervisor_volatile: Final = attrgetter(*_SUPERVISOR_VOLATILE)
+_get_session: Final = attrgetter(*_SESSION, *_SESSION_MORE)
+_get_stop: Final = attrgetter("id", *_STOP, *_STOP_MORE)
+_get_closure: Final = attrgetter("scope", *_CLOSURE)
+_get_ended: Final = attrgetter(*_ENDED)
+
+
+def freeze(registry: "Registry", *, volatile: bool = True) -> Frozen:
+    """All of its state. Without the volatile part: what the facts alone say."""
+    state = registry.state
+    return (
+        _get_state(state),
+        tuple([_freeze_task(task, volatile) for task in state.tasks.values()]),
+        tuple([(name, queue.turns()) for name, queue in state.queues.items() if len(queue)]),
+        tuple([_freeze_worker(worker, volatile) for worker in state.workers.values()]),
+        tuple([_freeze_supervisor(each, volatile) for each in state.supervisors.values()]),
+        tuple(sorted(state.gone_supervisors)),
+        tuple([_freeze_session(session, volatile) for session in state.sessions.values()]),
+        tuple([_freeze_stop(stop, state) for stop in state.stops.values()]),
+        tuple([(stop_id, _get_closure(each)) for stop_id, each in sorted(state.closures.items())]),
+        tuple(
+            [
+                (_get_ended(ended), ended.progress if volatile else None)
+                for ended in state.history.values()
+            ]
+        ),
+        tuple(sorted(state.ended_total.items())),
+        _freeze_rest(registry) if volatile else None,
+    )
+
+
+def _freeze_rest(registry: "Registry") -> Frozen:
+    system = registry.system
+    return (
+        tuple(registry.timers.items()),
+        registry.state.leaving,
+        (system.phase, tuple(sorted(system.pending)), system.over),
+    )
+
+
+def _payload(payload: Sized) -> bytes | int:
+    return payload if type(payload) is bytes else len(payload)
+
+
+def _freeze_spawn(row: SpawnRow) -> Frozen:
+    if type(row.function) is bytes and type(row.arguments) is bytes:
+        return row
+    return (*row[:-2], _payload(row.function), _payload(row.arguments))
+
+
+def _freeze_task(task: Task, volatile: bool) -> Frozen:
+    ask = task.ask
+    return (
+        task.id,
+        _freeze_spawn(task.spawn),
+        task.created_at,
+        str(task.state),
+        _get_task(task),
+        _get_task_volatile(task) if volatile else None,
+        None if ask is None else _get_ask(ask),
+        None if ask is None or not volatile else _get_ask_volatile(ask),
+        tuple(task.watchers),
+        tuple([(session, _freeze_spawn(row)) for session, row in task.parked]),
+    )
+
+
+def _freeze_worker(worker: Worker, volatile: bool) -> Frozen:
+    return (
+        _get_worker(worker),
+        tuple(worker.tasks),
+        tuple(sorted(worker.orphans.items())),
+        _get_worker_volatile(worker) if volatile else None,
+    )
+
+
+def _freeze_supervisor(supervisor: Supervisor, volatile: bool) -> Frozen:
+    return (
+        _get_supervisor(supervisor),
+        tuple(sorted(supervisor.workers.items())),
+        tuple(sorted(supervisor.dead_serials)),
+        _get_supervisor_volatile(supervisor) if volatile else None,
+    )
+
+
+def _freeze_session(session: Session, volatile: bool) -> Frozen:
+    return (
+        _get_session(session),
+        tuple(session.answers.values()),
+        tuple([(*row[:-1], _payload(row.result)) for row in session.results.values()]),
+        tuple(sorted(session.requests.items())),
+        tuple(sorted(session.blocks)),
+        tuple(session.reports.items()),
+        session.last_heard if volatile else None,
+    )
+
+
+def _freeze_stop(stop: Stop, state: State) -> Frozen:
+    return (
+        _get_stop(stop),
+        tuple(sorted(stop.remaining)),
+        tuple([task_id for task_id in stop.todo if task_id in state.tasks]),
+        tuple(stop.rows),
+        tuple(stop.collateral),
+        tuple(stop.left),
+    )
+
+
+# --- and back -------------------------------------------------------------------------------------
+
+
+def thaw(registry: "Registry", frozen: Frozen) -> None:
+    """Give a fresh registry the state that was frozen."""
+    numbers, tasks, turns, workers, supervisors, gone, sessions, stops, closures, *rest = frozen
+    history, ended_total, volatile = rest
+    state = registry.state
+    _set(state, _STATE, numbers)
+    for row in tasks:
+        _thaw_task(state, row)
+    for row in workers:
+        _thaw_worker(state, row)
+    for row in supervisors:
+        _thaw_supervisor(state, row)
+    state.gone_supervisors.update(gone)
+    for row in sessions:
+        _thaw_session(state, row)
+    for row in stops:
+        _thaw_stop(state, row)
+    for stop_id, row in closures:
+        closure = Closure(Scope(*row[0]), "", 0.0, keep=False, caller=None)
+        _set(closure, _CLOSURE, row[1:])
+        state.closures[stop_id] = closure
+        state.closed.setdefault(closure.scope, set()).add(stop_id)
+    for row, progress in history:
+        ended = EndedTask.__new__(EndedTask)
+        _set(ended, _ENDED, row)
+        ended.progress = progress
+        state.history[ended.id] = ended
+    state.ended_total.update(ended_total)
+    _derive(state)
+    for runtime, tenants in turns:
+        state.queues[runtime].set_turns(tenants)
+    if volatile is not None:
+        _thaw_rest(registry, volatile)
+
+
+def _thaw_rest(registry: "Registry", frozen: Frozen) -> None:
+    timers, registry.state.leaving, (phase, pending, over) = frozen
+    for due, tick in timers:
+        registry.timers.set(due, tick)
+    registry.system.phase = phase
+    registry.system.pending = set(pending)
+    registry.system.over = over
+
+
+def _derive(state: State) -> None:
+    """What follows from the tasks and stops."""
+    for stop in state.open_stops.values():
+        for task_id in stop.remaining:
+            state.tasks[task_id].stops.add(stop.id)
+    for task in state.tasks.values():
+        spawn = task.spawn
+        state.index.add(task)
+        if task.unique is not None:
+            state.unique[task.unique] = task.id
+        for session_id, row in task.parked:
+            state.sessions[session_id].parked[row.number] = task.id
+            state.parked += 1
+            state.holders.add(task.id)
+        if task.state is not TaskState.QUEUED:
+            held = (spawn.kind, task.tenant_id)
+            state.held_kind[spawn.kind] = state.held_kind.get(spawn.kind, 0) + 1
+            state.held_tenant[held] = state.held_tenant.get(held, 0) + 1
+        elif not task.stops:
+            state.queues[spawn.runtime].push(task.id, task.tenant_id, spawn.kind)
+
+
+def _set(record: object, names: tuple[str, ...], values: Frozen) -> None:
+    for name, value in zip(names, values, strict=True):
+        setattr(record, name, value)
+
+
+def _thaw_payload(frozen: bytes | int) -> Sized:
+    return Blob(frozen) if isinstance(frozen, int) else frozen
+
+
+def _thaw_spawn(frozen: Frozen) -> SpawnRow:
+    if type(frozen) is SpawnRow:
+        return frozen
+    function, arguments = map(_thaw_payload, frozen[-2:])
+    return SpawnRow._make((*frozen[:-2], function, arguments))
+
+
+def _thaw_task(state: State, frozen: Frozen) -> None:
+    task_id, spawn, created_at, life, plain, volatile, ask, ask_volatile, watchers, parked = frozen
+    task = Task(task_id, _thaw_spawn(spawn), created_at)
+    task.state = TaskState(life)
+    _set(task, _TASK, plain)
+    if volatile is not None:
+        _set(task, _TASK_VOLATILE, volatile)
+    if ask is not None:
+        task.ask = Ask(*ask[:2])
+        _set(task.ask, _ASK, ask[2:])
+        if ask_volatile is not None:
+            _set(task.ask, _ASK_VOLATILE, ask_volatile)
+    task.watchers = list(watchers)
+    task.parked = [(session, _thaw_spawn(row)) for session, row in parked]
+    state.tasks[task.id] = task
+
+
+def _thaw_worker(state: State, frozen: Frozen) -> None:
+    plain, tasks, orphans, volatile = frozen
+    worker = Worker(*plain[: len(_WORKER)])
+    _set(worker, _WORKER_MORE, plain[len(_WORKER) :])
+    worker.tasks = dict.fromkeys(tasks)
+    worker.orphans = dict(orphans)
+    if volatile is not None:
+        _set(worker, _WORKER_VOLATILE, volatile)
+    state.workers[worker.incarnation] = worker
+    if worker.status is None:
+        state.pool[worker.runtime][worker.incarnation] = worker
+
+
+def _thaw_supervisor(state: State, frozen: Frozen) -> None:
+    plain, workers, dead, volatile = frozen
+    supervisor = Supervisor(*plain)
+    supervisor.workers = dict(workers)
+    supervisor.dead_serials = set(dead)
+    if volatile is not None:
+        _set(supervisor, _SUPERVISOR_VOLATILE, volatile)
+    state.supervisors[supervisor.id] = supervisor
+
+
+def _thaw_session(state: State, frozen: Frozen) -> None:
+    plain, answers, results, requests, blocks, reports, last_heard = frozen
+    session = Session(*plain[: len(_SESSION)])
+    _set(session, _SESSION_MORE, plain[len(_SESSION) :])
+    session.answers = {row[0]: SpawnAnswer(*row) for row in answers}
+    session.results = {
+        TaskId(row[0]): ResultRow._make((*row[:-1], _thaw_payload(row[-1]))) for row in results
+    }
+    session.requests = dict(requests)
+    session.blocks = set(blocks)
+    session.reports = dict(reports)
+    session.last_heard = last_heard or 0.0
+    state.sessions[session.id] = session
+
+
+def _thaw_stop(state: State, frozen: Frozen) -> None:
+    plain, remaining, todo, rows, collateral, left = frozen
+    stop_id, *fields = plain
+    named = dict(zip(_STOP, fields, strict=False))
+    named["scope"] = Scope(*named["scope"])
+    if named["caller"] is not None:
+        named["caller"] = StoppedRow(*named["caller"])
+    stop = Stop(stop_id, members=remaining, **named)
+    _set(stop, _STOP_MORE, tuple(fields[len(_STOP) :]))
+    stop.todo = list(todo)
+    stop.rows = [StoppedRow(*row) for row in rows]
+    stop.collateral = [StoppedRow(*row) for row in collateral]
+    stop.left = [StoppedRow(*row) for row in left]
+    state.stops[stop.id] = stop
+    if stop.open:
+        state.open_stops[stop.id] = stop

@@ -1,0 +1,157 @@
+"""QuiesceExecutor: on a broker that the test plays, and with a private one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client_fakes import FakeBroker, ended
+from quiesce.client.client import Client
+from quiesce.client.executor import QuiesceExecutor
+from quiesce.client.initialised import call
+from quiesce.client.steps import DATA
+from quiesce.errors import TaskCrashedError
+from quiesce.protocol import from_client, to_client
+from quiesce.protocol.callables import pack_exception, pack_value
+
+
+def work(*_: object) -> Any:
+    raise AssertionError("the fake broker runs nothing")
+
+
+@pytest.fixture
+def broker(run_folder: Path) -> Iterator[FakeBroker]:
+    broker = FakeBroker(f"ipc://{run_folder}/b")
+    yield broker
+    broker.stop()
+
+
+def finish(broker: FakeBroker, number: int, **how: Any) -> None:
+    broker.answer(number, number)
+    broker.say(DATA, to_client.Ended([ended(number, **how)]))
+
+
+def test_results_and_original_exceptions(broker: FakeBroker) -> None:
+    with Client(broker.address, timeout=10) as client:
+        executor = QuiesceExecutor(2, client=client, runtime="r", kind="k")
+        with executor:
+            good, bad, dead = (executor.submit(work, i) for i in range(3))
+            row = broker.take(from_client.Spawn).rows[0]
+            assert (row.runtime, row.kind, row.name) == ("r", "k", "work")
+            finish(broker, 1, result=pack_value(5))
+            finish(broker, 2, outcome="failed", text="there", result=pack_exception(KeyError("x")))
+            finish(broker, 3, outcome="crashed", exit_status=-11)
+            assert good.result(10) == 5
+            with pytest.raises(KeyError) as caught:
+                bad.result(10)
+            assert "there" in str(caught.value.__cause__)
+            with pytest.raises(TaskCrashedError):
+                dead.result(10)
+        with pytest.raises(RuntimeError, match="shutdown"):
+            executor.submit(work)
+        client.reopen()  # it is not closed with the executor
+
+
+def test_what_has_not_begun_can_be_cancelled(broker: FakeBroker) -> None:
+    executor = QuiesceExecutor(1, address=broker.address)
+    futures = [executor.submit(work, i) for i in range(5)]
+    broker._wait_for(2)
+    assert not futures[0].cancel()
+    assert futures[3].cancel()
+    executor.shutdown(wait=False, cancel_futures=True)
+    finish(broker, 1, result=pack_value(1))
+    finish(broker, 2, result=pack_value(2))
+    executor.shutdown()
+    assert [future.cancelled() for future in futures] == [False, False, True, True, True]
+    assert [future.result() for future in futures[:2]] == [1, 2]
+    broker.take(from_client.Goodbye)
+
+
+def test_callbacks_may_submit_and_bad_arguments_fail_their_call_alone(broker: FakeBroker) -> None:
+    executor = QuiesceExecutor(1, address=broker.address)
+    second: list[Future[Any]] = []
+    first = executor.submit(work)
+    first.add_done_callback(lambda _: second.append(executor.submit(work)))
+    unsendable = executor.submit(work, (i for i in range(3)))
+    finish(broker, 1, result=pack_value(1))
+    finish(broker, 2, result=pack_value(2))
+    assert first.result(10) == 1
+    assert broker.until(lambda: bool(second))
+    assert second[0].result(10) == 2
+    with pytest.raises(TypeError):
+        unsendable.result(10)
+    executor.shutdown()
+
+
+def test_wrong_arguments(broker: FakeBroker) -> None:
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"max_workers": 0},
+        {"runtime": "r"},
+        {"client": object(), "address": "x"},
+    )
+    for wrong in wrongs:
+        with pytest.raises(ValueError):
+            QuiesceExecutor(**wrong)
+    with pytest.raises(TypeError):
+        QuiesceExecutor(2, address=broker.address, initializer=3)  # type: ignore[arg-type]  # on purpose
+
+
+def test_the_initializer_runs_once_in_a_process_and_may_break_the_executor(
+    broker: FakeBroker,
+) -> None:
+    done: list[int] = []
+    for _ in range(2):
+        assert call("key", done.append, (1,), max, (1, 2), {}) == 2
+    assert done == [1]
+    with pytest.raises(BrokenExecutor, match="ZeroDivisionError"):
+        call("other", divmod, (1, 0), max, (1, 2), {})
+    executor = QuiesceExecutor(1, address=broker.address, initializer=divmod, initargs=(1, 0))
+    future = executor.submit(work)
+    finish(broker, 1, outcome="failed", result=pack_exception(BrokenExecutor("no")))
+    with pytest.raises(BrokenExecutor):
+        future.result(10)
+    with pytest.raises(BrokenExecutor):
+        executor.submit(work)
+    executor.shutdown()
+
+
+def test_an_executor_that_is_dropped_ends(broker: FakeBroker) -> None:
+    executor = QuiesceExecutor(1, address=broker.address)
+    thread = executor._engine.thread
+    del executor
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.slow
+def test_a_private_broker() -> None:
+    with QuiesceExecutor(2) as executor:
+        assert list(executor.map(pow, [2, 3], [5, 2])) == [32, 9]
+        pid = executor.submit(os.getpid).result(30)
+        assert pid != os.getpid()
+        dead = executor.submit(os._exit, 3)
+        with pytest.raises(TaskCrashedError) as caught:
+            dead.result(30)
+        assert caught.value.exit_status == 3
+        assert executor.submit(lambda: 7).result(30) == 7
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(divmod, 1, 0).result(30)
+
+
+@pytest.mark.slow
+def test_a_private_broker_of_a_program_that_forgets_it_ends_with_the_program() -> None:
+    program = """
+from quiesce import QuiesceExecutor
+executor = QuiesceExecutor(1)
+future = executor.submit(pow, 2, 5)
+future.add_done_callback(lambda f: print(f.result(), flush=True))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "32\n", "")
