@@ -1,4 +1,4 @@
-"""What `up` does at an address: see whether its broker listens there, and remove what a killed one left."""
+"""What `up` does at an address: claim it, see whether its broker listens, remove what a killed one left."""
 
 import fcntl
 import os
@@ -8,7 +8,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from quiesce.broker.settings import BrokerSettings
+from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import endpoints
+
+
+@contextmanager
+def claimed(settings: BrokerSettings) -> Iterator[None]:
+    """A block in which no other `up` starts on this state folder; ConfigurationError if a broker is there.
+
+    The broker refuses by itself, but later: by then our supervisors would have joined the other one's
+    system, and would be killed in the middle of its tasks. The lock is on the folder, so it leaves no file.
+    """
+    folder = os.open(settings.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _taken_by("another `quiesce up`", f"the state folder {settings.state}") from None
+        _refuse_held(os.path.join(settings.state, "lock"), f"the state folder {settings.state}")
+        _refuse_held(settings.lock_path, f"the address {settings.address}")
+        yield
+    finally:
+        os.close(folder)
+
+
+def _refuse_held(lock: str, what: str) -> None:
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 32).decode(errors="replace").strip()
+        raise _taken_by(f"another broker (pid {holder or 'unknown'})", what) from None
+    finally:
+        os.close(fd)
+
+
+def _taken_by(who: str, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{who} uses {what}: stop it first, or choose another address and state folder"
+    )
 
 
 def is_bound_by(address: str, pid: int) -> bool:

@@ -16,15 +16,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from types import FrameType
 from typing import Final
 
 from quiesce.cli import children
-from quiesce.cli.address import clean_up, is_bound_by
+from quiesce.cli.address import claimed, clean_up, is_bound_by
 from quiesce.cli.children import PYTHON, Child, Orphans, describe
 from quiesce.cli.config import Config
 from quiesce.cli.pool import MAX_FAILURES, SUPERVISOR_COMMAND, Pool
 from quiesce.cli.settings import broker_settings
+from quiesce.protocol.addresses import endpoints
 from quiesce.workers import kernel
 
 BROKER_COMMAND: Final = (*PYTHON, "quiesce.broker.serve")
@@ -92,18 +92,25 @@ class Up:
         self._children: dict[int, Child] = {}
         self._signals = 0
         self._deadline: float | None = None
-        self._folder_existed = True
 
     # --- the whole run
 
     def run(self) -> int:
         """Start, watch, end; gives the exit status. ConfigurationError if nothing could be started."""
-        settings = ""
-        if self._with_broker:
-            self._broker_settings = broker_settings(self.config, parent_pid=os.getpid())
-            settings = self._broker_settings.to_json()
         for name in self._runtimes:
             self.config.runtime(name)  # says now if there is none
+        if not self._with_broker:
+            return self._run("")
+        settings = broker_settings(self.config, parent_pid=os.getpid())
+        folder = endpoints(settings.address).folder
+        remove_folder = folder is not None and not os.path.exists(folder)
+        with claimed(settings):
+            code = self._run(settings.to_json())
+            if self.broker_status not in (BROKER_STOPPED, BROKER_TASK_FAILED, BROKER_NOT_STARTED):
+                clean_up(settings, remove_folder=remove_folder)
+        return code
+
+    def _run(self, settings: str) -> int:
         _raise_descriptor_limit()
         kernel.become_subreaper()
         self._orphans = Orphans()
@@ -120,16 +127,11 @@ class Up:
                     child.send(signal.SIGKILL)  # only if we failed: otherwise none is left
                 for pool in self.pools:
                     pool.close()
-        if self._with_broker and self.broker_status not in (BROKER_STOPPED, BROKER_NOT_STARTED):
-            clean_up(self._broker_settings, remove_folder=not self._folder_existed)
         return self.code
 
     def _start(self, settings: str) -> None:
-        address = self.config.broker.address
-        self._env = {**os.environ, "QUIESCE_ADDRESS": address}
+        self._env = {**os.environ, "QUIESCE_ADDRESS": self.config.broker.address}
         if self._with_broker:
-            folder = address.partition("://")[2]
-            self._folder_existed = address.startswith("tcp:") or os.path.isdir(folder)
             self.broker = self._start_child("broker", self._broker_command, settings)
         for name in self._runtimes:
             self.pools.append(Pool(self.config, name))
@@ -235,10 +237,14 @@ class Up:
         self.code = self.code or code
         self.state = CLOSING
         self._deadline = time.monotonic() + CLOSING_PATIENCE
+        for pool in self.pools:
+            # It had no worker to tell the broker of, and may wait for that broker for ever. Nothing has run.
+            if pool.supervisor is not None and not pool.is_ready:
+                pool.supervisor.send(signal.SIGKILL)
 
     def _on_supervisor_ended(self, pool: Pool, status: int) -> None:
         pool.supervisor_ended(status)
-        if status != 0 and self.state != KILLING:
+        if status != 0 and self.state != KILLING and not (self.state == CLOSING and status == -9):
             say(pool.story())
 
     # --- time
@@ -333,20 +339,21 @@ class _Signals:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
-        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> "_Signals":
-        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for signum in (*_WANTED, signal.SIGCHLD):
             if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
                 continue  # nohup
-            self._before[signum] = signal.signal(signum, lambda *_: None)
+            signal.signal(signum, lambda *_: None)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for signum, before in self._before.items():
-            signal.signal(signum, before)
-        signal.set_wakeup_fd(self._wakeup)
+        # Everything has ended, and so will we: one more signal must not change our exit status now.
+        for signum in _WANTED:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
         os.close(self._read)
         os.close(self._write)
 

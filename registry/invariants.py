@@ -40,6 +40,7 @@ def check(registry: "Registry", *, volatile: bool = True) -> None:
     _counts(state)
     _settled(state)
     if volatile:
+        _slots(state)
         _timers(registry)
         _system(registry)
 
@@ -333,6 +334,9 @@ def _settled(state: State) -> None:
     for stop in state.open_stops.values():
         if not stop.remaining and seen_all(state.sessions.get(stop.session), stop.last_spawn):
             raise _fault("a stop that is complete has ended", f"stop {stop.id} of [{stop.scope}]")
+
+
+def _slots(state: State) -> None:
     for runtime, queue in state.queues.items():
         free = [
             worker

@@ -313,9 +313,9 @@ class Desk:
         self.say(event._replace(**wishes))
         return self.registry.state.last_stop_id
 
-    def reopen(self, session: str = "A", request: int = 900, **scope: str) -> None:
+    def reopen(self, session: str = "A", **scope: str) -> None:
         """Reopen a scope."""
-        self.say(events.ReopenAsked(session_id(session), RequestNumber(request), Scope(**scope)))
+        self.say(events.ReopenAsked(session_id(session), RequestNumber(900), Scope(**scope)))
 
     def release(self, stop_id: int, session: str = "A", request: int = 901) -> None:
         """A `stopped()` block is over."""

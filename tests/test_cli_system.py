@@ -312,11 +312,19 @@ def test_a_failed_task_that_is_marked_stops_the_system(system: System) -> None:
     assert "because a task marked shutdown_process_on_error failed" in system.text()
 
 
-def test_a_second_system_on_the_same_address_is_refused(system: System) -> None:
+def test_a_second_system_is_refused_before_it_starts_anything(system: System) -> None:
+    """Its supervisors would join the first system, and die in the middle of its tasks."""
     process = system.up()
-    other = system.run("up", code=1)
-    assert "another broker" in other.stderr
-    assert "the broker could not start" in other.stderr
+    folder = system.folder
+    same_state = f"another `quiesce up` uses the state folder {folder}/state: stop it first, or choose another"
+    refused = system.run("up", code=1)
+    assert refused.stderr == f"error: {same_state} address and state folder\n"
+    text = (folder / "quiesce.toml").read_text().replace(f"{folder}/state", f"{folder}/state2")
+    (folder / "other.toml").write_text(text)
+    refused = system.run("up", "--config", "other.toml", code=1)
+    assert refused.stderr.startswith("error: another broker (pid ")
+    assert f") uses the address ipc://{folder}/q: stop it first" in refused.stderr
+    assert system.json("ps")["runtimes"]["background"]["processes"] <= 1
     assert system.run("spawn", "work:add", "2", "--kind", "compaction", "--wait").stdout == "3\n"
     system.end(process, signal.SIGTERM)
 

@@ -1,9 +1,11 @@
 """Why scopes are closed, holder by holder, and what opens them."""
 
+import math
+
 import pytest
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.ids import RequestNumber
+from quiesce.registry.ids import Incarnation, RequestNumber
 from quiesce.registry.scope import Scope
 from registry_helpers import WALL, Desk, session_id
 
@@ -206,7 +208,7 @@ def test_the_scope_stays_closed(stubborn: Desk) -> None:
 
 def test_what_remains_is_still_forced_and_its_end_recorded(stubborn: Desk) -> None:
     stubborn.wait(7.0)
-    assert stubborn.take(effects.ForceTask) == [effects.ForceTask(2, 1, 1)]
+    assert stubborn.take(effects.ForceTask) == [effects.ForceTask(Incarnation(2), 1, 1)]
     stubborn.obey(2, 1)
     assert stubborn.life(1) == "cancelled RETURNED"
     assert stubborn.take(effects.AnswerStop) == []
@@ -267,7 +269,7 @@ def test_a_block_whose_stop_times_out_never_begins(desk: Desk) -> None:
 def test_no_time_at_all(desk: Desk, timeout: float) -> None:
     worker = desk.worker()
     desk.running(worker, X)
-    desk.thorough = timeout == timeout  # nan differs from itself in a frozen copy
+    desk.thorough = not math.isnan(timeout)  # which differs from itself in a frozen copy
     desk.stop(**X, timeout=timeout)
     desk.wait(0.0)
     assert desk.report().timed_out

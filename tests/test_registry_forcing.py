@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from quiesce.registry import effects, events
+from quiesce.registry.ids import Incarnation
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from registry_helpers import GRACE, Desk, supervisor_id
 
@@ -44,9 +45,9 @@ def steps(desk: Desk, seconds: float) -> list[tuple[float, str]]:
     return found
 
 
-def stopped(desk: Desk, *rows: dict[str, Any], worker: int = 0, **wishes: Any) -> int:
+def stopped(desk: Desk, *rows: dict[str, Any], **wishes: Any) -> Incarnation:
     """Tasks of these rows in one worker, and a stop of x that was heard."""
-    worker = worker or desk.worker()
+    worker = desk.worker()
     desk.running(worker, *rows)
     desk.stop(**X, **wishes)
     for task in list(desk.registry.state.tasks.values()):
@@ -194,7 +195,7 @@ def test_a_stop_that_waits_for_ever_does_not_hold_up_one_that_does_not(desk: Des
     stopped(desk, X, grace=math.inf)
     desk.wait(5.0)
     desk.stop("B", **X, grace=2.0)
-    assert steps(desk, 3.0) == [(7.0, "ForceTask")]
+    assert steps(desk, 2.5) == [(7.0, "ForceTask")]
 
 
 def test_a_new_stop_does_not_start_the_ladder_again(desk: Desk) -> None:
@@ -207,8 +208,8 @@ def test_a_new_stop_does_not_start_the_ladder_again(desk: Desk) -> None:
 # --- extend_grace ---------------------------------------------------------------------------------
 
 
-def extend(desk: Desk, worker: int, seconds: float) -> None:
-    desk.say(events.GraceAsked(worker, 1, 1, seconds))  # type: ignore[arg-type]  # an incarnation
+def extend(desk: Desk, worker: Incarnation, seconds: float) -> None:
+    desk.say(events.GraceAsked(worker, 1, 1, seconds))
     desk.expect_nothing()
 
 

@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from quiesce import token as token_module
-from quiesce.token import CancellationToken, _Callback, _Node, _Watch
+from quiesce import token as token_module, token_tree
+from quiesce.token import CancellationToken
+from quiesce.token_tree import Callback, Node, Watch
 
 #: How long something that is to happen may take before the test fails, in seconds.
 PATIENCE = 10.0
@@ -69,7 +70,7 @@ def is_readable(token: CancellationToken) -> bool:
 def parts_alive() -> int:
     """How many nodes and watches there are in this process."""
     gc.collect()
-    return sum(isinstance(thing, _Node | _Watch) for thing in gc.get_objects())
+    return sum(isinstance(thing, Node | Watch) for thing in gc.get_objects())
 
 
 def descriptors() -> set[str]:
@@ -239,7 +240,7 @@ class TestTree:
         more.clear()  # from the root on
 
 
-def parents(tokens: list[CancellationToken]) -> set[_Node | None]:
+def parents(tokens: list[CancellationToken]) -> set[Node | None]:
     return {each._node.parent for each in tokens}
 
 
@@ -885,7 +886,7 @@ class TestCallbacks:
 
             def release(self) -> None:
                 if "late" not in calls and not watch.callbacks:
-                    watch.callbacks[_Callback(partial(calls.append, "late"))] = None
+                    watch.callbacks[Callback(partial(calls.append, "late"))] = None
                     assert watch.fire() is None
                     assert calls == ["first"]
                 baton.release()
@@ -1165,8 +1166,9 @@ class Interrupted(BaseException):
 @cache
 def code_under_test() -> list[CodeType]:
     functions = []
-    for thing in vars(token_module).values():
-        if getattr(thing, "__module__", None) == token_module.__name__:
+    parts = (token_module, token_tree)
+    for thing in (thing for part in parts for thing in vars(part).values()):
+        if getattr(thing, "__module__", None) in {part.__name__ for part in parts}:
             members = vars(thing).values() if isinstance(thing, type) else [thing]
             functions += [getattr(member, "fget", member) for member in members]
     found = [each.__code__ for each in functions if isinstance(each, FunctionType)]
@@ -1242,7 +1244,7 @@ def interrupt(work: Callable[[], object], step: int, act: Callable[[], object]) 
     return count > step
 
 
-def below(node: _Node) -> list[_Node]:
+def below(node: Node) -> list[Node]:
     found = [node]
     for each in found:  # grows meanwhile
         found += each.children

@@ -109,9 +109,8 @@ PROCESSES: list[tuple[Callable[..., object], tuple[object, ...]]] = [
     (bodies.leave_forked_daemon, ()),
     (bodies.leave_multiprocessing, ("fork",)),
     (bodies.leave_multiprocessing, ("spawn",)),
-    (bodies.leave_multiprocessing, ("forkserver",)),
 ]
-NAMES = ["subprocess", "own environment", "daemon", "forked daemon", "fork", "spawn", "forkserver"]
+NAMES = ["subprocess", "own environment", "daemon", "forked daemon", "fork", "spawn"]
 
 
 @pytest.mark.parametrize(("fn", "args"), PROCESSES, ids=NAMES)
@@ -143,6 +142,26 @@ def test_force_kills_processes(
     end = broker.await_end(key)
     assert end.outcome == "completed"  # its body had returned
     assert_silent(broker, tmp_path / "process-ticks")
+
+
+def test_processes_of_a_fork_server(tmp_path: Path) -> None:
+    """They are no children of the worker's; the server itself stays, and goes with the worker."""
+    pool = Pool(tmp_path)
+    try:
+        broker = pool.broker
+        broker.await_peer()
+        for n in range(2):
+            folder = tmp_path / str(n)
+            folder.mkdir()
+            key = broker.run(bodies.leave_multiprocessing, str(folder), "forkserver")
+            broker.wait(lambda at=folder / "process-ticks": size(at), "ticks")
+            broker.await_message(from_worker.Lingering, lambda each, key=key: each[:2] == key)
+            assert key not in broker.ended
+            broker.force(key)
+            assert broker.await_end(key).outcome == "completed"
+            assert_silent(broker, folder / "process-ticks")
+    finally:
+        pool.close()
 
 
 def test_the_next_attempt_is_not_held_by_helpers(broker: FakeBroker) -> None:

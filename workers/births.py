@@ -117,6 +117,14 @@ class _Doors:
         return door
 
 
+def bury(nursery: Nursery, key: AttemptKey) -> None:
+    """Reap the children of an ended attempt: first those that the libraries know, as they would."""
+    subprocess._cleanup()  # type: ignore[attr-defined]  # what each Popen calls, too
+    for module in (multiprocessing.process, multiprocess.process):
+        module.active_children()
+    nursery.bury(key)
+
+
 def _system(command: Any) -> int:
     """As os.system, through doors that we watch: the C function forks where nobody sees it."""
     code = subprocess.Popen(command, shell=True, close_fds=False).wait()

@@ -18,7 +18,7 @@ class Nursery:
     def __init__(self) -> None:
         #: Held while a process is started and noted, and during a look: none is ever seen in between.
         self.lock = threading.RLock()
-        #: The processes that were started here or seen below these, by whom; None: no attempt waits for it.
+        #: Who began what was started here, or seen below that; None: no attempt waits for it.
         self._born: dict[_Who, AttemptKey | None] = {}
         #: Those that were started here: their exit status belongs to whoever started them.
         self._own: set[_Who] = set()
@@ -35,6 +35,19 @@ class Nursery:
         if process is not None:
             self._born.setdefault((pid, process.start), key)
             self._own.add((pid, process.start))
+
+    def bury(self, key: AttemptKey) -> None:
+        """Reap what this attempt, which has ended, started and nobody has waited for."""
+        with self.lock:
+            for who in [who for who in self._own if self._born.get(who) == key]:
+                process = processes.look(who[0])
+                if (
+                    process is None
+                    or process.start != who[1]
+                    or (process.is_zombie and processes.reap(process.pid))
+                ):
+                    self._own.discard(who)
+                    self._born.pop(who, None)
 
     def find(self) -> dict[Process, AttemptKey | None]:
         """Every living descendant of this worker that an attempt may wait for, with its attempt.

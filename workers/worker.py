@@ -27,7 +27,7 @@ from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import State
 from quiesce.values import Fence, TaskInfo
-from quiesce.workers import hooks, kernel, logs
+from quiesce.workers import births, hooks, kernel, logs
 from quiesce.workers.attempt import PHASES, Attempt, Verdict
 from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
@@ -111,7 +111,7 @@ class Worker:
             self.nursery,
             self._interrupt,
             finish=self._finish,
-            on_linger=lambda: self._control.wake.set(),
+            on_linger=self._on_linger,
         )
         self._port = Port(self.say, self.nursery)
         self._client = NestedClient(
@@ -184,6 +184,9 @@ class Worker:
             self._control.wake.set()
         else:
             os._exit(128 + signal.SIGTERM)
+
+    def _on_linger(self) -> None:
+        self._control.wake.set()
 
     # --- the session ------------------------------------------------------------------------------
 
@@ -306,6 +309,8 @@ class Worker:
     def _finish(self, attempt: Attempt, verdict: Verdict) -> None:
         """All that the attempt began has ended: say so, once its spawns are acknowledged."""
         self._client.wait_spawned(attempt.key)
+        if attempt.scope.forks:
+            births.bury(self.nursery, attempt.key)
 
         def ended(session: WorkerSession, now: float) -> Effects:
             self._place.end(*attempt.key, PHASES[verdict.outcome])

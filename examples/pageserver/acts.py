@@ -1,10 +1,6 @@
-"""The first acts of the demo: start, attach, kill, detach. Each leaves in the summary what it
-found.
-"""
+"""Acts of the demo: start, attach, detach. Each leaves in the summary what it found."""
 
-import os
 import shutil
-import signal
 import time
 from collections import Counter
 from functools import partial
@@ -14,7 +10,7 @@ from typing import Any
 from quiesce import TaskKind
 from quiesce.client import TaskHandle
 from quiesce.examples.pageserver.names import BACKGROUND, COMPUTE, MGMT, WALRECEIVER
-from quiesce.examples.pageserver.stage import FalsityError, Stage
+from quiesce.examples.pageserver.stage import Stage
 from quiesce.examples.pageserver.tasks_compute import listen_for_pages
 from quiesce.examples.pageserver.tasks_layers import (
     collect_garbage,
@@ -85,101 +81,8 @@ def _start_tenant(stage: Stage, tenant: str) -> None:
         stage.long_tasks.keep(kind, tenant, spawn)
 
 
-def kill_worker(stage: Stage) -> None:
-    """Kill a process that receives streams; see its tasks crash, its successor, and theirs."""
-    stage.phase("serving while the streams come in")
-    expected = len(stage.plan.files) * stage.settings.versions
-
-    def streamed() -> int:
-        return sum(found["versions"] for found in stage.metrics().values())
-
-    stage.wait_until("a quarter of the versions", lambda: streamed() >= expected / 4, 60, streamed)
-    stage.phase("killing a walreceiver worker")
-    before = _pids(stage, WALRECEIVER)
-    running = stage.client.tasks(runtime=WALRECEIVER, state="running")
-    by_process = Counter(task.worker_pid for task in running if task.worker_pid in before)
-    if not by_process:
-        raise FalsityError("no walreceiver worker runs a task, so there is none to kill")
-    victim, _ = by_process.most_common(1)[0]
-    begun = [task for task in running if task.worker_pid == victim]
-    killed_at, clock = time.time(), time.monotonic()
-    os.kill(victim or 0, signal.SIGKILL)
-    ends: dict[object, TaskInfo] = {}
-
-    def all_ended() -> bool:
-        ends.update({task.id: stage.client.task(task.id) for task in begun if task.id not in ends})
-        for known in [key for key, task in ends.items() if task.state != "ended"]:
-            del ends[known]
-        return len(ends) == len(begun)
-
-    stage.wait_until("the tasks of the killed process are ended", all_ended, 20)
-    crashed = [task for task in ends.values() if task.outcome == "crashed"]
-    others = Counter(str(task.outcome) for task in ends.values() if task.outcome != "crashed")
-    proven = [t for t in crashed if t.evidence == "REAPED" and t.exit_status == -signal.SIGKILL]
-    stage.check(len(crashed) > 0, "no task crashed with the killed process")
-    stage.check(
-        len(proven) == len(crashed),
-        f"{len(crashed) - len(proven)} crashes lack the killed process's exit status as evidence",
-    )
-    stage.check(
-        not others.keys() - {"completed"},
-        f"tasks of the killed process ended otherwise: {dict(others)}",
-    )
-    stage.wait_until(
-        "the killed process is replaced",
-        lambda: (
-            victim not in _pids(stage, WALRECEIVER)
-            and len(_pids(stage, WALRECEIVER)) >= len(before)
-        ),
-        20,
-        lambda: _pids(stage, WALRECEIVER),
-    )
-    replaced_after = time.monotonic() - clock
-    successors: set[object] = set()
-    stage.wait_until(
-        "every crashed task has a successor",
-        lambda: _find_successors(stage, crashed, killed_at, successors) == len(crashed),
-        30,
-        lambda: f"{len(successors)} of {len(crashed)} have one",
-    )
-    stage.summary["killed"] = {
-        "pid": victim,
-        "runtime": WALRECEIVER,
-        "replaced_by": sorted(_pids(stage, WALRECEIVER) - before),
-        "replaced_after_seconds": round(replaced_after, 2),
-        "crashed": dict(Counter(str(task.kind) for task in crashed)),
-        "ended_before_the_kill": sum(others.values()),
-        "tried_again": len(successors),
-    }
-    stage.view.say(
-        f"killed worker {victim}: {len(crashed)} tasks crashed, all {len(successors)} tried again; "
-        f"the process was replaced after {replaced_after:.1f} s",
-        "yellow",
-    )
-
-
-def _pids(stage: Stage, runtime: str) -> set[int]:
-    return {worker.pid for worker in stage.client.workers() if worker.runtime == runtime}
-
-
-def _find_successors(
-    stage: Stage, crashed: list[TaskInfo], since: float, successors: set[object]
-) -> int:
-    """Look for tasks of the same kind, tenant and timeline that were made after the kill."""
-    later = {
-        (task.kind, task.tenant_id, task.timeline_id)
-        for state in (None, "ended")
-        for task in stage.client.tasks(runtime=WALRECEIVER, state=state)
-        if task.created_at is not None and task.created_at >= since
-    }
-    successors.update(t.id for t in crashed if (t.kind, t.tenant_id, t.timeline_id) in later)
-    return len(successors)
-
-
 def detach_busy_tenant(stage: Stage) -> None:
-    """Detach the tenant with most tasks while clients read from it; remove its files; see that
-    none comes back.
-    """
+    """Detach the tenant with most tasks under load, remove its files, see that none comes back."""
     live = Counter(task.tenant_id for task in stage.client.tasks() if task.tenant_id is not None)
     candidates = [t for t in stage.plan.tenants if t not in stage.detached]
     tenant = max(candidates, key=lambda name: (live[name], name))

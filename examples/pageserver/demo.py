@@ -1,6 +1,4 @@
-"""The demo behind `quiesce demo`: a page server on four runtimes, on any folder, in about half a
-minute.
-"""
+"""What `quiesce demo` runs: a page server on four runtimes, on any folder."""
 
 import contextlib
 import shutil
@@ -18,7 +16,6 @@ from quiesce.errors import QuiesceError
 from quiesce.examples.pageserver.acts import (
     attach_tenants,
     detach_busy_tenant,
-    kill_worker,
     start_services,
 )
 from quiesce.examples.pageserver.finale import (
@@ -30,6 +27,7 @@ from quiesce.examples.pageserver.finale import (
     verify_all,
 )
 from quiesce.examples.pageserver.interrupts import Interrupts
+from quiesce.examples.pageserver.killing import kill_worker
 from quiesce.examples.pageserver.source import (
     Limits,
     NoSourceError,
@@ -86,6 +84,9 @@ def run_demo(
         print_text(console, "interrupted", "yellow")
         return 130
     except NoSourceError as error:
+        if not json:
+            print_text(console, str(error))
+            return 1
         false.append(str(error))
     if keep is not None:
         summary["kept"] = str(keep)

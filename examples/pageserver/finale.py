@@ -52,9 +52,7 @@ def finish_streams(stage: Stage) -> None:
 
 
 def settle(stage: Stage) -> None:
-    """Stop the housekeeping by its kinds; then bring every timeline to its final form, which is
-    remote only.
-    """
+    """Stop the housekeeping by kind; bring every timeline to its final form: remote only."""
     stage.phase("stopping compaction and garbage collection by kind")
     stopped = 0
     for kind in (TaskKind.COMPACTION, TaskKind.GARBAGE_COLLECTOR):
@@ -107,9 +105,7 @@ def _repeat(
     left: Callable[[], list[SourceFile]],
     wish: Callable[[SourceFile], TaskHandle[Any]],
 ) -> None:
-    """Spawn a task for each timeline that is left, until none is. What a task did is seen on
-    disk.
-    """
+    """Spawn a task for each timeline that is left, until none is, judged by what is on disk."""
     for _ in range(5):
         todo = left()
         if not todo:
@@ -145,9 +141,7 @@ def _collect_once(stage: Stage, tenants: list[str]) -> None:
 
 
 def _download_one_tenant(stage: Stage, tenant: str) -> None:
-    """Fetch one tenant's layers as a whole; those of the others come when pages of them are asked
-    for.
-    """
+    """Fetch one tenant's layers as a whole; those of the others come when they are needed."""
     fetched = stage.client.spawn(
         BACKGROUND,
         TaskKind.DOWNLOAD_ALL_REMOTE_LAYERS,

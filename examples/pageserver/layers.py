@@ -88,9 +88,7 @@ def keep_from(records: Iterable[Record], horizon: int) -> list[Record]:
 def write_layer(
     folder: Path, serial: int, start: int, end: int, records: list[Record]
 ) -> LayerInfo:
-    """Write records, which are in the order of a layer, as a new file. `serial` makes its name
-    unique.
-    """
+    """Write records, already in the order of a layer. `serial` makes the file's name unique."""
     parts = [_MAGIC]
     index = []
     offset = len(_MAGIC)
@@ -147,9 +145,7 @@ class Layer:
             places.append((start, size, crc))
 
     def find(self, page: int, lsn: int) -> bytes | None:
-        """Return the newest image of a page that is not above an LSN, or None if the layer has
-        none.
-        """
+        """Return the newest image of a page that is not above an LSN, or None."""
         lsns, places = self._pages.get(page, ([], []))
         at = bisect_right(lsns, lsn)
         return self._image(page, places[at - 1]) if at else None

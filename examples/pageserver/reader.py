@@ -62,8 +62,9 @@ class TimelineReader:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take notice of what has arrived and what was dropped. Raises FileNotFoundError if all
-        is gone.
+        """Take notice of what has arrived and what was dropped.
+
+        Raises FileNotFoundError if all is gone.
         """
         self._read_log()
         self._read_manifest()

@@ -12,9 +12,7 @@ _CHUNK = 64 * 1024
 
 
 def index(remote: Path) -> Manifest:
-    """Return the manifest that the remote copy was last brought to; an empty one if there is no
-    copy.
-    """
+    """Return the manifest that the remote copy was last brought to; an empty one without a copy."""
     try:
         return Manifest.from_json((remote / "index.json").read_bytes())
     except FileNotFoundError:

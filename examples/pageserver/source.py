@@ -57,9 +57,7 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the tree holds, taken or not. `complete` is False where it was too large to be
-    counted.
-    """
+    """What the tree holds, taken or not; `complete` is False where that is too much to count."""
 
     tenants: int
     files: int
@@ -161,9 +159,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield the files below a folder, in the order of their names; a generator, so it reads no
-    more than is used.
-    """
+    """Yield the files below a folder in the order of their names, reading no more than is used."""
     for entry in sorted(_visible(folder), key=lambda entry: entry.name):
         try:
             is_folder = entry.is_dir(follow_symlinks=False)

@@ -1,6 +1,4 @@
-"""What the acts of the demo share: the client, the long tasks to be kept alive, and what was
-seen.
-"""
+"""What the acts of the demo share: the client, the long tasks, and what was seen."""
 
 import json
 import time
@@ -162,9 +160,7 @@ class Stage:
     def wait_until(
         self, what: str, true: Callable[[], bool], timeout: float, last: Callable[[], object] = str
     ) -> None:
-        """Wait until something is true; raises FalsityError, with the `last` thing seen, if it
-        never is.
-        """
+        """Wait until something is true; raises FalsityError with the `last` thing seen if not."""
         deadline = time.monotonic() + timeout
         while not true():
             if time.monotonic() > deadline:

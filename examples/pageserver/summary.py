@@ -34,10 +34,14 @@ def taken_text(taken: dict[str, Any]) -> str:
     return (
         f"{taken['folder']}: taken are {taken['tenants']} tenants of {least}{taken['of_tenants']}, "
         f"{taken['files']} files of {least}{taken['of_files']}, "
-        f"{taken['bytes'] / 1e6:.1f} MB of {least}{taken['of_bytes'] / 1e6:.1f} MB "
+        f"{_amount(taken['bytes'])} of {least}{_amount(taken['of_bytes'])} "
         f"(not counted: links, hidden files, caches, installed packages); "
         f"{taken['versions_per_file']} versions of each, the newest {taken['versions_kept']} kept"
     )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def _counts(found: _Found) -> str:

@@ -77,6 +77,9 @@ class System:
         config.write_text(_CONFIG.format(root=self.root) + pools)
         # Settings of the caller's own quiesce must not reach this one.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("QUIESCE_")}
+        # Relative entries would be looked for in the folder that `up` starts in.
+        path = environment.get("PYTHONPATH", "").split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in path if p)
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "quiesce.cli.main", "up", "--config", str(config)],
@@ -132,8 +135,9 @@ class System:
         return sorted({*known, *_session(self.pid)} - {os.getpid()})
 
     def stop(self, timeout: float = 45.0) -> int:
-        """Send SIGTERM to `up` and return its exit status. Raises SystemFailedError if it does
-        not end.
+        """Send SIGTERM to `up` and return its exit status.
+
+        Raises SystemFailedError if it does not end.
         """
         process = self._running()
         process.send_signal(signal.SIGTERM)
@@ -144,7 +148,7 @@ class System:
                 f"`quiesce up` did not end within {timeout:.0f} s of SIGTERM:\n{self.tail()}"
             ) from None
 
-    def tail(self, lines: int = 25) -> str:
+    def tail(self, lines: int = 12) -> str:
         """Return the end of what `up` wrote."""
         with contextlib.suppress(OSError):
             text = self.log.read_text(errors="replace").splitlines()
@@ -152,8 +156,9 @@ class System:
         return "(no output)"
 
     def destroy(self) -> None:
-        """Leave no process, whatever happened: ask, ask again, then kill. Does nothing after a
-        `stop`.
+        """Leave no process, whatever happened: ask, ask again, then kill.
+
+        Does nothing after a `stop`.
         """
         process = self._process
         if process is None:
@@ -177,9 +182,7 @@ class System:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Return the fields of /proc/PID/stat behind the name, from the state on; None for one that
-    has ended.
-    """
+    """Return the fields of /proc/PID/stat from the state on; None if the process has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,5 +1,4 @@
-"""Tasks of the compute-request runtime: the listener of the page service, and one handler per
-connection.
+"""Tasks of the compute-request runtime: the page service's listener and its handlers.
 
 A handler may run in any process of the pool, so the listener cannot simply call it. It keeps the
 accepted connection under a ticket, spawns the handler with that, and passes the connection's
@@ -128,8 +127,9 @@ class _Listener:
                     socket.send_fds(handler, [b"+"], [waiting.connection.fileno()])
 
     def _give_up(self) -> None:
-        """Close the connections whose handler never came: it died, or was refused. The client
-        asks again.
+        """Close the connections whose handler never came: it died, or was refused.
+
+        The client asks again.
         """
         now = time.monotonic()
         for ticket, waiting in list(self._waiting.items()):
@@ -149,9 +149,7 @@ class _Listener:
 
 
 def _claim(place: Work, ticket: str) -> socket.socket | None:
-    """Return the connection that this handler was spawned for; None if the listener is gone or
-    gave it up.
-    """
+    """Return the connection that this handler was spawned for, or None if it was given up."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as desk:
         desk.settimeout(_CLAIM_SECONDS)
         try:
@@ -252,7 +250,9 @@ class _Handler:
         except (ScopeClosedError, TaskCancelledError):
             header["status"] = Status.STOPPING
         except (QuiesceError, IndexError, KeyError, ValueError) as error:
-            header |= {"status": Status.ERROR, "error": f"{type(error).__name__}: {error}"}
+            # The last line: above it may be the traceback of a task.
+            text = str(error).strip().rpartition("\n")[2]
+            header |= {"status": Status.ERROR, "error": f"{type(error).__name__}: {text}"}
         self._channel.send(header, image)
 
     def say_stopping(self) -> None:

@@ -1,5 +1,4 @@
-"""Tasks of the background runtime that work on layers: flush, compaction, garbage, upload,
-download.
+"""Tasks of the background runtime on layers: flush, compaction, garbage, upload, download.
 
 Each function below that a task runs has a `want_…` beside it, which spawns it. The short ones
 carry a `unique_key`: while one is alive, a second wish for the same thing gets the first one's
@@ -36,8 +35,9 @@ def want_flush(client: Client, work: str, tenant: str, timeline: str) -> TaskHan
 
 
 def flush_timeline(work: str, tenant: str, timeline: str) -> int:
-    """layer-flush-task: move the sealed log to a layer, and ask for its upload. Returns the
-    records moved.
+    """layer-flush-task: move the sealed log to a layer, and ask for its upload.
+
+    Returns the records moved.
     """
     moved = 0
     area = Timeline(Work(Path(work)).timeline(tenant, timeline))
@@ -52,9 +52,7 @@ def flush_timeline(work: str, tenant: str, timeline: str) -> int:
 def want_upload(
     client: Client, work: str, tenant: str, timeline: str, drop: bool = False
 ) -> TaskHandle[tuple[int, int]]:
-    """Ask for a timeline's layers to be copied to the remote store and, with `drop`, to stay only
-    there.
-    """
+    """Ask for a timeline's layers to be copied to the remote store, or with `drop` moved there."""
     return client.spawn(
         BACKGROUND,
         TaskKind.REMOTE_UPLOAD_TASK,
@@ -72,8 +70,9 @@ def want_upload(
 
 
 def upload_timeline(work: str, tenant: str, timeline: str, drop: bool = False) -> tuple[int, int]:
-    """remote-upload-task: bring the remote copy up to date. Returns the layers copied and dropped
-    here.
+    """remote-upload-task: bring the remote copy up to date.
+
+    Returns the layers copied and dropped here.
     """
     place = Work(Path(work))
     area = Timeline(place.timeline(tenant, timeline))
@@ -112,8 +111,9 @@ def download_layer(work: str, tenant: str, timeline: str, name: str) -> int:
 
 
 def download_all_layers(work: str, tenant: str) -> int:
-    """download-all-remote-layers: fetch whatever a tenant has only remotely. Returns the layers
-    fetched.
+    """download-all-remote-layers: fetch whatever a tenant has only remotely.
+
+    Returns the layers fetched.
     """
     place = Work(Path(work))
     client = quiesce.current_client()
@@ -154,8 +154,9 @@ def read_page(
 
 
 def compact_tenant(work: str, tenant: str, period: float = 1.0) -> int:
-    """compaction: merge a tenant's layers, for as long as the tenant is here. Returns the merges
-    made.
+    """compaction: merge a tenant's layers, for as long as the tenant is here.
+
+    Returns the merges made.
     """
     place = Work(Path(work))
     client = quiesce.current_client()
@@ -173,8 +174,9 @@ def compact_tenant(work: str, tenant: str, period: float = 1.0) -> int:
 
 
 def collect_garbage(work: str, tenant: str, period: float = 1.5, rounds: int | None = None) -> int:
-    """garbage-collector: drop a tenant's old versions, for ever or so many times. Returns the
-    records dropped.
+    """garbage-collector: drop a tenant's old versions, for ever or so many times.
+
+    Returns the records dropped.
     """
     place = Work(Path(work))
     client = quiesce.current_client()

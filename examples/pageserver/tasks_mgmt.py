@@ -61,9 +61,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def serve_http(work: str) -> None:
-    """http-endpoint-listener: serve status on a free port of 127.0.0.1, which goes to the port
-    file.
-    """
+    """http-endpoint-listener: serve status on 127.0.0.1, on the port that the port file names."""
     place = Work(Path(work))
     handler = partial(_StatusHandler, place, quiesce.current_client())
     with _Server(("127.0.0.1", 0), handler) as server:

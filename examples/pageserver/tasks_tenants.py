@@ -102,8 +102,9 @@ def logical_sizes(place: Work, description: TenantFile) -> dict[str, int]:
 
 
 def calculate_synthetic_size(work: str, tenant: str) -> int | None:
-    """calculate-synthetic-size: what a tenant's data and its kept history come to. None if it is
-    gone.
+    """calculate-synthetic-size: what a tenant's data and its kept history come to.
+
+    None if it is gone.
     """
     place = Work(Path(work))
     try:
@@ -181,8 +182,9 @@ class _Gauge:
 
 
 def collect_metrics(work: str, period: float = 0.5) -> None:
-    """metrics-collection: write the metrics of all tenants down, again and again. Of no tenant
-    itself.
+    """metrics-collection: write the metrics of all tenants down, again and again.
+
+    Of no tenant itself.
     """
     place = Work(Path(work))
     gauges: dict[str, _Gauge] = {}

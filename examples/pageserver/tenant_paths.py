@@ -100,8 +100,9 @@ class Work:
         )
 
     def read_tenant(self, tenant: str) -> TenantFile:
-        """Return what an attached tenant's file says. Raises FileNotFoundError if it is not
-        attached.
+        """Return what an attached tenant's file says.
+
+        Raises FileNotFoundError if it is not attached.
         """
         document = json.loads((self.tenant(tenant) / "tenant.json").read_bytes())
         return TenantFile(

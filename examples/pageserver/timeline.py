@@ -48,9 +48,7 @@ class Manifest:
         return cls(**document)
 
     def layer(self, name: str) -> LayerInfo | None:
-        """Return what is known of a layer, or None if the timeline has none of that name (any
-        more).
-        """
+        """Return what is known of a layer, or None if the timeline does not have it (any more)."""
         return next((layer for layer in self.layers if layer.name == name), None)
 
 
@@ -144,8 +142,9 @@ class Timeline:
             return len(records)
 
     def compact(self, at_least: int = 3) -> int:
-        """Merge all layers into one, if there are so many and all are here. Returns how many it
-        took.
+        """Merge all layers into one, if there are so many and all are here.
+
+        Returns how many it took.
         """
         with self.locked():
             manifest = self.manifest()
@@ -203,8 +202,9 @@ class Timeline:
             (self.layers / superseded.name).unlink(missing_ok=True)
 
     def remove_leftovers(self) -> int:
-        """Remove what a killed task left unfinished. Only while nothing else works here. Returns
-        how many.
+        """Remove what a killed task left unfinished.
+
+        Only while nothing else works here. Returns how many.
         """
         with self.locked():
             named = {layer.name for layer in self.manifest().layers}

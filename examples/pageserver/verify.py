@@ -1,6 +1,4 @@
-"""Reads every version of every timeline back through the page service, and compares hashes with
-the originals.
-"""
+"""Reads every version of every timeline back, and compares hashes with the originals."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,5 +1,4 @@
-"""The history of a timeline, made from one file: what it held in each version, and the records
-between them.
+"""The history of a timeline, made from one file: its versions, and the records between them.
 
 The last version is the file itself. In an earlier version some of its pages are masked: combined
 with a stream of bytes that depends on the timeline, the version and the page only. So anyone who
@@ -78,9 +77,7 @@ def stream_length(size: int, key: str, last: int, page_size: int) -> int:
 def stream(
     original: bytes, key: str, last: int, page_size: int, after: int = 0
 ) -> Iterator[wal.Record]:
-    """Yield the records of all versions, or those above an LSN: a broken stream resumes where it
-    was.
-    """
+    """Yield the records of all versions, or those above an LSN, for a stream that broke there."""
     size = len(original)
     pages = page_count(size, page_size)
     lsn = 0

@@ -58,9 +58,7 @@ class Commit(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """The whole records of a piece of log, the offset behind them, and whether more bytes
-    followed.
-    """
+    """The whole records of a piece of log, the offset behind them, and whether more followed."""
 
     records: list[Record]
     end: int
@@ -89,9 +87,7 @@ def parse_commit(record: Record) -> Commit:
 
 
 def scan(buffer: bytes, after: int = 0) -> Scan:
-    """Read records until the buffer ends or what follows is no whole record numbered above
-    `after`.
-    """
+    """Read records until the buffer ends, or what follows is no whole record above `after`."""
     records: list[Record] = []
     offset = 0
     while offset + _HEADER.size <= len(buffer):

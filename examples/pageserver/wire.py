@@ -164,9 +164,7 @@ class PageClient:
         return self._ask({"version": version, "page": page})
 
     def get_pages(self, version: int, pages: range) -> list[Message]:
-        """Ask for many pages: requests are sent in batches, before the first answer of each is
-        read.
-        """
+        """Ask for many pages, in batches whose requests are sent before their answers are read."""
         answers = []
         for start in range(0, len(pages), _BATCH):
             batch = pages[start : start + _BATCH]

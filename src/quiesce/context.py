@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class TaskPort(Protocol):
     """What a task can ask of its worker."""
 
-    def associate(self, task: "TaskContext", tenant_id: str | None, timeline_id: str | None) -> None:
+    def associate(
+        self, task: "TaskContext", tenant_id: str | None, timeline_id: str | None
+    ) -> None:
         """Returns once the registry has it."""
 
     def report_progress(
@@ -271,4 +273,3 @@ def current_client() -> "Client":
     """
     _here("current_client()")
     return _client_factory[0]()
-

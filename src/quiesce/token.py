@@ -13,8 +13,8 @@ a dict or an attribute, which no thread sees half done, and after each step the 
   one that an exception from a signal handler cut short, does itself what is left. So, whoever was
   first, all descendants are cancelled once any `cancel()` has returned.
 
-Two objects stand behind a token. `_Node` is its place in the tree and its mark; it refers to no
-code of the user's, so parents and children can hold each other. `_Watch` has all that waits for the
+Two objects stand behind a token. `Node` is its place in the tree and its mark; it refers to no
+code of the user's, so parents and children can hold each other. `Watch` has all that waits for the
 mark; only token objects hold it, and a node knows it weakly, so callbacks that mention their own
 token keep nothing alive. When the last token object goes, so does the watch, and its node leaves
 the tree, after handing its children to its parent.
@@ -22,8 +22,6 @@ the tree, after handing its children to its parent.
 
 import asyncio
 import inspect
-import logging
-import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
@@ -31,206 +29,12 @@ from functools import partial
 from types import TracebackType
 from typing import Final, NoReturn, TypeVar, final
 
-_T = TypeVar("_T")
+from quiesce.token_tree import Callback, Descriptor, Node, Watch, call
 
-_log: Final = logging.getLogger("quiesce")
+_T = TypeVar("_T")
 
 #: What a lock can wait for, in seconds: about 292 years. An infinite timeout would raise.
 _LONGEST_WAIT: Final = threading.TIMEOUT_MAX
-
-
-class _Node:
-    """A place in the tree, and the mark. Compared by identity; refers to no user code."""
-
-    __slots__ = ("cancelled", "children", "gone", "parent", "reasons", "retired", "watch")
-
-    def __init__(self) -> None:
-        #: Set once, never cleared; `reasons` is not empty by then.
-        self.cancelled = False
-        #: The first one counts; more are there only if several cancels raced.
-        self.reasons: list[str] = []
-        #: The node above, if any. Every node that is not `gone` is among its parent's children, or
-        #: is cancelled, or is being attached by a thread that has yet to look.
-        self.parent: _Node | None = None
-        #: Used as an ordered set. All nodes directly below; emptied after a finished cancel.
-        self.children: dict[_Node, None] = {}
-        #: No token object is left: nothing may be attached here any more.
-        self.retired = False
-        #: Retired, and the children are attached above: this node may be forgotten.
-        self.gone = False
-        #: What waits for the mark; dead once no token object is left.
-        self.watch: weakref.ref[_Watch] | None = None
-
-    def cancel(self, reason: str) -> None:
-        """Mark this node and all below, wake who waits, then run callbacks.
-
-        Called again, it does what is left of that.
-        """
-        marked: list[_Node] = []
-        watches: list[_Watch] = []
-        todo = [(self, reason)]
-        while todo:
-            node, why = todo.pop()
-            if not node.reasons:
-                node.reasons.append(why)
-            node.cancelled = True  # before the look at the children; see attach()
-            marked.append(node)
-            why = node.reasons[0]
-            # Also below a node that was marked before: whoever marked it may not be done yet.
-            todo.extend([(child, why) for child in list(node.children)])
-            watch = node.watch() if node.watch is not None else None
-            if watch is not None:
-                watches.append(watch)
-        for watch in watches:
-            watch.wake()
-        error: BaseException | None = None
-        for watch in watches:
-            error = watch.fire(error)
-        # Last of all: a cancel that was cut short above must find its way again.
-        for node in marked:
-            node.children.clear()
-        if error is not None:
-            raise error
-
-    def attach(self, parent: "_Node | None") -> None:
-        """Go below `parent`, or, if that has retired, the nearest node above that has not."""
-        while parent is not None:
-            parent.children[self] = None
-            self.parent = parent
-            if parent.cancelled:  # after entering its children; see cancel()
-                self.cancel(parent.reasons[0])
-            if self.gone:  # retire() may have looked at self.parent just before it changed
-                parent.children.pop(self, None)
-            if not parent.retired:  # else its retire() may have looked at its children just before
-                return
-            parent = parent.parent
-        self.parent = None
-
-    def retire(self) -> None:
-        """Leave the tree; called once, when no token object is left. Children go to the parent.
-
-        Until all of them are attached above, this node stays where it is, so that a cancel from
-        above reaches each child on one way or the other at every moment.
-        """
-        self.retired = True
-        for child in list(self.children):
-            child.attach(self.parent)
-        self.gone = True
-        parent = self.parent  # once: its own retire() may be changing it
-        if parent is not None:
-            parent.children.pop(self, None)
-
-
-class _Callback:
-    """One registration of a callback."""
-
-    __slots__ = ("fn", "gate")
-
-    def __init__(self, fn: Callable[[], object]) -> None:
-        self.fn = fn
-        #: Held while it runs, for `remove()` to wait for. An RLock, so that a `remove()` in the
-        #: thread that runs it, inside it or in a signal handler on top of it, does not wait.
-        self.gate = threading.RLock()
-
-
-class _Watch:
-    """All that waits for one node's mark. Held by token objects only; its end is the node's.
-
-    Snapshots of its dicts are made of keys alone: `list(d.items())` makes tuples, which on Python
-    3.11 can start the garbage collector, and so any `__del__`, in the middle of the iteration.
-    """
-
-    __slots__ = ("__weakref__", "_baton", "callbacks", "descriptors", "node", "wakers")
-
-    def __init__(self, node: _Node) -> None:
-        self.node = node
-        #: What wakes each waiter of ours, under a key of the waiter's own. A waker never blocks,
-        #: may be called twice, and is taken away by cancel() or by its waiter, whoever is first.
-        self.wakers: dict[object, Callable[[], None]] = {}
-        #: Used as an ordered set. All and only the callbacks that have not begun; taking one out is
-        #: the claim on it.
-        self.callbacks: dict[_Callback, object] = {}
-        #: Empty, or the one descriptor under `None`.
-        self.descriptors: dict[None, _Descriptor] = {}
-        #: Held by the thread that runs callbacks. Never waited for: who doesn't get it leaves the
-        #: work to the holder, which also keeps callbacks that call cancel() from nesting.
-        self._baton = threading.Lock()
-
-    def __del__(self) -> None:
-        self.node.retire()
-
-    def wake(self) -> None:
-        """Wake all waiters, threads and loops and the descriptor. Never raises an Exception."""
-        for key in list(self.wakers):
-            waker = self.wakers.get(key)
-            if waker is None:
-                continue
-            try:
-                waker()
-            except Exception:
-                _log.exception("a waiter on a cancelled token could not be woken")
-            # After waking: if that was cut short, the next cancel() does it.
-            self.wakers.pop(key, None)
-
-    def fire(self, error: BaseException | None = None) -> BaseException | None:
-        """Run all callbacks. Returns `error`, or else the first that was no Exception.
-
-        The caller is to raise what is returned.
-        """
-        # Looks again after giving the baton back: who came meanwhile has relied on us.
-        while self.callbacks and self._baton.acquire(blocking=False):
-            try:
-                for callback in list(self.callbacks):
-                    with callback.gate:
-                        if self._claim(callback):
-                            error = _call(callback.fn, error)
-            finally:
-                self._baton.release()
-        return error
-
-    def remove(self, callback: _Callback) -> None:
-        """See `CancellationToken.add_callback`."""
-        if not self._claim(callback):
-            with callback.gate:
-                pass
-
-    def _claim(self, callback: _Callback) -> bool:
-        """Take a callback that has not begun, to run it or not; True for one caller only."""
-        return self.callbacks.pop(callback, self) is not self
-
-
-def _call(fn: Callable[[], object], error: BaseException | None = None) -> BaseException | None:
-    """Run one callback and log what it raises.
-
-    What is no Exception is returned instead, for the caller to raise, unless there is an `error`.
-    """
-    try:
-        fn()
-    except BaseException as raised:
-        if error is None and not isinstance(raised, Exception):
-            return raised
-        _log.exception("a callback of a cancelled token raised: %r", fn)
-    return error
-
-
-class _Descriptor:
-    """An eventfd that is readable once woken, however often somebody reads it."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self) -> None:
-        # As a semaphore, each read takes 1 of the 2**63 that wake() writes.
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
-
-    def wake(self) -> None:
-        try:
-            os.eventfd_write(self.fd, 2**63)
-        except BlockingIOError:
-            pass  # full: woken before
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if hasattr(self, "fd"):  # not if eventfd() raised
-            close(self.fd)
 
 
 def _release(latch: threading.Lock) -> None:
@@ -331,9 +135,9 @@ class CancellationToken:
     __slots__ = ("__weakref__", "_node", "_watch")
 
     def __init__(self) -> None:
-        node = _Node()
+        node = Node()
         self._node = node
-        self._watch = _Watch(node)
+        self._watch = Watch(node)
         node.watch = weakref.ref(self._watch)
 
     def is_cancelled(self) -> bool:
@@ -411,7 +215,7 @@ class CancellationToken:
         key = object()
         self._watch.wakers[key] = partial(_release, latch)
         try:
-            if not self.is_cancelled():  # after entering the wakers; see _Node.cancel()
+            if not self.is_cancelled():  # after entering the wakers; see Node.cancel()
                 latch.acquire(timeout=-1 if timeout is None else min(timeout, _LONGEST_WAIT))
             return self._node.cancelled
         finally:
@@ -434,7 +238,7 @@ class CancellationToken:
         key = object()
         self._watch.wakers[key] = partial(_call_on, loop, partial(_resolve, future))
         try:
-            if not self.is_cancelled():  # after entering the wakers; see _Node.cancel()
+            if not self.is_cancelled():  # after entering the wakers; see Node.cancel()
                 await future
         finally:
             self._watch.wakers.pop(key, None)
@@ -479,7 +283,7 @@ class CancellationToken:
         key = object()
         self._watch.wakers[key] = partial(_call_on, loop, interrupt)
         try:
-            if self.is_cancelled():  # after entering the wakers; see _Node.cancel()
+            if self.is_cancelled():  # after entering the wakers; see Node.cancel()
                 running = False
                 await _dismiss(awaitable)
                 return None
@@ -522,13 +326,13 @@ class CancellationToken:
             raise TypeError(f"add_callback() takes a function without arguments, not {fn!r}")
         error: BaseException | None
         if self._node.cancelled:
-            error = _call(fn)
+            error = call(fn)
             remove: Callable[[], None] = _nothing
         else:
-            callback = _Callback(fn)
+            callback = Callback(fn)
             self._watch.callbacks[callback] = None
             remove = partial(self._watch.remove, callback)
-            # After entering the callbacks; see _Node.cancel().
+            # After entering the callbacks; see Node.cancel().
             error = self._watch.fire() if self.is_cancelled() else None
         if error is not None:
             raise error
@@ -547,10 +351,10 @@ class CancellationToken:
         descriptor = watch.descriptors.get(None)
         if descriptor is None:
             # Of two threads that get here, one keeps its descriptor, and the other's is dropped.
-            descriptor = watch.descriptors.setdefault(None, _Descriptor())
+            descriptor = watch.descriptors.setdefault(None, Descriptor())
         # Each time: the thread that made it may not have come to this line yet.
         watch.wakers[descriptor] = descriptor.wake
-        if self.is_cancelled():  # after entering the wakers; see _Node.cancel()
+        if self.is_cancelled():  # after entering the wakers; see Node.cancel()
             descriptor.wake()
         return descriptor.fd
 

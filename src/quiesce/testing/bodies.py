@@ -274,9 +274,7 @@ def associate_then_doze(tenant_id: str, timeline_id: str | None, path: str, slot
     return doze(path, slot)
 
 
-def wait_for_file_then_associate(
-    trigger: str, tenant_id: str, path: str, slot: int
-) -> str:
+def wait_for_file_then_associate(trigger: str, tenant_id: str, path: str, slot: int) -> str:
     """Tick until a file is there, then come into the tenant, and go on until asked."""
     while not Path(trigger).exists():
         opened(path).tick(slot)

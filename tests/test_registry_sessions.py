@@ -1,0 +1,161 @@
+"""Client sessions: what is kept for them, and what becomes of it when they go."""
+
+import pytest
+
+from quiesce.registry import effects, events, facts
+from registry_helpers import Desk, answer, session_id, spawn_row
+
+A = session_id("A")
+
+
+@pytest.fixture
+def desk() -> Desk:
+    desk = Desk()
+    desk.session()
+    return desk
+
+
+def test_a_session_is_opened_once() -> None:
+    desk = Desk()
+    desk.session()
+    desk.expect_facts(facts.SessionOpened(A, 77, "here", 0))
+    desk.expect(effects.WelcomeSession(A, False))
+    desk.session()
+    desk.expect_facts()
+    desk.expect(effects.WelcomeSession(A, True))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        events.SessionHeard(A, 0),
+        events.SpawnsAsked(A, [spawn_row(1)], False),
+    ],
+)
+def test_who_has_not_said_hello_is_asked_to(event: events.Event) -> None:
+    desk = Desk()
+    desk.say(event)
+    desk.expect_facts()
+    desk.expect(effects.WantHello(A))
+
+
+@pytest.mark.parametrize("event", [events.SessionGoodbye(A), events.ResultsTaken(A, [1])])
+def test_what_a_session_that_is_gone_says_last_is_nothing(event: events.Event) -> None:
+    desk = Desk()
+    desk.say(event)
+    desk.expect_nothing()
+
+
+# --- answers and results --------------------------------------------------------------------------
+
+
+def test_answers_are_kept_until_the_client_has_them(desk: Desk) -> None:
+    desk.spawn({}, {}, {})
+    desk.say(events.SessionHeard(A, 2))
+    desk.expect_facts(facts.AnswersForgotten(A, 2))
+    desk.expect()
+    desk.say(events.SessionHeard(A, 2))
+    desk.expect_nothing()
+    desk.spawn(spawn_row(2), spawn_row(3))
+    assert desk.answers() == [answer(3, 3)]
+
+
+def test_a_result_is_sent_at_once_and_again_until_it_is_taken(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {}, {})
+    desk.end(worker, 2, outcome="failed", text="Traceback", result=b"error")
+    (row,) = desk.results()
+    assert tuple(row) == (2, 1, "failed", "RETURNED", None, "Traceback", b"error")
+    desk.session()
+    desk.expect(effects.WelcomeSession(A, True), effects.SendResults(A, [row]))
+    desk.say(events.ResultsTaken(A, [1, 2, 7]))
+    desk.expect_facts(facts.ResultsForgotten(A, [2]))
+    desk.say(events.ResultsTaken(A, [1, 2, 7]))
+    desk.expect_nothing()
+    desk.session()
+    assert desk.results() == []
+
+
+def test_the_results_of_one_turn_go_together(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {}, {})
+    desk.exit(worker)
+    assert [len(effect.rows) for effect in desk.take(effects.SendResults)] == [2]
+
+
+# --- the end of a session -------------------------------------------------------------------------
+
+
+def test_the_tasks_of_a_session_that_leaves_go_on(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {})
+    desk.say(events.SessionGoodbye(A))
+    desk.expect_facts(facts.SessionClosed(A))
+    desk.expect()
+    desk.end(worker, 1)
+    assert desk.take(effects.SendResults) == []
+    assert desk.life(1) == "completed RETURNED"
+
+
+def test_its_results_and_reports_are_dropped(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {})
+    desk.end(worker, 1)
+    desk.stop(tenant_id="x")
+    desk.say(events.SessionGoodbye(A))
+    assert desk.registry.state.stops == {}
+    assert desk.registry.state.sessions == {}
+
+
+def test_its_open_stops_run_to_their_end(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {"tenant_id": "x"})
+    desk.stop(tenant_id="x")
+    desk.say(events.SessionGoodbye(A))
+    assert desk.closed() == [("tenant_id=x", "stop")]
+    desk.obey(worker, 1)
+    assert desk.closed() == []
+
+
+def test_a_session_that_is_silent_for_too_long_is_forgotten(desk: Desk) -> None:
+    desk.wait(301.0)
+    desk.expect()
+    desk.wait(14.0)
+    desk.expect_facts(facts.SessionClosed(A))
+    desk.expect(
+        effects.Log(
+            "WARNING",
+            "the client session of pid 77 on here has been silent for over 300 s: forgotten",
+        )
+    )
+    assert desk.registry.next_deadline() is None
+
+
+@pytest.mark.parametrize("sign", ["heard", "hello", "spawn", "stop"])
+def test_every_sign_of_life_counts(desk: Desk, sign: str) -> None:
+    desk.wait(290.0)
+    match sign:
+        case "heard":
+            desk.say(events.SessionHeard(A, 0))
+        case "hello":
+            desk.session()
+        case "spawn":
+            desk.spawn()
+        case "stop":
+            desk.stop(tenant_id="x")
+    desk.wait(290.0)
+    assert A in desk.registry.state.sessions
+    desk.wait(40.0)
+    assert A not in desk.registry.state.sessions
+
+
+def test_the_spawns_of_an_expired_session_are_not_run_when_they_come_again(desk: Desk) -> None:
+    desk.spawn({}, {})
+    desk.wait(400.0)
+    desk.spawn(spawn_row(3))
+    desk.expect(effects.WantHello(A))
+    desk.session()
+    desk.expect(effects.WelcomeSession(A, False))
+    desk.spawn(spawn_row(3))
+    desk.expect(effects.WantHello(A))
+    assert len(desk.registry.state.tasks) == 2

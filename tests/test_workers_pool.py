@@ -1,0 +1,421 @@
+"""Supervisors and workers as processes: deaths, their proof, replacements, and the ends of whole pools."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quiesce.protocol import from_supervisor, from_worker, to_supervisor, to_worker
+from quiesce.testing import worker_bodies as bodies
+from quiesce.workers import predecessor, processes
+from quiesce.workers.table import PoolTable
+from workers_fakes import FakeBroker, Pool, value_of
+
+Start = Callable[..., Pool]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts pools; they end with the test."""
+    pools: list[Pool] = []
+
+    def start(**settings: Any) -> Pool:
+        folder = tmp_path / f"pool{len(pools)}"
+        folder.mkdir()
+        pools.append(Pool(folder, **settings))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.close()
+
+
+def alive(pid: int) -> bool:
+    process = processes.look(pid)
+    return process is not None and not process.is_zombie
+
+
+def phases(row: from_supervisor.WorkerExitedRow) -> list[tuple[int, str]]:
+    return [(each.task_id, each.phase) for each in row.attempts]
+
+
+def silent(broker: FakeBroker, path: Path) -> bool:
+    before = path.stat().st_size
+    broker.settle(0.1)
+    return path.stat().st_size == before
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "status"),
+    [
+        (bodies.leave_by_exit, (0,), 0),
+        (bodies.leave_by_exit, (3,), 3),
+        (bodies.segfault, (), -11),
+    ],
+)
+def test_a_dead_worker_is_reported_and_replaced(
+    start: Start, tmp_path: Path, fn: Callable[..., object], args: tuple[object, ...], status: int
+) -> None:
+    broker = start(slots=2).broker
+    peer = broker.await_peer()
+    rows = [
+        broker.row(peer, bodies.until_asked, str(tmp_path)),
+        broker.row(peer, fn, *args),
+        broker.row(peer, bodies.nothing),
+    ]
+    # The third waits for a slot.
+    broker.assign(peer, rows[0])
+    broker.await_file(tmp_path / "begun")
+    broker.assign(peer, *rows[1:])
+    broker.wait(lambda: broker.exits, "the exit")
+    row = broker.exits[1]
+    assert (row.serial, row.pid, row.status, row.table_known) == (1, peer.hello.pid, status, True)
+    assert phases(row) == [(1, "begun"), (2, "begun")]
+    assert broker.await_peer(2).hello.serial == 2
+    assert broker.call(bodies.add, 1, 2) == 3
+
+
+def test_the_children_of_a_dead_worker_are_dead_before_it_is_reported(
+    start: Start, tmp_path: Path
+) -> None:
+    broker = start().broker
+    peer = broker.await_peer()
+    ticks = [tmp_path / str(n) / "process-ticks" for n in range(3)]
+    kinds = [bodies.leave_process, bodies.leave_daemon, bodies.leave_forked_daemon]
+    for path, fn in zip(ticks, kinds, strict=True):
+        path.parent.mkdir()
+        broker.run(fn, str(path.parent))
+    for path in ticks:
+        broker.wait(path.exists, str(path))
+    os.kill(peer.hello.pid, signal.SIGKILL)
+    broker.wait(lambda: broker.exits, "the exit")
+    assert broker.exits[1].status == -9
+    assert all(silent(broker, path) for path in ticks)
+
+
+def test_neighbours_keep_their_children(start: Start, tmp_path: Path) -> None:
+    """What falls to the supervisor is a dead worker's: orphans of the living stay with them."""
+    broker = start(processes=2).broker
+    broker.await_peer(2)
+    first, second = broker.peers.values()
+    row = broker.row(first, bodies.leave_forked_daemon, str(tmp_path))
+    broker.assign(first, row)
+    broker.wait((tmp_path / "process-ticks").exists, "ticks")
+    os.kill(second.hello.pid, signal.SIGKILL)
+    broker.wait(lambda: broker.exits, "the exit")
+    broker.settle(0.1)
+    assert not silent(broker, tmp_path / "process-ticks")
+    bodies.mark(str(tmp_path), "process-go")
+    assert broker.await_end((row.task_id, row.attempt)).outcome == "completed"
+
+
+def test_an_exit_is_told_until_it_is_taken(start: Start) -> None:
+    pool = start()
+    broker = pool.broker
+    broker.take_exits = False
+    os.kill(broker.await_peer().hello.pid, signal.SIGKILL)
+    # In the spare place.
+    broker.await_peer(2)
+
+    def told() -> int:
+        return sum(isinstance(each, from_supervisor.WorkerExited) for each in broker.log)
+
+    broker.wait(lambda: told() >= 2, "the exit, twice")
+    broker.take_exits = True
+    broker.tell(broker.control, broker.supervisor, to_supervisor.ExitTaken(1))
+    broker.settle(0.1)
+    before = told()
+    broker.settle(0.7)
+    assert told() == before
+    assert broker.call(bodies.add, 1, 2) == 3
+
+
+def test_kill_hits_only_what_has_begun(start: Start, tmp_path: Path) -> None:
+    broker = start(slots=2).broker
+    peer = broker.await_peer()
+    running = broker.run(bodies.stone_deaf, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    over = broker.run(bodies.nothing)
+    broker.await_end(over)
+    broker.kill(over)
+    broker.kill((999, 1) if broker.where.setdefault((999, 1), peer) else over)
+    broker.settle(0.2)
+    assert not broker.exits
+    assert broker.call(bodies.add, 1, 2) == 3
+    broker.kill(running)
+    broker.wait(lambda: broker.exits, "the exit")
+    assert broker.exits[1].status == -9
+    assert phases(broker.exits[1])[:1] == [(running[0], "begun")]
+
+
+def test_what_has_ended_is_known_from_the_table(start: Start) -> None:
+    broker = start().broker
+    broker.take_ends = False
+    pid = broker.await_peer().hello.pid
+    keys = [broker.run(fn) for fn in (bodies.nothing, bodies.fail, bodies.cancel_itself)]
+    keys.append(broker.run(bodies.raise_it, SystemExit))
+    for key in keys:
+        broker.await_end(key)
+    os.kill(pid, signal.SIGKILL)
+    broker.wait(lambda: broker.exits, "the exit")
+    assert sorted(phases(broker.exits[1])) == [
+        (keys[0][0], "completed"),
+        (keys[1][0], "failed"),
+        (keys[2][0], "failed"),
+        (keys[3][0], "crashed"),
+    ]
+
+
+def test_exit_ends_the_pool_in_order(start: Start, tmp_path: Path) -> None:
+    pool = start(processes=2)
+    broker = pool.broker
+    broker.await_peer(2)
+    key = broker.run(bodies.until_asked, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    broker.tell(broker.control, broker.supervisor, to_supervisor.Exit(broker.epoch, 10.0))
+    # SIGTERM asks what runs to stop; its end is still told and taken.
+    assert broker.await_end(key).outcome == "completed"
+    broker.await_message(from_supervisor.Goodbye)
+    broker.wait(lambda: pool.process.poll() is not None, "the end")
+    assert pool.process.returncode == 0
+    assert [row.status for row in broker.exits.values()] == [0, 0]
+
+
+def test_exit_kills_what_does_not_end(start: Start, tmp_path: Path) -> None:
+    pool = start()
+    broker = pool.broker
+    broker.await_peer()
+    broker.run(bodies.stone_deaf, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    assert pool.end(grace=0.2) == 0
+    assert broker.exits[1].status == -9
+
+
+def test_a_worker_told_to_exit_ends(start: Start) -> None:
+    broker = start().broker
+    peer = broker.await_peer()
+    broker.tell(broker.control, peer.control, to_worker.Exit(broker.epoch))
+    broker.wait(lambda: broker.exits, "the exit")
+    assert broker.exits[1].status == 0
+
+
+def test_a_refused_worker_ends(start: Start) -> None:
+    pool = start()
+    broker = pool.broker
+    peer = broker.await_peer()
+    broker.tell(broker.control, peer.control, to_worker.Refused("your end was reported"))
+    broker.wait(lambda: broker.exits, "the exit")
+    assert broker.exits[1].status == 1
+    assert "your end was reported" in pool.log()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_pool_in_a_terminal_ends_by_signal(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    pool = start(parent_pid=0)
+    broker = pool.broker
+    broker.await_peer()
+    key = broker.run(bodies.until_checkpoint, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    pool.process.send_signal(number)
+    assert broker.await_end(key).outcome == "cancelled"
+    broker.wait(lambda: pool.process.poll() is not None, "the end")
+    assert pool.process.returncode == 0
+
+
+def test_sigquit_ends_at_once(start: Start, tmp_path: Path) -> None:
+    pool = start(parent_pid=0)
+    broker = pool.broker
+    broker.await_peer()
+    broker.run(bodies.stone_deaf, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    pool.process.send_signal(signal.SIGQUIT)
+    broker.wait(lambda: pool.process.poll() is not None, "the end", patience=3.0)
+    assert broker.exits[1].status == -9
+
+
+def test_sigint_is_for_up_alone(start: Start) -> None:
+    pool = start()
+    broker = pool.broker
+    peer = broker.await_peer()
+    for pid in (pool.process.pid, peer.hello.pid):
+        os.kill(pid, signal.SIGINT)
+    assert broker.call(bodies.add, 1, 2) == 3
+    assert not broker.exits
+
+
+def test_workers_die_with_their_supervisor(start: Start, tmp_path: Path) -> None:
+    """And the table, which outlives it, tells what they were doing."""
+    table = PoolTable.create(2)
+    pool = start(processes=2, table_fd=table.fd)
+    broker = pool.broker
+    broker.await_peer(2)
+    key = broker.run(bodies.stone_deaf, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    pids = [peer.hello.pid for peer in broker.peers.values()]
+    pool.process.kill()
+    pool.process.wait()
+    broker.wait(lambda: not any(alive(pid) for pid in pids), "the workers' end")
+    told = predecessor.parse(predecessor.describe(table, pool.process.pid, -9))
+    assert told is not None
+    assert told.supervisor == broker.supervisor_hellos[0].supervisor
+    assert sorted(each.pid for each in told.workers) == sorted(pids)
+    assert [row for each in told.workers for row in each.attempts] == [(*key, "begun")]
+    account = predecessor.describe(table, pool.process.pid, -9)
+    for pid in pids:
+        processes.reap(pid)
+    successor = start(processes=2, table_fd=table.fd, predecessor=account)
+    successor.broker.await_peer(2)
+    assert successor.broker.supervisor_hellos[0].predecessor == told
+    successor.close()
+    table.close()
+
+
+def test_a_supervisor_dies_with_its_parent(tmp_path: Path) -> None:
+    """The parent is gone before it could be compared, or dies later."""
+    code = textwrap.dedent(
+        f"""
+        import os, subprocess, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from workers_fakes import Pool
+        pool = Pool(Path({str(tmp_path)!r}))
+        peer = pool.broker.await_peer()
+        print(pool.process.pid, peer.hello.pid, flush=True)
+        os.kill(os.getpid(), 9)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pids = [int(word) for word in done.stdout.split()]
+    assert len(pids) == 2, done.stderr
+    broker = FakeBroker(tmp_path)
+    broker.wait(lambda: not any(alive(pid) for pid in pids), "their end")
+    broker.close()
+    for pid in pids:
+        processes.reap(pid)
+
+
+def test_an_orphaned_supervisor_ends_at_once(start: Start) -> None:
+    pool = start(parent_pid=1)
+    assert pool.process.wait(timeout=10) == -9
+
+
+def test_starts_that_fail_back_off(start: Start) -> None:
+    pool = start(preload=("no_such_module",))
+    broker = pool.broker
+    broker.wait(lambda: len(broker.exits) >= 3, "three failed starts")
+    assert [row.status for row in broker.exits.values()][:3] == [1, 1, 1]
+    assert "no_such_module" in pool.log()
+
+
+def test_preload_and_app_dir(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "some_preload.py").write_text("VALUE = 42\n", encoding="utf-8")
+    broker = start(app_dir=str(tmp_path), preload=("some_preload",)).broker
+    broker.await_peer()
+
+    def loaded() -> Any:
+        import sys
+
+        return sys.modules["some_preload"].VALUE, sys.path[0]
+
+    assert broker.call(loaded) == (42, str(tmp_path))
+
+
+def test_titles(start: Start) -> None:
+    pool = start(title="page request worker")
+    peer = pool.broker.await_peer()
+    assert processes.command(peer.hello.pid) == "page request worker"
+    assert processes.command(pool.process.pid) == "quiesce supervisor: background"
+
+
+def test_usage_is_told(start: Start, tmp_path: Path) -> None:
+    broker = start().broker
+    peer = broker.await_peer()
+    key = broker.run(bodies.until_asked, str(tmp_path))
+
+    def checked(message: Any) -> bool:
+        return any(row[:2] == key and row[2] is not None for row in message.workers[0].checks)
+
+    usage = broker.await_message(from_supervisor.Usage, lambda each: each.workers and checked(each))
+    assert usage.workers[0].pid == peer.hello.pid
+    assert usage.workers[0].cpu_seconds > 0
+    assert usage.workers[0].memory_bytes > 1e6
+    assert 0 <= usage.workers[0].checks[0][2] < 3
+    broker.stop(key)
+    broker.await_end(key)
+
+
+def test_a_broker_that_comes_back_hears_everything(start: Start, tmp_path: Path) -> None:
+    pool = start()
+    broker = pool.broker
+    peer = broker.await_peer()
+    running = broker.run(bodies.watcher, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    meanwhile = broker.run(bodies.wait_for_file, str(tmp_path / "go"))
+    broker.wait(lambda: meanwhile in broker.begun, "its begin")
+    broker.close()
+    bodies.mark(str(tmp_path), "go")
+    successor = FakeBroker(pool.folder)
+    pool.broker = successor
+    successor.epoch += 1
+    successor.last_incarnation = 200
+    hello = successor.await_message(from_worker.Hello)
+    assert (hello.incarnation, hello.serial) == (peer.incarnation, peer.hello.serial)
+    assert running in hello.begun
+    again = successor.await_peer()
+    assert value_of(successor.await_end(meanwhile)) == str(tmp_path / "go")
+    assert successor.supervisor_hellos[0].incarnation == 7
+    successor.where[running] = again
+    again.last_assign = peer.last_assign
+    successor.stop(running)
+    assert successor.await_end(running).outcome == "completed"
+
+
+def test_a_pool_may_start_before_its_broker(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    pool.broker.close()
+    pool.broker = FakeBroker(tmp_path)
+    assert pool.broker.call(bodies.add, 1, 2) == 3
+    pool.close()
+
+
+NESTED = """
+import threading
+from pathlib import Path
+
+class Client:
+    def __init__(self, address, incarnation):
+        self.address, self.incarnation, self.parents = address, incarnation, []
+        self.go = Path(__file__).parent / "acknowledged"
+
+    def spawned(self, task_id):
+        self.parents.append(task_id)
+
+    def wait_spawned(self, parent, timeout):
+        while parent[0] in self.parents and not self.go.exists():
+            threading.Event().wait(0.005)
+        return True
+
+def open_client(address, incarnation):
+    return Client(address, incarnation)
+"""
+
+
+def test_an_end_waits_for_the_nested_spawns(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "some_client.py").write_text(NESTED, encoding="utf-8")
+    broker = start(app_dir=str(tmp_path), client_factory="some_client:open_client").broker
+    broker.await_peer()
+    key = broker.run(bodies.nested, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    broker.settle(0.2)
+    assert key not in broker.ended
+    assert broker.call(bodies.add, 1, 2) == 3  # neighbours do not wait
+    bodies.mark(str(tmp_path), "acknowledged")
+    assert value_of(broker.await_end(key)) == "spawned"

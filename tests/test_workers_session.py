@@ -1,0 +1,401 @@
+"""The worker session by table: events in, the whole list of effects out; the state is checked after each step."""
+
+from typing import Any
+
+import pytest
+
+from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
+from quiesce.registry.ids import Attempt, AttemptKey, TaskId
+from quiesce.registry.rows import AssignRow, EndedRow
+from quiesce.registry.states import Outcome
+from quiesce.workers.worker_effects import (
+    AskToStop,
+    Begin,
+    Control,
+    Data,
+    ForceAttempt,
+    Forget,
+    Identity,
+    Limit,
+    Look,
+    Quit,
+    Settle,
+)
+from quiesce.workers.worker_session import WorkerSession
+
+IDENTITY = Identity("background", b"s" * 8, 4, 4711, "here", slots=2, capacity=4)
+
+
+def key(task: int, attempt: int = 1) -> AttemptKey:
+    return (TaskId(task), Attempt(attempt))
+
+
+def row(number: int, task: int, attempt: int = 1) -> AssignRow:
+    return AssignRow(
+        number,  # type: ignore[arg-type]  # a NewType of int
+        *key(task, attempt),
+        "compaction",
+        f"task {task}",
+        None,
+        None,
+        False,
+        1.0,
+        b"f",
+        b"a",
+    )
+
+
+def assign(*rows: AssignRow, epoch: int = 3) -> to_worker.Assign:
+    return to_worker.Assign(epoch, list(rows))
+
+
+def stop(task: int, last_assign: int, reason: str = "r", epoch: int = 3) -> to_worker.Stop:
+    return to_worker.Stop(epoch, [to_worker.StopOrder(task, 1, last_assign, reason)])
+
+
+def seen(task: int, state: str, age: float = 0.0, observed: float | None = None) -> Control:
+    return Control(from_worker.StopSeen([from_worker.StopSeenRow(task, 1, state, age, observed)]))
+
+
+def hello(**changes: Any) -> Control:
+    message = from_worker.Hello(
+        PROTOCOL_VERSION, "background", b"s" * 8, 4, 4711, "here", 2, 0, 0, 0, [], []
+    )
+    return Control(message._replace(**changes))
+
+
+def never_ran(task: int, age: float = 0.0) -> EndedRow:
+    return EndedRow(
+        *key(task), "cancelled", "NEVER_RAN", None, age, None, "asked to stop before it began", b""
+    )
+
+
+class Driver:
+    """A session at a moment; thaws what it froze before each event, so that nothing hides elsewhere."""
+
+    def __init__(self) -> None:
+        self.session = WorkerSession(IDENTITY)
+        self.now = 100.0
+
+    def __call__(self, message: Any) -> list[Any]:
+        return self.do("receive", message)
+
+    def do(self, event: str, *args: Any) -> list[Any]:
+        self.session = WorkerSession.thaw(IDENTITY, self.session.freeze())
+        effects: list[Any] = getattr(self.session, event)(*args, self.now)
+        self.session.check()
+        frozen = self.session.freeze()
+        assert WorkerSession.thaw(IDENTITY, frozen).freeze() == frozen
+        hash(str(frozen))
+        return effects
+
+
+@pytest.fixture
+def worker() -> Driver:
+    """Registered, in epoch 3 as incarnation 9."""
+    driver = Driver()
+    assert driver.do("start") == [hello()]
+    assert driver(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000)) == [
+        Limit(1000),
+        Data(from_worker.Attach(9, 3)),
+    ]
+    return driver
+
+
+def end(worker: Driver, task: int, outcome: Outcome = Outcome.COMPLETED) -> list[Any]:
+    return worker.do("ended", key(task), outcome, "text", b"result")
+
+
+def ended(task: int, begun: float, age: float = 0.0, observed: float | None = None) -> EndedRow:
+    return EndedRow(*key(task), "completed", "RETURNED", begun, age, observed, "text", b"result")
+
+
+# --- registration ---------------------------------------------------------------------------------
+
+
+def test_hello_is_said_again_more_and_more_slowly() -> None:
+    driver = Driver()
+    assert driver.do("start") == [hello()]
+    for moment, effects in [(100.9, []), (101.0, [hello()]), (102.9, []), (103.0, [hello()])]:
+        driver.now = moment
+        assert driver.do("tick") == effects
+    assert driver.session.due() == 107.0
+
+
+def test_hello_wanted_is_answered_once(worker: Driver) -> None:
+    again = hello(incarnation=9, epoch=4)
+    assert worker(to_worker.HelloWanted(4)) == [again]
+    assert worker(to_worker.HelloWanted(4)) == []
+    worker.now += 1.0
+    assert worker(to_worker.HelloWanted(4)) == [again]
+
+
+def test_a_refused_worker_quits(worker: Driver) -> None:
+    assert worker(to_worker.Refused("too old")) == [
+        Quit(1, "the broker refused this worker: too old")
+    ]
+
+
+def test_a_reconnection_tells_everything_again(worker: Driver) -> None:
+    worker(assign(row(1, 1), row(2, 2), row(3, 3), row(4, 4)))
+    worker(stop(4, 4))
+    worker.do("connection_lost")
+    worker.session.linger(key(2), "thread 'x'")
+    worker.now += 2.0
+    # Task 3 begins in the place of task 1, and nothing is sent.
+    assert end(worker, 1) == [Begin(row(3, 3))]
+    assert worker.do("tick") == []
+    request, effects = worker.session.associate(key(2), "t", None)
+    assert (request, effects) == (1, [])
+    assert worker.do("connected") == [
+        hello(incarnation=9, epoch=3, last_assign=4, begun=[(2, 1), (3, 1), (1, 1)])
+    ]
+    worker.now += 1.0
+    assert worker(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000)) == [
+        Limit(1000),
+        Data(from_worker.Attach(9, 3)),
+        Data(from_worker.Begun([(2, 1, 3.0), (3, 1, 1.0)])),
+        Data(from_worker.Ended([never_ran(4, 3.0), ended(1, 3.0, 1.0)])),
+        Control(from_worker.Lingering(2, 1, "thread 'x'")),
+        Control(from_worker.Associate(1, 2, 1, "t", None)),
+    ]
+
+
+def test_an_older_epoch_is_ignored(worker: Driver) -> None:
+    worker(to_worker.HelloWanted(5))
+    before = worker.session.freeze()
+    for message in (
+        assign(row(1, 1)),
+        stop(1, 1),
+        to_worker.Force(3, 1, 1),
+        to_worker.Exit(4),
+        to_worker.HelloWanted(4),
+    ):
+        assert worker(message) == []
+    assert worker.session.freeze() == before
+
+
+def test_a_new_incarnation_numbers_anew(worker: Driver) -> None:
+    worker(assign(row(5, 1)))
+    worker(stop(2, 6))
+    worker(to_worker.HelloWanted(4))
+    worker(to_worker.Registered(PROTOCOL_VERSION, 4, 10, 1000))
+    assert worker(assign(row(1, 3), epoch=4)) == [
+        Data(from_worker.Begun([(3, 1, 0.0)])),
+        Begin(row(1, 3)),
+    ]
+
+
+# --- assignments ----------------------------------------------------------------------------------
+
+
+def test_slots_bound_what_runs(worker: Driver) -> None:
+    assert worker(assign(row(1, 1), row(2, 2), row(3, 3))) == [
+        Data(from_worker.Begun([(1, 1, 0.0), (2, 1, 0.0)])),
+        Begin(row(1, 1)),
+        Begin(row(2, 2)),
+    ]
+    worker.now += 5
+    assert end(worker, 1) == [
+        Data(from_worker.Ended([ended(1, 5.0)])),
+        Data(from_worker.Begun([(3, 1, 0.0)])),
+        Begin(row(3, 3)),
+    ]
+
+
+def test_capacity_bounds_what_is_held(worker: Driver) -> None:
+    worker(assign(*(row(n, n) for n in range(1, 7))))
+    for task in (1, 2, 3):
+        end(worker, task)
+    # One runs and three are held: the table is full.
+    assert list(worker.session.running) == [key(4)]
+    assert worker(to_worker.EndedTaken([(1, 1), (2, 1)])) == [
+        Forget(*key(1)),
+        Forget(*key(2)),
+        Data(from_worker.Begun([(5, 1, 0.0)])),
+        Begin(row(5, 5)),
+    ]
+
+
+def test_what_came_before_does_not_come_again(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    assert worker(assign(row(1, 1))) == []
+    # The numbers of one message need not be in order.
+    assert [type(each) for each in worker(assign(row(4, 4), row(3, 3)))] == [Data, Begin]
+    assert list(worker.session.received) == [key(3)]
+
+
+def test_ends_are_sent_again_until_they_are_taken(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 0.0)]))]
+    for wait, again in [(0.9, False), (0.2, True), (1.9, False), (0.2, True)]:
+        worker.now += wait
+        age = worker.now - 100.0
+        expected = [Data(from_worker.Ended([ended(1, age, age)]))] if again else []
+        assert worker.do("tick") == expected
+    assert worker(to_worker.EndedTaken([(1, 1)])) == [Forget(*key(1))]
+    assert worker(to_worker.EndedTaken([(1, 1)])) == []
+    worker.now += 100
+    assert worker.do("tick") == []
+    assert worker.session.due() is None
+
+
+# --- requests to stop -----------------------------------------------------------------------------
+
+
+def test_a_stop_of_what_runs(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    assert worker(stop(1, 1)) == [AskToStop(*key(1), "r"), seen(1, "running")]
+    worker.now += 2
+    assert worker(stop(1, 1)) == [seen(1, "running", 2.0)]
+    assert worker.do("observed", key(1)) == [seen(1, "running", 2.0, 0.0)]
+    worker.now += 1
+    assert worker.do("observed", key(1)) == []
+    assert worker(stop(1, 1)) == [seen(1, "running", 3.0, 1.0)]
+    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 3.0, 0.0, 1.0)]))]
+    assert worker(stop(1, 1)) == [seen(1, "over")]
+
+
+def test_the_flag_may_be_faster(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    assert worker.do("observed", key(1)) == []
+    worker.now += 1
+    assert worker(stop(1, 1)) == [AskToStop(*key(1), "r"), seen(1, "running", 1.0, 1.0)]
+
+
+def test_a_stop_of_what_has_not_begun(worker: Driver) -> None:
+    worker(assign(row(1, 1), row(2, 2), row(3, 3)))
+    assert worker(stop(3, 3)) == [
+        seen(3, "never-began"),
+        Data(from_worker.Ended([never_ran(3)])),
+    ]
+    assert worker(stop(3, 3)) == [seen(3, "never-began")]
+    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 0.0)]))]
+    # It was never in the table.
+    assert worker(to_worker.EndedTaken([(3, 1), (1, 1)])) == [Forget(*key(1))]
+
+
+def test_a_stop_overtakes_its_task(worker: Driver) -> None:
+    assert worker(stop(2, 2)) == [seen(2, "never-began")]
+    assert worker(stop(2, 2)) == [seen(2, "never-began")]
+    assert worker(assign(row(1, 1))) == [
+        Data(from_worker.Begun([(1, 1, 0.0)])),
+        Begin(row(1, 1)),
+    ]
+    assert worker.session.tombstones == {key(2): 2}
+    assert worker(assign(row(2, 2), row(3, 3))) == [
+        Data(from_worker.Ended([never_ran(2)])),
+        Data(from_worker.Begun([(3, 1, 0.0)])),
+        Begin(row(3, 3)),
+    ]
+    assert worker.session.tombstones == {}
+
+
+def test_a_tombstone_goes_when_the_socket_has_passed_it(worker: Driver) -> None:
+    worker(stop(7, 1))
+    worker(assign(row(1, 1)))
+    assert worker.session.tombstones == {}
+
+
+def test_a_stop_of_what_was_lost_on_its_way(worker: Driver) -> None:
+    worker(assign(row(2, 2)))
+    assert worker(stop(1, 2)) == [
+        seen(1, "never-began"),
+        Data(from_worker.Ended([never_ran(1)])),
+    ]
+    assert worker(assign(row(1, 1))) == []
+
+
+def test_force(worker: Driver) -> None:
+    worker(assign(row(1, 1), row(2, 2), row(3, 3)))
+    assert worker(to_worker.Force(3, 1, 1)) == [
+        AskToStop(*key(1), ""),
+        ForceAttempt(*key(1)),
+    ]
+    assert worker(to_worker.Force(3, 1, 1)) == [ForceAttempt(*key(1))]
+    assert worker(to_worker.Force(3, 3, 1)) == [Data(from_worker.Ended([never_ran(3)]))]
+    assert worker(to_worker.Force(3, 9, 1)) == []
+
+
+# --- what attempts ask ----------------------------------------------------------------------------
+
+
+def test_associate(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    assert worker.session.associate(key(1), "t", "l") == (
+        1,
+        [Control(from_worker.Associate(1, 1, 1, "t", "l"))],
+    )
+    answer = to_worker.Associated(1, None, "")
+    assert worker(answer) == [Settle(1, "t", "l", None, "")]
+    assert worker(answer) == []
+
+
+def test_progress_is_thinned_out(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    first = Control(from_worker.Progress([(1, 1, 1.0, None, "a")]))
+    assert worker.do("report_progress", key(1), 1.0, None, "a") == [first]
+    worker.now += 0.5
+    assert worker.do("report_progress", key(1), 2.0, None, "b") == []
+    assert worker.do("report_progress", key(1), 3.0, 9.0, "c") == []
+    assert worker.session.due() == 101.0
+    worker.now = 101.0
+    assert worker.do("tick") == [Control(from_worker.Progress([(1, 1, 3.0, 9.0, "c")]))]
+    assert worker.do("report_progress", key(2), 1.0, None, "gone") == []
+
+
+def test_lingering_is_told_when_it_changes(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    told = Control(from_worker.Lingering(1, 1, "thread"))
+    assert worker.session.linger(key(1), "thread") == [told]
+    assert worker.session.linger(key(1), "thread") == []
+    assert worker.session.linger(key(2), "thread") == []
+
+
+def test_extend_grace_and_stacks(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    assert worker.session.extend_grace(key(1), 5.0) == [Control(from_worker.ExtendGrace(1, 1, 5.0))]
+    assert worker.session.extend_grace(key(2), 5.0) == []
+    assert worker(to_worker.StacksWanted(3, [(1, 1)])) == [Look(3, [(1, 1)])]
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_an_idle_worker_quits_at_once(worker: Driver) -> None:
+    assert worker(to_worker.Exit(3)) == [Quit(0, "the pool is going")]
+
+
+def test_exit_waits_for_what_runs_and_its_ends(worker: Driver) -> None:
+    worker(assign(row(1, 1), row(2, 2), row(3, 3)))
+    end(worker, 1)
+    assert worker(to_worker.Exit(3)) == []
+    assert end(worker, 2) == [Data(from_worker.Ended([ended(2, 0.0)]))]
+    assert worker(to_worker.EndedTaken([(1, 1), (2, 1)])) == [Forget(*key(1)), Forget(*key(2))]
+    assert end(worker, 3) == [Data(from_worker.Ended([ended(3, 0.0)]))]
+    assert worker(to_worker.EndedTaken([(3, 1)])) == [
+        Forget(*key(3)),
+        Quit(0, "the pool is going"),
+    ]
+
+
+def test_exit_begins_nothing(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    worker(to_worker.Exit(3))
+    assert worker(assign(row(2, 2))) == []
+
+
+def test_exit_does_not_wait_for_ever_for_a_broker(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    end(worker, 1)
+    worker.do("connection_lost")
+    assert worker(to_worker.Exit(3)) == []
+    assert worker.session.due() == 105.0
+    worker.now = 105.0
+    assert worker.do("tick") == [Quit(0, "the pool is going")]
+
+
+def test_exit_asking(worker: Driver) -> None:
+    worker(assign(row(1, 1), row(2, 2)))
+    worker(stop(2, 2))
+    assert worker.do("exit_asking", "bye") == [AskToStop(*key(1), "bye")]
