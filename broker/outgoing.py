@@ -45,6 +45,13 @@ class Outgoing:
             for start in range(0, len(batch), ROWS):
                 self._peers.send(peer, channel, self._message(kind, batch[start : start + ROWS]))
 
+    def _flush_control(self, key: Any) -> None:
+        """Send what was collected for one peer's control route."""
+        for each in [each for each in self._rows if each[1:] == ("control", key)]:
+            self._peers.send(
+                self._peer(key), "control", self._message(each[0], self._rows.pop(each))
+            )
+
     def _message(self, kind: type, rows: list[Any]) -> Any:
         if kind in _WITH_EPOCH:
             return kind(self.epoch, rows)
@@ -164,6 +171,8 @@ class Outgoing:
         )
 
     def answer_associate(self, effect: effects.AnswerAssociate) -> None:
+        # A request to stop that follows from it goes first: when associate_with returns, the task knows.
+        self._flush_control(effect.worker)
         self._say(
             effect.worker,
             "control",

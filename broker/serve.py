@@ -114,6 +114,7 @@ class _Sockets:
             if endpoint.startswith("ipc://")
         ]
         self._made_folder = False
+        self._bound = False
 
     def _socket(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
@@ -140,7 +141,8 @@ class _Sockets:
                     ) from None
 
     def bind(self) -> None:
-        """Bind both. What is left of a killed broker is removed: the lock says that it is dead."""
+        """Bind both, under the lock: what lies there now is left of a broker that was killed."""
+        self._bound = True
         for path in self._paths:
             path.unlink(missing_ok=True)
         for socket, endpoint in (
@@ -156,12 +158,13 @@ class _Sockets:
                 ) from error
 
     def close(self) -> None:
-        """Let last messages leave, then close and remove the sockets' files."""
+        """Let last messages leave, then close and remove the sockets' files, if they are ours."""
         self.control.close()
         self.data.close()
         self._context.term()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        if self._bound:
+            for path in self._paths:
+                path.unlink(missing_ok=True)
 
     def remove_folder(self) -> None:
         """Remove the folder if this broker made it and nobody else uses it."""

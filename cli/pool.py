@@ -1,5 +1,6 @@
 """A pool as `quiesce up` sees it: one supervisor after the other, and the account of each that died."""
 
+import signal
 from typing import Final
 
 from quiesce.cli import children
@@ -10,8 +11,10 @@ from quiesce.workers.predecessor import describe
 from quiesce.workers.table import PoolTable
 
 SUPERVISOR_COMMAND: Final = (*PYTHON, "quiesce.workers.supervise")
-#: A supervisor that dies so many times in a row before one of its workers was ready is given up.
+#: A supervisor that fails so many times in a row before one of its workers was ready is given up.
 MAX_FAILURES: Final = 5
+#: Half the pause in seconds after the first such failure; it doubles with each.
+FIRST_DELAY: Final = 0.1
 #: A supervisor that ended in order while the system runs was told so by the broker, which will end too;
 #: if the broker has not ended after so many seconds, the pool is started again.
 ORDERED_END_PATIENCE: Final = 10.0
@@ -31,7 +34,7 @@ class Pool:
         self.clearing = False
         #: When to start the next supervisor (monotonic); None: not planned.
         self.restart_at: float | None = None
-        #: Deaths in a row of supervisors of which no worker was ready.
+        #: Failures in a row of supervisors of which no worker was ready.
         self.failures = 0
         self.last_status: int | None = None
         self._config = config
@@ -82,7 +85,7 @@ class Pool:
         self.clearing = True
         if any(place.ready for place in self.table.account()):
             self.failures = 0
-        elif status != 0:
+        elif status not in (0, -signal.SIGKILL):  # killed: that is not its own failure
             self.failures += 1
 
     def cleared(self, statuses: dict[int, int], now: float) -> None:
@@ -96,8 +99,7 @@ class Pool:
         if self.last_status == 0:
             self.restart_at = now + ORDERED_END_PATIENCE
         else:
-            delay = 0.1 * 2**self.failures if self.failures else 0.0
-            self.restart_at = now + delay
+            self.restart_at = now + (FIRST_DELAY * 2**self.failures if self.failures else 0.0)
 
     def _told(self) -> bytes | None:
         if self._account is None:

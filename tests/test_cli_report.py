@@ -1,4 +1,4 @@
-# ruff: noqa: E501, ISC004 - the expected lines are longer than a line of code
+# ruff: noqa: ISC004 - the expected lines are longer than a line of code
 """What a ShutdownReport says to people."""
 
 from quiesce.registry.ids import TaskId

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def assert_silent(broker: FakeBroker, path: Path) -> None:
     before = size(path)
     broker.settle(0.1)
     assert size(path) == before
+
+
+def _lingers(broker: FakeBroker, key: tuple[int, int]) -> bool:
+    return any(isinstance(each, from_worker.Lingering) and each[:2] == key for each in broker.log)
 
 
 THREADS = [bodies.leave_thread, bodies.leave_executor_call, bodies.leave_to_thread]
@@ -154,8 +159,8 @@ def test_processes_of_a_fork_server(tmp_path: Path) -> None:
             folder = tmp_path / str(n)
             folder.mkdir()
             key = broker.run(bodies.leave_multiprocessing, str(folder), "forkserver")
-            broker.wait(lambda at=folder / "process-ticks": size(at), "ticks")
-            broker.await_message(from_worker.Lingering, lambda each, key=key: each[:2] == key)
+            broker.wait((folder / "process-ticks").exists, "ticks")
+            broker.wait(partial(_lingers, broker, key), "Lingering")
             assert key not in broker.ended
             broker.force(key)
             assert broker.await_end(key).outcome == "completed"

@@ -144,7 +144,8 @@ def test_kill_hits_only_what_has_begun(start: Start, tmp_path: Path) -> None:
     over = broker.run(bodies.nothing)
     broker.await_end(over)
     broker.kill(over)
-    broker.kill((999, 1) if broker.where.setdefault((999, 1), peer) else over)
+    broker.where[(999, 1)] = peer
+    broker.kill((999, 1))
     broker.settle(0.2)
     assert not broker.exits
     assert broker.call(bodies.add, 1, 2) == 3
@@ -371,7 +372,7 @@ def test_a_broker_that_comes_back_hears_everything(start: Start, tmp_path: Path)
     assert running in hello.begun
     again = successor.await_peer()
     assert value_of(successor.await_end(meanwhile)) == str(tmp_path / "go")
-    assert successor.supervisor_hellos[0].incarnation == 7
+    assert successor.await_message(from_supervisor.Hello).incarnation == 7
     successor.where[running] = again
     again.last_assign = peer.last_assign
     successor.stop(running)

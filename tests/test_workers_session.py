@@ -32,7 +32,7 @@ def key(task: int, attempt: int = 1) -> AttemptKey:
 
 def row(number: int, task: int, attempt: int = 1) -> AssignRow:
     return AssignRow(
-        number,  # type: ignore[arg-type]  # a NewType of int
+        number,
         *key(task, attempt),
         "compaction",
         f"task {task}",

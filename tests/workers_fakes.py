@@ -151,7 +151,7 @@ class FakeBroker:
         self.last_task += 1
         peer.last_assign += 1
         row = AssignRow(
-            peer.last_assign,  # type: ignore[arg-type]  # a NewType of int
+            peer.last_assign,
             TaskId(self.last_task),
             Attempt(1),
             "compaction",

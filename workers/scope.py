@@ -58,11 +58,11 @@ class Scope:
         """The body has ended. True if nothing else goes on: then `on_empty` is *not* called."""
         with self._lock:
             self._body_over = True
-            self._empty = not self._holds
+            empty = self._empty = not self._holds
             sweep = PROCESSES in self._holds
         if sweep:
             self._on_processes()
-        return self._empty
+        return empty  # not `self._empty`: by now another thread may have released the last one
 
     @property
     def body_over(self) -> bool:

@@ -1,0 +1,648 @@
+"""Random clusters: sessions, supervisors and workers whose messages wait, get lost and come late.
+
+The model below knows what really happens: which attempts run in which living process. Whatever the registry
+says of an end must be true of it: an attempt with evidence of its end does not run, and never will. When a
+stop is reported, nothing in its scope runs but its caller. The checks of the desk hold after every event.
+
+`RANDOM_EXAMPLES=2000 pytest tests/test_registry_random.py` looks longer, and elsewhere each time.
+"""
+
+import os
+from collections import deque
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from quiesce.registry import effects, events, facts
+from quiesce.registry.effects import Effect
+from quiesce.registry.ids import (
+    Attempt,
+    AttemptKey,
+    Incarnation,
+    RequestNumber,
+    SpawnNumber,
+    StopId,
+    TaskId,
+)
+from quiesce.registry.limits import KindLimits, RuntimeLimits
+from quiesce.registry.rows import AssignRow, EndedRow, SpawnRow
+from quiesce.registry.scope import Scope
+from registry_helpers import Desk, ended_row, session_id, spawn_row, supervisor_id
+
+EXAMPLES = int(os.environ.get("RANDOM_EXAMPLES", "0"))
+STEPS = 60
+
+Labels = tuple[str, str | None, str | None, str]
+
+
+class Truth:
+    """What really is, as no peer of the registry sees it."""
+
+    def __init__(self) -> None:
+        #: Every attempt that ever began, and the process in which it did.
+        self.begun: dict[AttemptKey, Process] = {}
+        #: How attempts that ended by themselves did.
+        self.ended: dict[AttemptKey, str] = {}
+        #: Attempts of whose end the registry has been sure.
+        self.over: set[AttemptKey] = set()
+        #: The labels of tasks, as far as the registry has confirmed them.
+        self.labels: dict[int, Labels] = {}
+
+    def runs(self, key: AttemptKey) -> bool:
+        """Whether instructions of this attempt may be executed."""
+        process = self.begun.get(key)
+        return process is not None and process.alive and key in process.running
+
+
+class Process:
+    """A worker process: what it has received, runs and holds, and the messages on both its connections."""
+
+    def __init__(self, truth: Truth, runtime: str, supervisor: bytes, serial: int) -> None:
+        self.truth = truth
+        self.runtime = runtime
+        self.supervisor = supervisor
+        self.serial = serial
+        self.alive = True
+        self.incarnation = 0
+        self.registered = False
+        self.last_assign = 0
+        self.received: dict[AttemptKey, AssignRow] = {}
+        self.running: set[AttemptKey] = set()
+        self.held: dict[AttemptKey, EndedRow] = {}
+        self.tombstones: dict[AttemptKey, int] = {}
+        #: Messages to it, and from it: on the control connection and on the data connection.
+        self.to: dict[str, deque[Effect]] = {"control": deque(), "data": deque()}
+        self.says: dict[str, deque[events.Event]] = {"control": deque(), "data": deque()}
+        self.hello()
+
+    def hello(self) -> None:
+        self.registered = False
+        self.says["control"].append(
+            events.WorkerHello(
+                self.supervisor,
+                self.serial,
+                self.runtime,
+                1000 + self.serial,
+                "here",
+                2,
+                self.incarnation,
+                self.last_assign,
+            )
+        )
+
+    def reconnect(self) -> None:
+        """Both connections break; what was on its way is lost."""
+        for queues in (self.to, self.says):
+            for queue in queues.values():
+                queue.clear()
+        self.hello()
+
+    def say_begun(self, keys: list[AttemptKey]) -> None:
+        rows: list[tuple[int, int, float]] = [(task, attempt, 0.0) for task, attempt in keys]
+        self.says["data"].append(events.TasksBegun(Incarnation(self.incarnation), rows))
+
+    def say_ended(self) -> None:
+        if self.held and self.registered:
+            rows = list(self.held.values())
+            self.says["data"].append(events.TasksEnded(Incarnation(self.incarnation), rows))
+
+    def take(self, channel: str) -> None:
+        """One message that has arrived."""
+        message = self.to[channel].popleft()
+        match message:
+            case effects.WelcomeWorker():
+                self.incarnation = message.incarnation
+                self.registered = True
+                self.says["data"].append(events.WorkerAttached(message.incarnation))
+                if self.running:
+                    self.say_begun(sorted(self.running))
+                self.say_ended()
+            case effects.AssignTasks():
+                for row in message.rows:
+                    self._assigned(row)
+                self.say_ended()
+            case effects.TakeEnds():
+                for task, attempt in message.rows:
+                    self.held.pop((TaskId(task), Attempt(attempt)), None)
+            case effects.AskStops():
+                for task, attempt, last_assign, _ in message.rows:
+                    self._asked((TaskId(task), Attempt(attempt)), last_assign)
+                self.say_ended()
+
+    def _assigned(self, row: AssignRow) -> None:
+        key = (row.task_id, row.attempt)
+        if row.assign_number <= self.last_assign:
+            return
+        self.last_assign = row.assign_number
+        if key in self.tombstones:
+            self._bury(key)
+        elif key not in self.running and key not in self.held:
+            self.received[key] = row
+        self.tombstones = {
+            each: number for each, number in self.tombstones.items() if number > self.last_assign
+        }
+
+    def _asked(self, key: AttemptKey, last_assign: int) -> None:
+        if key not in self.running and key not in self.held:
+            if self.received.pop(key, None) is None and last_assign > self.last_assign:
+                self.tombstones[key] = last_assign
+            else:
+                self._bury(key)
+        seen = (*key, "running", 0.0, None)
+        self.says["control"].append(events.StopsSeen(Incarnation(self.incarnation), [seen]))
+
+    def _bury(self, key: AttemptKey) -> None:
+        self.held[key] = ended_row(*key, outcome="cancelled", evidence="NEVER_RAN", begun_age=None)
+
+    def begin(self, key: AttemptKey) -> None:
+        assert key not in self.truth.over, f"{key} begins after the registry was sure of its end"
+        assert key not in self.truth.begun, f"{key} begins twice"
+        del self.received[key]
+        self.running.add(key)
+        self.truth.begun[key] = self
+        if self.registered:
+            self.says["data"].append(
+                events.TasksBegun(Incarnation(self.incarnation), [(*key, 0.0)])
+            )
+
+    def end(self, key: AttemptKey, outcome: str) -> None:
+        self.running.remove(key)
+        self.held[key] = ended_row(*key, outcome=outcome)
+        self.truth.ended[key] = outcome
+        self.say_ended()
+
+    def die(self, *, table_known: bool) -> events.WorkerExited:
+        """What its supervisor reports. What it had sent may still arrive."""
+        self.alive = False
+        for queue in self.to.values():
+            queue.clear()
+        rows = [events.Phase(task, attempt, "begun") for task, attempt in sorted(self.running)]
+        rows += [
+            events.Phase(task, attempt, row.outcome)
+            for (task, attempt), row in sorted(self.held.items())
+            if row.evidence == "RETURNED"
+        ]
+        row = events.ExitRow(
+            self.serial, 1000 + self.serial, -9, table_known, rows if table_known else []
+        )
+        return events.WorkerExited(self.supervisor, row)
+
+
+class Cluster:
+    """The registry among its peers."""
+
+    def __init__(self) -> None:
+        self.desk = Desk(
+            runtimes=[
+                RuntimeLimits(name="pool", slots=2, kill_neighbours=True, max_queue=12),
+                RuntimeLimits(name="solo", slots=2, max_queue=12),
+            ],
+            kinds=[
+                KindLimits(name="gc", stop_grace=1.0, max_running=2),
+                KindLimits(name="flush", stop_grace=2.0, max_running_per_tenant=1),
+            ],
+            shutdown_order=("flush",),
+            session_timeout=1e9,
+            history=5,
+        )
+        self.truth = Truth()
+        self.processes: list[Process] = []
+        self.serials = 0
+        self.supervisors = {"pool": supervisor_id("pool"), "solo": supervisor_id("solo")}
+        self.generation = 1
+        #: Spawns on their way, by session, in order; and the last number used.
+        self.spawns: dict[str, deque[events.SpawnsAsked]] = {}
+        self.sent: dict[str, int] = {}
+        self.rows: dict[tuple[str, int], SpawnRow] = {}
+        self.requests = 0
+        #: Scope and caller of each stop.
+        self.stops: dict[int, tuple[Scope, int | None, int | None]] = {}
+        self.blocks: list[tuple[str, int]] = []
+        #: Deaths that the supervisors have not reported.
+        self.pending_exits: list[events.WorkerExited] = []
+        for runtime, name in self.supervisors.items():
+            self.say(
+                events.SupervisorHello(
+                    name, runtime, 1, "here", processes=2, slots=2, predecessor=None
+                )
+            )
+
+    # --- the registry -----------------------------------------------------------------------------
+
+    def say(self, event: events.Event) -> None:
+        self.desk.say(event)
+        self.follow()
+
+    def follow(self) -> None:
+        """Judge what was decided, carry out what was asked."""
+        for fact in self.desk.facts:
+            self.judge(fact)
+        for effect in self.desk.effects:
+            self.carry_out(effect)
+
+    def judge(self, fact: facts.Fact) -> None:
+        match fact:
+            case facts.TaskRegistered():
+                row = fact.row
+                self.truth.labels[fact.task_id] = _labels(row)
+            case facts.TaskAssociated():
+                kind, _, _, runtime = self.truth.labels[fact.task_id]
+                self.truth.labels[fact.task_id] = (kind, fact.tenant_id, fact.timeline_id, runtime)
+            case facts.TaskRequeued():
+                self.requeued(fact)
+            case facts.TaskEnded():
+                self.ended(fact)
+
+    def requeued(self, fact: facts.TaskRequeued) -> None:
+        for attempt in range(1, fact.attempt):
+            key: Any = (fact.task_id, attempt)
+            assert not self.truth.runs(key), f"{key} runs, and another attempt is queued"
+            self.truth.over.add(key)
+        key = (fact.task_id, fact.attempt)
+        assert key not in self.truth.begun, f"{key} is queued, but it has begun"
+
+    def ended(self, fact: facts.TaskEnded) -> None:
+        last: Any = max(
+            [key for key in self.truth.begun if key[0] == fact.task_id], default=(fact.task_id, 1)
+        )
+        assert not self.truth.runs(last), f"{last} runs, and the registry says {fact}"
+        if fact.evidence == "NEVER_RAN":
+            history = self.desk.registry.state.history
+            attempt = history[fact.task_id].attempt if fact.task_id in history else 1  # type: ignore[index]  # ids
+            assert (fact.task_id, attempt) not in self.truth.begun, f"it ran: {fact}"
+        elif fact.evidence == "RETURNED":
+            assert self.truth.ended[last] == fact.outcome, f"it did not end so: {fact}"
+        for attempt in range(1, 10):
+            self.truth.over.add((fact.task_id, attempt))  # type: ignore[arg-type]  # plain ints
+
+    def carry_out(self, effect: Effect) -> None:
+        match effect:
+            case effects.WelcomeWorker():
+                for process in self.processes:
+                    if (process.supervisor, process.serial) == effect[:2] and process.alive:
+                        process.to["control"].append(effect)
+            case effects.AssignTasks() | effects.TakeEnds() | effects.AskStops():
+                channel = "control" if isinstance(effect, effects.AskStops) else "data"
+                for process in self.processes:
+                    if process.incarnation == effect.worker and process.alive:
+                        process.to[channel].append(effect)
+            case effects.KillWorker():
+                self.kill_if_begun(effect)
+            case effects.AnswerStop():
+                self.reported(effect)
+
+    def kill_if_begun(self, effect: effects.KillWorker) -> None:
+        for process in self.processes:
+            here = (process.supervisor, process.serial) == effect[:2]
+            if here and process.alive and effect[2:] in process.running:
+                event = process.die(table_known=True)
+                self.pending_exits.append(event)
+
+    def reported(self, answer: effects.AnswerStop) -> None:
+        """The caller may remove its files now: nothing of its scope runs, nor ever did what it names."""
+        scope, task_id, caller = self.stops[answer.stop_id]
+        if answer.timed_out:
+            return
+        for process in self.processes:
+            for key in process.running if process.alive else ():
+                inside = key[0] == task_id if task_id else scope.matches(*self.truth.labels[key[0]])
+                assert not inside or key[0] == caller, (
+                    f"{key} runs, and {scope} is said to be quiet"
+                )
+        for row in answer.report.tasks:
+            assert (row.id, row.attempt) in self.truth.over
+        assert answer.report.remaining == []
+
+
+def _labels(row: SpawnRow) -> Labels:
+    return (row.kind, row.tenant_id, row.timeline_id, row.runtime)
+
+
+TENANTS = st.sampled_from([None, "x", "y"])
+SCOPES = st.builds(
+    Scope,
+    kind=st.sampled_from([None, None, "gc", "flush"]),
+    tenant_id=TENANTS,
+    timeline_id=st.sampled_from([None, None, None, "l"]),
+    runtime=st.sampled_from([None, None, None, "pool"]),
+)
+ROWS = st.fixed_dictionaries(
+    {
+        "runtime": st.sampled_from(["pool", "pool", "pool", "solo", "none"]),
+        "kind": st.sampled_from(["gc", "flush"]),
+        "tenant_id": TENANTS,
+        "timeline_id": st.sampled_from([None, None, "l"]),
+        "retries": st.sampled_from([0, 0, 1]),
+        "unique_key": st.sampled_from([None, None, "k"]),
+        "shutdown_process_on_error": st.sampled_from([False] * 19 + [True]),
+    }
+)
+NAMES = st.sampled_from(["A", "B"])
+PICK = st.integers(0, 1000)
+
+
+class Machine(RuleBasedStateMachine):
+    """What may happen next."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.cluster = Cluster()
+        for name in ("A", "B"):
+            self.open(name)
+        self.start("pool")
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    def open(self, name: str) -> None:
+        self.cluster.spawns[name] = deque()
+        self.cluster.sent[name] = 0
+        self.cluster.say(events.SessionHello(session_id(name), 1, "here", 0))
+
+    @rule(name=NAMES, rows=st.lists(ROWS, min_size=1, max_size=3), atomic=st.booleans())
+    def spawn(self, name: str, rows: list[dict[str, Any]], atomic: bool) -> None:
+        cluster = self.cluster
+        made = []
+        for row in rows:
+            cluster.sent[name] += 1
+            made.append(spawn_row(SpawnNumber(cluster.sent[name]), **row))
+        if atomic:
+            made = [row._replace(runtime=made[0].runtime) for row in made]
+        cluster.spawns[name].append(events.SpawnsAsked(session_id(name), made, atomic))
+
+    @rule(name=NAMES, twice=st.booleans())
+    def spawns_arrive(self, name: str, twice: bool) -> None:
+        waiting = self.cluster.spawns[name]
+        if waiting:
+            event = waiting.popleft()
+            self.cluster.say(event)
+            if twice:
+                self.cluster.say(event)
+
+    @rule(
+        name=NAMES,
+        scope=SCOPES,
+        task=st.sampled_from([None, None, None, 1, 2, 3, 4]),
+        timeout=st.sampled_from([None, None, 0.0, 3.0]),
+        grace=st.sampled_from([None, 0.0, 5.0, float("inf")]),
+        keep=st.sampled_from([False, False, False, True]),
+        hold=st.booleans(),
+        caller=PICK,
+        again=st.booleans(),
+    )
+    def stop(self, name, scope, task, timeout, grace, keep, hold, caller, again) -> None:  # type: ignore[no-untyped-def]  # drawn
+        cluster = self.cluster
+        running = sorted(
+            key for process in cluster.processes if process.alive for key in process.running
+        )
+        call = running[caller % len(running)] if running and caller % 3 == 0 else None
+        cluster.requests += 1
+        inside = call is not None and (
+            call[0] == task if task else scope.matches(*cluster.truth.labels[call[0]])
+        )
+        stop_id = cluster.desk.registry.state.last_stop_id + 1
+        cluster.stops[stop_id] = (
+            Scope() if task else scope,
+            task,
+            call[0] if call is not None and inside else None,
+        )
+        event = events.StopAsked(
+            session_id(name),
+            RequestNumber(cluster.requests),
+            cluster.stops[stop_id][0],
+            task,
+            grace,
+            timeout,
+            keep,
+            hold,
+            "",
+            cluster.sent[name],
+            call,
+        )
+        cluster.say(event)
+        if hold:
+            cluster.blocks.append((name, stop_id))
+        if again:
+            cluster.say(event)
+
+    @precondition(lambda self: self.cluster.blocks)
+    @rule(pick=PICK)
+    def release(self, pick: int) -> None:
+        name, stop_id = self.cluster.blocks.pop(pick % len(self.cluster.blocks))
+        self.cluster.say(
+            events.ReleaseAsked(session_id(name), RequestNumber(9999), StopId(stop_id))
+        )
+
+    @rule(scope=SCOPES)
+    def reopen(self, scope: Scope) -> None:
+        self.cluster.say(events.ReopenAsked(session_id("A"), RequestNumber(9998), scope))
+
+    @rule(name=NAMES)
+    def results_taken(self, name: str) -> None:
+        session = self.cluster.desk.registry.state.sessions[session_id(name)]
+        self.cluster.say(events.ResultsTaken(session.id, list(session.results)))
+        self.cluster.say(events.SessionHeard(session.id, session.spawned))
+
+    @rule(name=NAMES, pick=PICK)
+    def client_dies(self, name: str, pick: int) -> None:
+        if pick % 5 == 0:
+            self.cluster.say(events.SessionGoodbye(session_id(name)))
+            self.cluster.blocks = [block for block in self.cluster.blocks if block[0] != name]
+            self.open(name)
+
+    # --- pools ------------------------------------------------------------------------------------
+
+    @rule(runtime=st.sampled_from(["pool", "solo"]))
+    def start(self, runtime: str) -> None:
+        cluster = self.cluster
+        if sum(process.alive for process in cluster.processes) < 4:
+            cluster.serials += 1
+            supervisor = cluster.supervisors[runtime]
+            cluster.processes.append(Process(cluster.truth, runtime, supervisor, cluster.serials))
+
+    @rule(pick=PICK, channel=st.sampled_from(["control", "data"]), count=st.integers(1, 4))
+    def broker_hears(self, pick: int, channel: str, count: int) -> None:
+        """Also the last words of a dead process."""
+        cluster = self.cluster
+        speaking = [process for process in cluster.processes if process.says[channel]]
+        for _ in range(count if speaking else 0):
+            process = speaking[pick % len(speaking)]
+            if process.says[channel]:
+                cluster.say(process.says[channel].popleft())
+
+    @rule(pick=PICK, channel=st.sampled_from(["control", "data"]), count=st.integers(1, 4))
+    def worker_hears(self, pick: int, channel: str, count: int) -> None:
+        hearing = [process for process in self.cluster.processes if process.to[channel]]
+        for _ in range(count if hearing else 0):
+            process = hearing[pick % len(hearing)]
+            if process.to[channel]:
+                process.take(channel)
+
+    @rule(pick=PICK)
+    def task_begins(self, pick: int) -> None:
+        ready = [
+            (process, key)
+            for process in self.cluster.processes
+            if process.alive
+            for key in process.received
+        ]
+        if ready:
+            process, key = ready[pick % len(ready)]
+            process.begin(key)
+
+    def running(self) -> list[tuple[Process, AttemptKey]]:
+        return [
+            (process, key)
+            for process in self.cluster.processes
+            if process.alive
+            for key in sorted(process.running)
+        ]
+
+    @rule(pick=PICK, outcome=st.sampled_from(["completed", "failed", "cancelled", "crashed"]))
+    def task_ends(self, pick: int, outcome: str) -> None:
+        running = self.running()
+        if running:
+            process, key = running[pick % len(running)]
+            process.end(key, outcome)
+
+    @rule(pick=PICK, tenant=TENANTS, timeline=st.sampled_from([None, "l"]))
+    def task_associates(self, pick: int, tenant: str | None, timeline: str | None) -> None:
+        running = self.running()
+        if running:
+            process, key = running[pick % len(running)]
+            if process.registered:
+                worker = Incarnation(process.incarnation)
+                event = events.AssociateAsked(worker, 1, *key, tenant, timeline)
+                process.says["control"].append(event)
+
+    @rule(pick=PICK)
+    def connection_breaks(self, pick: int) -> None:
+        living = [process for process in self.cluster.processes if process.alive]
+        if living:
+            living[pick % len(living)].reconnect()
+
+    @rule(pick=PICK)
+    def ends_are_said_again(self, pick: int) -> None:
+        living = [process for process in self.cluster.processes if process.alive]
+        if living:
+            living[pick % len(living)].say_ended()
+
+    @rule(pick=PICK, table_known=st.booleans(), lost=st.booleans())
+    def process_dies(self, pick: int, table_known: bool, lost: bool) -> None:
+        living = [process for process in self.cluster.processes if process.alive]
+        if living and pick % 3 == 0:
+            process = living[pick // 3 % len(living)]
+            self.cluster.pending_exits.append(process.die(table_known=table_known))
+            if lost:
+                process.says["data"].clear()
+                process.says["control"].clear()
+
+    @rule(twice=st.booleans())
+    def exit_is_reported(self, twice: bool) -> None:
+        if self.cluster.pending_exits:
+            event = self.cluster.pending_exits.pop(0)
+            for _ in range(1 + twice):
+                self.cluster.say(event)
+
+    @rule(runtime=st.sampled_from(["pool", "solo"]), pick=PICK)
+    def supervisor_dies(self, runtime: str, pick: int) -> None:
+        cluster = self.cluster
+        if pick % 7 == 0:
+            old = cluster.supervisors[runtime]
+            told = [event for event in cluster.pending_exits if event.supervisor == old]
+            told += [
+                process.die(table_known=bool(pick % 2))
+                for process in cluster.processes
+                if process.alive and process.supervisor == old
+            ]
+            cluster.pending_exits = [
+                event for event in cluster.pending_exits if event.supervisor != old
+            ]
+            cluster.generation += 1
+            new = cluster.supervisors[runtime] = supervisor_id(runtime, cluster.generation)
+            before = events.Predecessor(old, 1, -9, [event.row for event in told])
+            cluster.say(events.SupervisorHello(new, runtime, 1, "here", 2, 2, before))
+
+    # --- time -------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.1, 0.6, 2.0, 5.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.cluster.desk.wait(seconds)
+        self.cluster.follow()
+
+    @rule()
+    def slices_go_on(self) -> None:
+        self.cluster.desk.go_on()
+        self.cluster.follow()
+
+    @rule(pick=PICK)
+    def system_stops(self, pick: int) -> None:
+        if pick % 50 == 0:
+            self.cluster.say(events.SystemStopAsked("SIGTERM"))
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Let everything that is on its way arrive and every task end: then every stop is complete."""
+        if not hasattr(self, "cluster"):
+            return
+        cluster = self.cluster
+        state = cluster.desk.registry.state
+        for runtime in ("pool", "solo"):
+            self.start(runtime)
+        for _ in range(60):
+            self._round()
+            if not state.tasks and not state.open_stops:
+                break
+        stuck = [stop.scope for stop in state.open_stops.values()]
+        assert not state.open_stops, f"these stops are never complete: {stuck}"
+        assert not state.tasks or state.leaving, f"these tasks never end: {sorted(state.tasks)}"
+
+    def _round(self) -> None:
+        cluster = self.cluster
+        for name in ("A", "B"):
+            while cluster.spawns[name]:
+                self.spawns_arrive(name, False)
+        while cluster.pending_exits:
+            self.exit_is_reported(False)
+        for process in cluster.processes:
+            for channel in ("control", "data"):
+                while process.says[channel]:
+                    cluster.say(process.says[channel].popleft())
+                while process.to[channel]:
+                    process.take(channel)
+            if process.alive:
+                for key in sorted(process.received):
+                    process.begin(key)
+                for key in sorted(process.running):
+                    process.end(key, "completed")
+                process.say_ended()
+        self.slices_go_on()
+        self.time_passes(0.6)
+        for runtime in ("pool", "solo"):
+            self.start(runtime)
+
+
+SETTINGS = settings(
+    max_examples=EXAMPLES or 80,
+    stateful_step_count=STEPS,
+    deadline=None,
+    derandomize=not EXAMPLES,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+    phases=(Phase.generate, Phase.shrink),  # the others trace every line, which takes minutes
+)
+
+
+@pytest.mark.timeout(600)
+def test_whatever_happens_every_end_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quiesce.registry.stopping.SLICE", 2)
+    run_state_machine_as_test(Machine, settings=SETTINGS)
