@@ -462,7 +462,8 @@ class Machine(RuleBasedStateMachine):
     @rule(runtime=st.sampled_from(["pool", "solo"]))
     def start(self, runtime: str) -> None:
         cluster = self.cluster
-        if sum(process.alive for process in cluster.processes) < 4:
+        living = [process.runtime for process in cluster.processes if process.alive]
+        if living.count(runtime) < 2:
             cluster.serials += 1
             supervisor = cluster.supervisors[runtime]
             cluster.processes.append(Process(cluster.truth, runtime, supervisor, cluster.serials))

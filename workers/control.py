@@ -72,7 +72,7 @@ class ControlThread:
         except BaseException:
             # A worker that can't hear a request to stop must not go on.
             _log.exception("the control thread failed; the worker ends")
-            self._worker.die(70)
+            self._worker.fail()
 
     def _turn(self) -> None:
         sent = self._link.flush()

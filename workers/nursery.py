@@ -1,6 +1,7 @@
 """The child processes of a worker, by the attempt that began them."""
 
 import os
+import signal
 import threading
 
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
@@ -28,6 +29,8 @@ class Nursery:
 
     def _forked(self) -> None:
         self.in_child = True
+        # What the worker's handler does is not for its children; who terminates one expects it to die.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def add(self, pid: int, key: AttemptKey | None) -> None:
         """A process was started; `lock` has been held since before."""

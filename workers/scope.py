@@ -20,7 +20,8 @@ class Scope:
     """
 
     def __init__(self, on_empty: Callable[[], None], on_processes: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run user code in here, which may begin something.
+        self._lock = threading.RLock()
         self._on_empty = on_empty
         self._on_processes = on_processes
         #: All and only what goes on, each with words for people.

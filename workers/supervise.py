@@ -6,8 +6,12 @@ Worker processes import this module as their `__mp_main__`, so it imports nothin
 
 def main() -> None:
     """Run until the pool has ended."""
+    import signal
     import sys
 
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # until the supervisor has its own handler, or for good
     from quiesce.workers.settings import PoolSettings
     from quiesce.workers.supervisor import supervise
 

@@ -129,6 +129,7 @@ class Supervisor:
         if self._settings.parent_pid:
             # A terminal sends it to all; only `up` acts on it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        multiprocess.resource_tracker.ensure_running()  # its start would unblock signals later on
         self._say(lambda session, now: session.start(now))
         while self._quit is None:
             self._turn()
@@ -232,12 +233,16 @@ class Supervisor:
         process = multiprocess.get_context("spawn").Process(
             target=worker_main, args=arguments, name=f"{self._settings.runtime}-{serial}"
         )
+        # Blocked in the child until it ignores it: a terminal sends it to all.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
         except OSError as error:
             _log.error("worker %d can't be started: %s", serial, error)
             self._died(serial, 0, 1, place)
             return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         place.set_pid(process.pid)
         pidfd = os.pidfd_open(process.pid)
         self._children[serial] = _Child(serial, process, pidfd, place)
@@ -262,9 +267,10 @@ class Supervisor:
 
     def _died(self, serial: int, pid: int, status: int, place: Place) -> None:
         if self._session.kill_at is None:
-            how = "with its first steps" if not place.ready else "and is replaced"
+            how = "and is replaced" if place.ready else "before it was ready"
+            level = logging.WARNING if status or place.phases() else logging.INFO
             _log.log(
-                logging.WARNING if place.ready else logging.ERROR,
+                level if place.ready else logging.ERROR,
                 "worker %d (pid %d) ended with status %d %s",
                 serial,
                 pid,

@@ -5,6 +5,7 @@ The main thread owns the data socket and, with one slot, runs synchronous bodies
 session under one lock; what the session wants done is queued in its order under the same lock.
 """
 
+import faulthandler
 import logging
 import os
 import signal
@@ -57,6 +58,9 @@ from quiesce.workers.worker_session import WorkerSession
 
 _log: Final = logging.getLogger("quiesce.worker")
 
+#: Something that the session is told, at a moment.
+Event = Callable[[WorkerSession, float], Effects]
+
 
 def worker_main(
     settings_json: str, supervisor: bytes, supervisor_pid: int, serial: int, place: int, table: str
@@ -68,6 +72,8 @@ def worker_main(
     kernel.die_with_parent(supervisor_pid)
     kernel.become_subreaper()  # orphans of a task fall to us, where we can tell whose they are
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by who started us
+    faulthandler.enable()
     settings = PoolSettings.from_json(settings_json)
     setproctitle.setproctitle(settings.title or f"{settings.runtime} worker")
     logs.configure(settings.log_level, settings.runtime)
@@ -82,8 +88,11 @@ def worker_main(
         settings.slots,
         ENTRIES,
     )
-    worker = Worker(settings, identity, PoolTable.open(table).place(place))
-    worker.run()
+    try:
+        Worker(settings, identity, PoolTable.open(table).place(place)).run()
+    except BaseException:
+        _log.exception("the worker failed; it ends")
+    end_process(70)
 
 
 class Worker:
@@ -95,6 +104,10 @@ class Worker:
         #: Guards the session, the table, `attempts`, and the order of what is queued.
         self._lock = threading.Lock()
         self._session = WorkerSession(identity)
+        #: The thread that has the lock and tells the session something; 0 for none.
+        self._speaker = 0
+        self._deferred: deque[Event] = deque()
+        self._main = threading.get_ident()
         #: All and only what `session.running` holds, while nobody has the lock.
         self.attempts: dict[AttemptKey, Attempt] = {}
         #: Begun by the session and the table; the main thread starts them.
@@ -138,7 +151,7 @@ class Worker:
                 __import__(module)
         except BaseException:
             _log.exception("a module of `preload` can't be imported; the worker ends")
-            self.die(1)
+            end_process(1)
         self._loaded = True
         if self._session.registered:
             self._place.set_ready()
@@ -149,7 +162,7 @@ class Worker:
             self._data.close(linger=500)
             self._context.term()
         quitting = self.quitting
-        self.die(0 if quitting is None else quitting.status)
+        end_process(0 if quitting is None else quitting.status)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
@@ -168,22 +181,13 @@ class Worker:
                 else:
                     self._wake.clear()
 
-    def die(self, status: int) -> NoReturn:
-        """End the process, whatever else runs in it: threads of tasks do not keep it alive."""
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                pass
-        os._exit(status)
+    def fail(self) -> NoReturn:
+        """The control thread has failed, and said so."""
+        end_process(70)
 
     def _on_terminate(self, number: int, frame: object) -> None:
-        if not self.nursery.in_child:
-            self._control.terminated = True
-            self._control.wake.set()
-        else:
-            os._exit(128 + signal.SIGTERM)
+        self._control.terminated = True
+        self._control.wake.set()
 
     def _on_linger(self) -> None:
         self._control.wake.set()
@@ -194,44 +198,57 @@ class Worker:
         """A message of the broker."""
         self.say(lambda session, now: session.receive(message, now))
 
-    def say(self, event: Callable[[WorkerSession, float], Effects]) -> None:
+    def say(self, event: Event) -> None:
         """Tell the session something, and do what it wants done. Any thread."""
+        if self._speaker == threading.get_ident():
+            # User code that the garbage collector ran in the midst of `_say`.
+            self._deferred.append(event)
+            return
         with self._interrupt.shield:
             later = self._say(event)
         for effect in later:
             self._do(effect)
         if self.quitting and self.quitting.status:
             _log.error("%s", self.quitting.text)
-            self.die(self.quitting.status)
+            end_process(self.quitting.status)
 
-    def _say(self, event: Callable[[WorkerSession, float], Effects]) -> Effects:
+    def _say(self, event: Event) -> Effects:
         later: Effects = []
-        control = data = False
         with self._lock:
-            for effect in event(self._session, time.monotonic()):
-                match effect:
-                    case Control(message):
-                        self._control_link.outbox.append(message)
-                        control = True
-                    case Data(message):
-                        self._data.outbox.append(message)
-                        data = True
-                    case Begin(row):
-                        self._begin(row)
-                        data = True
-                    case Forget(task_id, attempt):
-                        self._place.free(task_id, attempt)
-                    case Quit():
-                        self.quitting = effect
-                        control = data = True
-                    case _:
-                        later.append(effect)
+            self._speaker = threading.get_ident()
+            self._deferred.append(event)
+            try:
+                while self._deferred:
+                    for effect in self._deferred.popleft()(self._session, time.monotonic()):
+                        if not self._queue(effect):
+                            later.append(effect)
+            finally:
+                self._speaker = 0
             due = self._session.due()
-        if data and threading.get_ident() != threading.main_thread().ident:
+        is_main = threading.get_ident() == self._main
+        if (self._data.outbox or self._to_start or self.quitting) and not is_main:
             self._wake.set()
-        if control or (due is not None and due < self._control.asleep_until):
+        is_sooner = due is not None and due < self._control.asleep_until
+        if self._control_link.outbox or self.quitting or is_sooner:
             self._control.wake.set()
         return later
+
+    def _queue(self, effect: Any) -> bool:
+        """Under the lock: what must keep its order. False: it is to be done after the lock."""
+        match effect:
+            case Control(message):
+                self._control_link.outbox.append(message)
+            case Data(message):
+                self._data.outbox.append(message)
+            case Begin(row):
+                self._begin(row)
+            case Forget(task_id, attempt):
+                self._place.free(task_id, attempt)
+            case Quit():
+                self.quitting = effect
+            case _:
+                return False
+        return True
 
     def _do(self, effect: Any) -> None:
         match effect:
@@ -319,3 +336,14 @@ class Worker:
             return session.ended(attempt.key, verdict.outcome, verdict.text, result, now)
 
         self.say(ended)
+
+
+def end_process(status: int) -> NoReturn:
+    """Threads of tasks do not keep the process alive, and nothing that runs at exit can hold it up."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(status)

@@ -11,6 +11,8 @@ what it has to say and says it once it is registered. Nothing that has begun dep
 No clock: `now` is an argument, in seconds on any clock that never goes back.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any, Final
 
 from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
@@ -69,6 +71,10 @@ class WorkerSession:
         self.lingering: dict[AttemptKey, str] = {}
         #: All and only the attempts whose end the broker has not taken.
         self.held: dict[AttemptKey, Held] = {}
+        #: Those of them that have never been sent.
+        self.unsent: list[AttemptKey] = []
+        #: None of the others is to be sent again before this.
+        self.resend_at = math.inf
         #: Attempts that must never begin here, until the assignment of that number has passed.
         self.tombstones: dict[AttemptKey, int] = {}
         #: Calls of associate_with without an answer.
@@ -234,6 +240,7 @@ class WorkerSession:
         asked = self.asked.pop(key, None)
         self.lingering.pop(key, None)
         self.progress.pop(key, None)
+        self.unsent.append(key)
         self.held[key] = Held(
             outcome.value,
             Evidence.RETURNED.value,
@@ -248,6 +255,7 @@ class WorkerSession:
         return [*self._send_held(now), *self._begin(now), *self._leave(now)]
 
     def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
+        self.unsent.append(key)
         self.held[key] = Held(
             Outcome.CANCELLED.value,
             Evidence.NEVER_RAN.value,
@@ -264,11 +272,17 @@ class WorkerSession:
         """Send the ends that are due. A large result waits longer for its answer before it is sent again."""
         if not self.registered:
             return []
+        keys: Iterable[AttemptKey] = self.unsent
+        if everything or now >= self.resend_at:
+            keys, self.resend_at = self.held, math.inf
         rows: list[EndedRow] = []
-        for key, held in self.held.items():
+        for key in keys:
+            held = self.held[key]
             if not everything and held.send_at > now:
+                self.resend_at = min(self.resend_at, held.send_at)
                 continue
             wait = held.interval + len(held.result) / 8e6
+            self.resend_at = min(self.resend_at, now + wait)
             self.held[key] = held._replace(
                 send_at=now + wait, interval=min(2 * held.interval, RESEND_SLOWEST)
             )
@@ -284,6 +298,7 @@ class WorkerSession:
                     held.result,
                 )
             )
+        self.unsent = []
         return [Data(from_worker.Ended(rows))] if rows else []
 
     def _on_ended_taken(self, message: to_worker.EndedTaken, now: float) -> Effects:
@@ -291,6 +306,8 @@ class WorkerSession:
         for task, attempt in message.rows:
             key = (TaskId(task), Attempt(attempt))
             held = self.held.pop(key, None)
+            if key in self.unsent:
+                self.unsent.remove(key)
             if held is not None and held.begun_at is not None:
                 effects.append(Forget(*key))
         return [*effects, *self._begin(now), *self._leave(now)]
@@ -447,7 +464,8 @@ class WorkerSession:
         """When `tick` has something to do; None: not before something else happens."""
         times = [] if self.hello_at is None else [self.hello_at]
         if self.registered:
-            times += [held.send_at for held in self.held.values()]
+            if self.held:
+                times.append(self.resend_at)
             if self.progress:
                 times.append(self.progress_at)
         if self.exiting_since is not None and self.held and not self.running:
@@ -471,6 +489,8 @@ class WorkerSession:
             tuple((key, tuple(asked)) for key, asked in self.asked.items()),
             tuple(self.lingering.items()),
             tuple((key, tuple(held)) for key, held in self.held.items()),
+            tuple(self.unsent),
+            self.resend_at,
             tuple(self.tombstones.items()),
             tuple((request, tuple(asked)) for request, asked in self.associating.items()),
             self.last_request,
@@ -495,6 +515,8 @@ class WorkerSession:
             asked,
             lingering,
             held,
+            unsent,
+            session.resend_at,
             tombstones,
             associating,
             session.last_request,
@@ -507,6 +529,7 @@ class WorkerSession:
         session.asked = {key: Asked(*row) for key, row in asked}
         session.lingering = dict(lingering)
         session.held = {key: Held(*row) for key, row in held}
+        session.unsent = list(unsent)
         session.tombstones = dict(tombstones)
         session.associating = {request: from_worker.Associate(*row) for request, row in associating}
         session.progress = dict(progress)
@@ -522,6 +545,7 @@ class WorkerSession:
         ]
         keys = [key for place in places for key in place]
         assert len(keys) == len(set(keys)), f"an attempt is in two places: {keys}"
+        assert set(self.unsent) <= self.held.keys()
         assert self.asked.keys() <= self.running.keys()
         assert self.lingering.keys() <= self.running.keys()
         assert len(self.running) <= self.identity.slots
