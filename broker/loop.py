@@ -137,7 +137,8 @@ class Broker:
     def _drain(self, channel: Channel, cap: int) -> None:
         socket = self._sockets[channel]
         for _ in range(cap):
-            if not socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            waiting = socket.getsockopt(zmq.EVENTS)
+            if not isinstance(waiting, int) or not waiting & zmq.POLLIN:
                 return
             frames: Any = socket.recv_multipart()
             self._incoming.take(channel, frames)

@@ -341,7 +341,9 @@ def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
         def reducer_override(self, obj: Any) -> Any:
             if self.strict and isinstance(obj, _BOUND):
-                raise TypeError(f"cannot pickle {type(obj).__name__!r} object: it belongs to its process")
+                raise TypeError(
+                    f"cannot pickle {type(obj).__name__!r} object: it belongs to its process"
+                )
             if isinstance(obj, TypeVar) and _has_no_name(obj):
                 flags = (obj.__bound__, obj.__covariant__, obj.__contravariant__)
                 return _make_type_variable, (obj.__name__, obj.__constraints__, *flags)

@@ -75,7 +75,7 @@ class WorkerUsage(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Telemetry, every other second while something changes. `cpu_seconds` of ended workers included in `ended_cpu`."""
+    """Telemetry, every other second while something changes. `ended_cpu`: the seconds of ended workers."""
 
     supervisor: bytes
     cpu_seconds: float

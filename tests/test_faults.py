@@ -32,7 +32,7 @@ def witness(run_folder: Path) -> Iterator[Witness]:
 
 
 def ticking(witness: Witness, slots: list[int]) -> None:
-    until(lambda: [slot for slot in slots if not witness.read(slot).count], lambda left: not left)
+    until(lambda: [slot for slot in slots if not witness.read(slot).ticks], lambda left: not left)
 
 
 def processes(client: Client, system: System) -> list[int]:

@@ -54,7 +54,7 @@ def witness(tmp_path: Path) -> Iterator[Witness]:
 
 
 def ticking(witness: Witness, slots: list[int]) -> None:
-    until(lambda: [slot for slot in slots if not witness.read(slot).count], lambda left: not left)
+    until(lambda: [slot for slot in slots if not witness.read(slot).ticks], lambda left: not left)
 
 
 class Stop(threading.Thread):
@@ -102,7 +102,7 @@ def test_a_stop_between_registering_and_starting_wins(client: Client, witness: W
     for handle in busy:
         handle.shutdown(timeout=30)
     assert client.spawn("background", "attach", bodies.add, 1, 1).result(timeout=30) == 2
-    assert witness.read(2).count == 0
+    assert witness.read(2).ticks == 0
 
 
 def test_a_second_stop_of_the_same_task_waits_too(
@@ -125,8 +125,8 @@ def test_a_second_stop_of_the_same_task_waits_too(
         second = Stop(other, tenant_id="twice")
         third = Stop(other, kind="attach")
         until(lambda: client.statistics()["stops"], lambda stops: stops == 3)
-        count = witness.read(0).count
-        until(lambda: witness.read(0).count, lambda now: now > count + 3)
+        count = witness.read(0).ticks
+        until(lambda: witness.read(0).ticks, lambda now: now > count + 3)
         assert [stop.report for stop in (first, second, third)] == [None] * 3
         trigger.touch()
         for stop in (first, second, third):
@@ -174,7 +174,7 @@ def test_a_spawn_after_the_scan_is_refused(
             slipped.result(timeout=30)
     trigger.touch()
     assert [row.id for row in stop.result().tasks] == [handle.id]
-    assert witness.read(1).count == 0
+    assert witness.read(1).ticks == 0
 
 
 def test_an_associate_after_the_scan_joins_the_wait(
@@ -286,9 +286,7 @@ def test_a_child_coroutine_ends_with_its_body(client: Client, witness: Witness) 
     assert witness.ticked_after(after) == []
 
 
-def test_a_child_process_is_killed_when_the_grace_is_over(
-    client: Client, witness: Witness
-) -> None:
+def test_a_child_process_is_killed_when_the_grace_is_over(client: Client, witness: Witness) -> None:
     client.spawn(
         "compute-request", "attach", bodies.with_process, witness.path, 0, tenant_id="child"
     )

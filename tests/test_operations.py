@@ -61,7 +61,7 @@ def witness(tmp_path: Path) -> Iterator[Witness]:
 
 def ticking(witness: Witness, slots: list[int]) -> None:
     """Wait until all of these have ticked."""
-    until(lambda: [slot for slot in slots if not witness.read(slot).count], lambda left: not left)
+    until(lambda: [slot for slot in slots if not witness.read(slot).ticks], lambda left: not left)
 
 
 # --- spawn ----------------------------------------------------------------------------------------
@@ -215,8 +215,8 @@ def test_an_escaped_exit_is_crashed_and_the_process_lives_on(
     info = client.task(leaving.id)
     assert (info.outcome, info.evidence) == (Outcome.CRASHED, Evidence.RETURNED)
     if neighbour is not None:
-        count = witness.read(0).count
-        until(lambda: witness.read(0).count, lambda now: now > count + 3)
+        count = witness.read(0).ticks
+        until(lambda: witness.read(0).ticks, lambda now: now > count + 3)
         assert not neighbour.done()
     assert {worker.pid for worker in workers_of(client, runtime)} == pids
 
@@ -254,8 +254,8 @@ def test_a_killed_worker_takes_only_its_own_tasks(client: Client, witness: Witne
     assert raised.value.exit_status == -signal.SIGKILL
     assert not running[1].done()
     assert [handle.result(timeout=30) for handle in queued] == [2 * n for n in range(10)]
-    count = witness.read(1).count
-    until(lambda: witness.read(1).count, lambda now: now > count + 3)
+    count = witness.read(1).ticks
+    until(lambda: witness.read(1).ticks, lambda now: now > count + 3)
     client.shutdown_tasks(kind="attach", timeout=30)
 
 
@@ -324,9 +324,7 @@ def test_associate_outside_of_a_task_is_an_error() -> None:
 # --- shutdown_tasks -------------------------------------------------------------------------------
 
 
-def test_a_stop_matches_by_and_and_none_matches_anything(
-    client: Client, witness: Witness
-) -> None:
+def test_a_stop_matches_by_and_and_none_matches_anything(client: Client, witness: Witness) -> None:
     labels = [
         ("attach", "a", "1"),
         ("attach", "a", "2"),
@@ -402,7 +400,7 @@ def test_two_hundred_of_four_hundred_stop_and_the_others_tick_on(
         handles[slot] = client.spawn(
             runtime, "attach", bodies.wander, witness.path, slot, tenant_id=tenant
         )
-    until(lambda: sum(1 for s in range(400) if witness.read(s).count), lambda n: n >= 150)
+    until(lambda: sum(1 for s in range(400) if witness.read(s).ticks), lambda n: n >= 150)
     report = client.shutdown_tasks(tenant_id="stopped", timeout=60)
     after = time.monotonic_ns()
     assert len(report.tasks) == 200

@@ -81,6 +81,8 @@ class Process:
         #: Messages to it, and from it: on the control connection and on the data connection.
         self.to: dict[str, deque[Effect]] = {"control": deque(), "data": deque()}
         self.says: dict[str, deque[events.Event]] = {"control": deque(), "data": deque()}
+        #: The broker knows the connection: by a hello on it.
+        self.found = {"control": False, "data": False}
         self.hello()
 
     def hello(self) -> None:
@@ -99,7 +101,8 @@ class Process:
         )
 
     def reconnect(self) -> None:
-        """Both connections break; what was on its way is lost."""
+        """Both connections break; what is on its way is lost, and what is sent before it is found again."""
+        self.found = {"control": False, "data": False}
         for queues in (self.to, self.says):
             for queue in queues.values():
                 queue.clear()
@@ -182,6 +185,7 @@ class Process:
     def die(self, *, table_known: bool) -> events.WorkerExited:
         """What its supervisor reports. What it had sent may still arrive."""
         self.alive = False
+        self.found = {"control": False, "data": False}
         for queue in self.to.values():
             queue.clear()
         rows = [events.Phase(task, attempt, "begun") for task, attempt in sorted(self.running)]
@@ -238,6 +242,10 @@ class Cluster:
     # --- the registry -----------------------------------------------------------------------------
 
     def say(self, event: events.Event) -> None:
+        if isinstance(event, events.WorkerAttached):
+            for process in self.processes:
+                if process.incarnation == event.worker and process.alive:
+                    process.found["data"] = True
         self.desk.say(event)
         self.follow()
 
@@ -288,11 +296,12 @@ class Cluster:
             case effects.WelcomeWorker():
                 for process in self.processes:
                     if (process.supervisor, process.serial) == effect[:2] and process.alive:
+                        process.found["control"] = True
                         process.to["control"].append(effect)
             case effects.AssignTasks() | effects.TakeEnds() | effects.AskStops():
                 channel = "control" if isinstance(effect, effects.AskStops) else "data"
                 for process in self.processes:
-                    if process.incarnation == effect.worker and process.alive:
+                    if process.incarnation == effect.worker and process.found[channel]:
                         process.to[channel].append(effect)
             case effects.KillWorker():
                 self.kill_if_begun(effect)

@@ -1,9 +1,12 @@
 """What a worker session is told once, what it remembers, and what it wants done."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from quiesce.registry.ids import Attempt, TaskId
 from quiesce.registry.rows import AssignRow
+
+#: Seconds until a message without an answer is sent again; doubles.
+RESEND: Final = 1.0
 
 
 class Identity(NamedTuple):

@@ -20,6 +20,7 @@ from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow, EndedRow
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.workers.worker_effects import (
+    RESEND,
     Asked,
     AskToStop,
     Begin,
@@ -29,15 +30,14 @@ from quiesce.workers.worker_effects import (
     ForceAttempt,
     Forget,
     Held,
-    Identity,
     Limit,
     Look,
     Quit,
     Settle,
 )
+from quiesce.workers.worker_state import WorkerState
 
-#: Seconds until a message without an answer is sent again; doubles up to RESEND_SLOWEST.
-RESEND: Final = 1.0
+#: What RESEND doubles up to.
 RESEND_SLOWEST: Final = 8.0
 #: Seconds between two Progress messages.
 PROGRESS_EVERY: Final = 1.0
@@ -45,46 +45,8 @@ PROGRESS_EVERY: Final = 1.0
 LAST_ENDS: Final = 5.0
 
 
-class WorkerSession:
+class WorkerSession(WorkerState):
     """One worker process. Every method takes the moment and gives what is to be done, in order."""
-
-    def __init__(self, identity: Identity) -> None:
-        self.identity = identity
-        #: What Registered gave; 0 until then.
-        self.incarnation = 0
-        #: The newest epoch seen. Messages of an older one are ignored.
-        self.epoch = 0
-        #: The broker has answered our last Hello, and no connection was lost since.
-        self.registered = False
-        #: When Hello is said again; None if none is due.
-        self.hello_at: float | None = None
-        self.hello_interval = RESEND
-        #: The highest number of an assignment that has arrived.
-        self.last_assign = 0
-        #: All and only the attempts that arrived and have neither begun nor been stopped, oldest first.
-        self.received: dict[AttemptKey, AssignRow] = {}
-        #: All and only the attempts that have begun and not ended: when each began.
-        self.running: dict[AttemptKey, float] = {}
-        #: The running ones that were asked to stop.
-        self.asked: dict[AttemptKey, Asked] = {}
-        #: The running ones whose body has ended, and what they wait for.
-        self.lingering: dict[AttemptKey, str] = {}
-        #: All and only the attempts whose end the broker has not taken.
-        self.held: dict[AttemptKey, Held] = {}
-        #: Those of them that have never been sent.
-        self.unsent: list[AttemptKey] = []
-        #: None of the others is to be sent again before this.
-        self.resend_at = math.inf
-        #: Attempts that must never begin here, until the assignment of that number has passed.
-        self.tombstones: dict[AttemptKey, int] = {}
-        #: Calls of associate_with without an answer.
-        self.associating: dict[int, from_worker.Associate] = {}
-        self.last_request = 0
-        #: What each running attempt last said of its progress and has not been sent.
-        self.progress: dict[AttemptKey, tuple[float, float | None, str]] = {}
-        self.progress_at = 0.0
-        #: When Exit came; None before. Nothing begins any more.
-        self.exiting_since: float | None = None
 
     # --- the connection ---------------------------------------------------------------------------
 
@@ -472,81 +434,3 @@ class WorkerSession:
             last_end = max(held.ended_at for held in self.held.values())
             times.append(max(last_end, self.exiting_since) + LAST_ENDS)
         return min(times, default=None)
-
-    # --- for the simulator and the explorer -------------------------------------------------------
-
-    def freeze(self) -> tuple[Any, ...]:
-        """All of its state but the identity, as plain tuples."""
-        return (
-            self.incarnation,
-            self.epoch,
-            self.registered,
-            self.hello_at,
-            self.hello_interval,
-            self.last_assign,
-            tuple((key, tuple(row)) for key, row in self.received.items()),
-            tuple(self.running.items()),
-            tuple((key, tuple(asked)) for key, asked in self.asked.items()),
-            tuple(self.lingering.items()),
-            tuple((key, tuple(held)) for key, held in self.held.items()),
-            tuple(self.unsent),
-            self.resend_at,
-            tuple(self.tombstones.items()),
-            tuple((request, tuple(asked)) for request, asked in self.associating.items()),
-            self.last_request,
-            tuple(self.progress.items()),
-            self.progress_at,
-            self.exiting_since,
-        )
-
-    @classmethod
-    def thaw(cls, identity: Identity, frozen: tuple[Any, ...]) -> "WorkerSession":
-        """The inverse of `freeze`."""
-        session = cls(identity)
-        (
-            session.incarnation,
-            session.epoch,
-            session.registered,
-            session.hello_at,
-            session.hello_interval,
-            session.last_assign,
-            received,
-            running,
-            asked,
-            lingering,
-            held,
-            unsent,
-            session.resend_at,
-            tombstones,
-            associating,
-            session.last_request,
-            progress,
-            session.progress_at,
-            session.exiting_since,
-        ) = frozen
-        session.received = {key: AssignRow(*row) for key, row in received}
-        session.running = dict(running)
-        session.asked = {key: Asked(*row) for key, row in asked}
-        session.lingering = dict(lingering)
-        session.held = {key: Held(*row) for key, row in held}
-        session.unsent = list(unsent)
-        session.tombstones = dict(tombstones)
-        session.associating = {request: from_worker.Associate(*row) for request, row in associating}
-        session.progress = dict(progress)
-        return session
-
-    def check(self) -> None:
-        """Assert what the attributes say of themselves. For tests."""
-        places: list[dict[AttemptKey, Any]] = [
-            self.received,
-            self.running,
-            self.held,
-            self.tombstones,
-        ]
-        keys = [key for place in places for key in place]
-        assert len(keys) == len(set(keys)), f"an attempt is in two places: {keys}"
-        assert set(self.unsent) <= self.held.keys()
-        assert self.asked.keys() <= self.running.keys()
-        assert self.lingering.keys() <= self.running.keys()
-        assert len(self.running) <= self.identity.slots
-        assert all(number > self.last_assign for number in self.tombstones.values())

@@ -15,7 +15,7 @@ class QuiesceError(Exception):
 
 
 class ConfigurationError(QuiesceError):
-    """A setting is unknown or has an unusable value; the text names its place and what was expected."""
+    """A setting is unknown or has an unusable value; the text says where and what was expected."""
 
 
 class BrokerUnavailableError(QuiesceError):
@@ -23,7 +23,7 @@ class BrokerUnavailableError(QuiesceError):
 
 
 class ProtocolError(QuiesceError):
-    """A peer sent something that is not a message of this protocol, or of a version that this side can't speak."""
+    """A peer sent no message of this protocol, or one of a version that this side can't speak."""
 
 
 class NotInTaskError(QuiesceError):
@@ -39,7 +39,7 @@ class UnknownKindError(QuiesceError):
 
 
 class ScopeClosedError(QuiesceError):
-    """A spawn into a scope that a stop has closed: nothing was started. `reopen` or the end of the stop opens it."""
+    """A spawn into a closed scope: nothing was started. The end of the stop, or `reopen`, opens it."""
 
 
 class QueueFullError(QuiesceError):
@@ -75,7 +75,10 @@ class TaskCancelledError(QuiesceError):
 
 
 class TaskTimeoutError(QuiesceError):
-    """The task itself ran longer than the `timeout` it was spawned with. (A wait that runs out of time raises TimeoutError.)"""
+    """The task itself ran longer than the `timeout` it was spawned with.
+
+    A wait for a task that runs out of time raises the builtin TimeoutError instead, and the task goes on.
+    """
 
 
 class TaskNotFoundError(QuiesceError):
@@ -98,7 +101,7 @@ class ShutdownTimeoutError(QuiesceError):
         self.report = report
 
 
-class ShutdownRequested(BaseException):  # noqa: N818 - a signal, not an error
+class ShutdownRequested(BaseException):
     """Raised in a task that was asked to stop, by `checkpoint()` and by blocking calls."""
 
 

@@ -16,9 +16,9 @@ SLOT_BYTES: Final = 16
 
 
 class Tick(NamedTuple):
-    """What a slot holds. `at_ns` is on the clock of `time.monotonic_ns()`, 0 if it never ticked."""
+    """What a slot holds: how often it ticked. `at_ns` is on the clock of `time.monotonic_ns()`, 0 if it never ticked."""
 
-    count: int
+    ticks: int
     at_ns: int
 
 
