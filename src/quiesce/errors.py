@@ -51,7 +51,7 @@ class PayloadTooLargeError(QuiesceError):
 
 
 class TaskFailedError(QuiesceError):
-    """The task raised. The text carries the remote traceback; `__cause__` is the original where it can be rebuilt."""
+    """The task raised. The text has the remote traceback; `__cause__` is the original, if it can be rebuilt."""
 
 
 class TaskCrashedError(QuiesceError):

@@ -16,7 +16,7 @@ SLOT_BYTES: Final = 16
 
 
 class Tick(NamedTuple):
-    """What a slot holds: how often it ticked. `at_ns` is on the clock of `time.monotonic_ns()`, 0 if it never ticked."""
+    """How often a slot ticked, and when last, on the clock of `time.monotonic_ns()` (0: never)."""
 
     ticks: int
     at_ns: int
