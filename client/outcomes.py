@@ -15,7 +15,7 @@ from quiesce.protocol import to_client
 from quiesce.protocol.callables import unpack_exception, unpack_value
 from quiesce.protocol.frames import Frame
 from quiesce.registry.ids import TaskId
-from quiesce.registry.rows import ResultRow, StoppedRow, TaskRow
+from quiesce.registry.rows import TIMED_OUT, ResultRow, StoppedRow, TaskRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.states import Evidence, Outcome, State
 from quiesce.values import (
@@ -53,13 +53,10 @@ def error_of(row: ResultRow, name: str) -> QuiesceError | None:
         text = row.text or "it completed, but its process died before its result had left it"
         return TaskLostError(f"{what}: the result is lost: {text}")
     if row.outcome == Outcome.FAILED:
-        cause = _rebuilt(row)
-        # The worker raises this one itself, from no frame of the task's, when the time is over.
-        if isinstance(cause, TaskTimeoutError):
-            error: QuiesceError = TaskTimeoutError(f"{what} timed out: {row.text or cause}")
-        else:
-            error = TaskFailedError(f"{what} failed\n{row.text}".rstrip())
-        error.__cause__ = cause
+        if row.text.startswith(TIMED_OUT):
+            return TaskTimeoutError(f"{what} timed out: {row.text.removeprefix(TIMED_OUT)}")
+        error = TaskFailedError(f"{what} failed\n{row.text}".rstrip())
+        error.__cause__ = _rebuilt(row)
         return error
     if row.outcome == Outcome.CRASHED:
         how = row.text or _status_words(row.exit_status)

@@ -216,6 +216,7 @@ def task_requeued(state: State, fact: facts.TaskRequeued) -> None:
         task.attempt = Attempt(fact.attempt)
         task.retries = fact.retries
         task.started_at = None
+        task.ask = None
     state.queues[task.spawn.runtime].push(task.id, task.tenant_id, task.spawn.kind)
 
 
@@ -229,7 +230,8 @@ def task_associated(state: State, fact: facts.TaskAssociated) -> None:
 
 
 def task_asked(state: State, fact: facts.TaskAsked) -> None:
-    state.tasks[TaskId(fact.task_id)].ask = Ask(fact.at, fact.reason)
+    ask = state.tasks[TaskId(fact.task_id)].ask = Ask(fact.at, fact.reason)
+    ask.timed_out = fact.timed_out
 
 
 def stop_delivered(state: State, fact: facts.StopDelivered) -> None:

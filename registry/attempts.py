@@ -21,6 +21,16 @@ def on_tasks_begun(turn: Turn, event: events.TasksBegun) -> None:
         task = held(turn, event.worker, task_id, attempt)
         if task is not None and task.state is TaskState.ASSIGNED:
             turn.emit(facts.TaskBegan(task.id, max(task.created_at, turn.now.wall - age)))
+            if task.spawn.timeout is not None and task.ask is None:
+                turn.timers.set(("limit", task.id), turn.now.tick + task.spawn.timeout - age)
+
+
+def on_limit_due(turn: Turn, task_id: TaskId) -> None:
+    """The task has run for as long as its own timeout: it is asked to stop, and will have failed."""
+    task = turn.state.tasks.get(task_id)
+    if task is not None and task.state is TaskState.RUNNING and task.ask is None:
+        reason = f"it has run for longer than its timeout of {task.spawn.timeout} s"
+        stopping.ask(turn, task, reason, None, timed_out=True)
 
 
 def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:

@@ -5,11 +5,15 @@ from typing import Final
 
 from quiesce.registry import facts
 from quiesce.registry.records import Task
+from quiesce.registry.rows import TIMED_OUT
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.registry.turn import Turn
 
 #: Outcomes that a retry, or a stop of the system, may follow.
 BAD: Final = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.LOST})
+#: So many restarts in so many seconds, and no more.
+INTENSITY: Final = 5
+PERIOD: Final = 60.0
 
 
 def end(
@@ -29,14 +33,12 @@ def end(
     turn.timers.clear(("resend", task.id))
     turn.timers.clear(("force", task.id))
     turn.timers.clear(("late", task.id))
+    turn.timers.clear(("limit", task.id))
     turn.let_go(task)
-    if outcome in BAD and may_retry(turn, task):
-        turn.log(
-            "WARNING",
-            f"task {task.id}.{task.attempt} {task.spawn.kind} {task.spawn.name!r} {outcome}; "
-            f"{task.retries} retries left: it is queued again",
-        )
-        turn.emit(facts.TaskRequeued(task.id, task.attempt + 1, task.retries - 1))
+    if task.ask is not None and task.ask.timed_out:
+        outcome, result = Outcome.FAILED, b""
+        text = f"{TIMED_OUT}{task.ask.reason}\n{text}".rstrip()
+    if _goes_on(turn, task, outcome):
         return
     if task.ask is not None:
         at = max(at, task.ask.at, task.ask.delivered_at or 0.0, task.ask.observed_at or 0.0)
@@ -51,16 +53,62 @@ def end(
             turn.send_result(session_id, session.results[task.id])
     turn.unparked.extend(task.parked)
     turn.touched.update(task.stops)
-    if outcome in BAD and task.spawn.shutdown_process_on_error and task.ask is None:
+    if outcome in BAD and task.spawn.shutdown_process_on_error and not _asked(task):
         turn.fatal = (
             f"task {task.id} {task.spawn.kind} {task.spawn.name!r}, marked "
             f"shutdown_process_on_error, {outcome}"
         )
 
 
-def may_retry(turn: Turn, task: Task) -> bool:
-    """Whether an attempt that fails now is followed by another."""
-    if task.retries < 1 or task.ask is not None or turn.state.stopping:
+def _goes_on(turn: Turn, task: Task, outcome: str) -> bool:
+    """Queue the task for another attempt, by its retries or its restart policy; whether it was.
+
+    Restarts have an intensity, as supervisors of Erlang/OTP do: after INTENSITY of them in PERIOD
+    seconds the task ends as it is.
+    """
+    if not may_run_again(turn, task):
+        return False
+    retries, now = task.retries, turn.now.tick
+    if outcome in BAD and retries > 0:
+        why = f"{retries} retries left"
+        retries -= 1
+    elif task.spawn.restart == "always" or (task.spawn.restart == "on-failure" and outcome in BAD):
+        if outcome == Outcome.CANCELLED:
+            return False
+        lately = [at for at in task.restarts if now - at < PERIOD]
+        if len(lately) >= INTENSITY:
+            turn.log(
+                "ERROR",
+                f"task {task.id}.{task.attempt} {task.spawn.kind} {task.spawn.name!r} {outcome} after "
+                f"{INTENSITY} restarts in {PERIOD:.0f} s: it is not restarted any more",
+            )
+            return False
+        task.restarts = (*lately, now)
+        why = f"its restart policy is {task.spawn.restart}"
+    else:
+        return False
+    turn.log(
+        "WARNING" if outcome in BAD else "DEBUG",
+        f"task {task.id}.{task.attempt} {task.spawn.kind} {task.spawn.name!r} {outcome}; {why}: "
+        "it is queued again",
+    )
+    turn.emit(facts.TaskRequeued(task.id, task.attempt + 1, retries))
+    return True
+
+
+def has_more(turn: Turn, task: Task) -> bool:
+    """Whether an attempt that fails now would be followed by another, as far as can be said before."""
+    return may_run_again(turn, task) and (task.retries > 0 or task.spawn.restart != "never")
+
+
+def _asked(task: Task) -> bool:
+    """Whether somebody asked it to stop; its own timeout is nobody."""
+    return task.ask is not None and (not task.ask.timed_out or bool(task.stops))
+
+
+def may_run_again(turn: Turn, task: Task) -> bool:
+    """Whether another attempt may follow: not if it was asked to stop, nor into a closed scope."""
+    if _asked(task) or turn.state.stopping:
         return False
     spawn = task.spawn
     closing = turn.state.closing

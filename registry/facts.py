@@ -132,11 +132,12 @@ class TaskAssociated(NamedTuple):
 
 
 class TaskAsked(NamedTuple):
-    """The task is asked to stop; from now on `stopping`."""
+    """The task is asked to stop; from now on `stopping`. `timed_out`: by its own timeout, not by a stop."""
 
     task_id: int
     at: float
     reason: str
+    timed_out: bool = False
 
 
 class StopJoined(NamedTuple):

@@ -55,8 +55,8 @@ _TASK: Final = (
     "assign_number",
     "lingering",
 )
-_TASK_VOLATILE: Final = ("last_check_at", "progress")
-_ASK: Final = ("delivered_at", "observed_at")
+_TASK_VOLATILE: Final = ("last_check_at", "progress", "restarts")
+_ASK: Final = ("delivered_at", "observed_at", "timed_out")
 _ASK_VOLATILE: Final = ("forced", "killed", "extended")
 _WORKER: Final = ("incarnation", "supervisor", "serial", "runtime", "pid", "host", "slots")
 _WORKER_MORE: Final = ("status", "last_assign")

@@ -65,10 +65,10 @@ def _each(what: str, tasks: Iterable[Task], holds: Callable[[Task], bool]) -> No
 
 def _tasks(state: State) -> None:
     tasks = state.tasks.values()
+    _each("no live task has ended", tasks, lambda task: task.state is not TaskState.ENDED)
     for task_id, task in state.tasks.items():
         _same("a task stands under its id", task_id, task.id)
         _each_task(state, task)
-    _each("no live task has ended", tasks, lambda task: task.state is not TaskState.ENDED)
     _each("ids grow", tasks, lambda task: task.id <= state.last_task_id)
     _same("tasks stand by id", list(state.tasks), sorted(state.tasks))
     index = ScopeIndex()
@@ -95,7 +95,11 @@ def _each_task(state: State, task: Task) -> None:
         ("a queued task is not asked: it ends at once", not queued or ask is None),
         ("a held task that a stop waits for is asked", queued or not task.stops or bool(ask)),
         ("the kind is known", task.spawn.kind in state.kinds),
-        ("retries are used up one by one", task.retries + task.attempt == task.spawn.retries + 1),
+        (
+            "retries are used up one by one, beside restarts",
+            task.retries + task.attempt == task.spawn.retries + 1
+            or (task.spawn.restart != "never" and task.retries <= task.spawn.retries),
+        ),
         ("a session watches once", len(set(task.watchers)) == len(task.watchers)),
         ("spawns wait only for a task that is stopping", not task.parked or _marked(task)),
         ("stops that wait are open", task.stops <= state.open_stops.keys()),
@@ -364,6 +368,8 @@ def _timers(registry: "Registry") -> None:
             wanted.add(("stop", stop.id))
     for task in state.tasks.values():
         worker = state.workers.get(task.worker)
+        if task.state is TaskState.RUNNING and task.spawn.timeout is not None and task.ask is None:
+            wanted.add(("limit", task.id))
         if worker is None or task.ask is None:
             continue
         alive = worker.status is None

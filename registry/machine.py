@@ -156,6 +156,8 @@ class Registry:
                 stopping.on_resend_due(turn, TaskId(int(key)))
             elif what == "force":
                 forcing.on_force_due(turn, TaskId(int(key)))
+            elif what == "limit":
+                attempts.on_limit_due(turn, TaskId(int(key)))
             elif what == "late":
                 pools.on_late_due(turn, TaskId(int(key)))
             elif what == "stop":

@@ -3,7 +3,7 @@
 from typing import Final
 
 from quiesce.registry import effects, events, facts, stopping
-from quiesce.registry.ending import end, may_retry, never_ran
+from quiesce.registry.ending import end, has_more, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Supervisor, Task, Worker
 from quiesce.registry.scheduling import assign_row
@@ -200,7 +200,7 @@ def _died_under(turn: Turn, task: Task, worker: Worker, status: int) -> None:
     )
     asked = task.ask is not None
     if not asked:
-        fatal = task.spawn.shutdown_process_on_error and not may_retry(turn, task)
+        fatal = task.spawn.shutdown_process_on_error and not has_more(turn, task)
         turn.log("ERROR", text + ("; the whole system stops because of it" if fatal else ""))
     end(
         turn,

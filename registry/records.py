@@ -22,11 +22,22 @@ from quiesce.registry.states import State
 class Ask:
     """The request to stop that a task is under."""
 
-    __slots__ = ("at", "delivered_at", "extended", "forced", "killed", "observed_at", "reason")
+    __slots__ = (
+        "at",
+        "delivered_at",
+        "extended",
+        "forced",
+        "killed",
+        "observed_at",
+        "reason",
+        "timed_out",
+    )
 
     def __init__(self, at: float, reason: str) -> None:
         self.at = at
         self.reason = reason
+        #: It ran longer than its own timeout, and will have failed.
+        self.timed_out = False
         self.delivered_at: float | None = None
         self.observed_at: float | None = None
         #: How often it has been forced, counted up to `forcing.KILL_STEP + 1`. Like the next two it is
@@ -51,6 +62,7 @@ class Task:
         "lingering",
         "parked",
         "progress",
+        "restarts",
         "retries",
         "spawn",
         "started_at",
@@ -86,6 +98,8 @@ class Task:
         #: Spawns with its unique key that came while it was stopping: (session, row). None of a
         #: session that is gone, none that lies in a closed scope.
         self.parked: list[tuple[SessionId, SpawnRow]] = []
+        #: When it was restarted by its policy, lately; volatile, what is decided by it is a fact.
+        self.restarts: tuple[float, ...] = ()
         self.last_check_at: float | None = None
         self.progress: tuple[float, float | None, str] | None = None
 

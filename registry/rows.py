@@ -6,10 +6,12 @@ results) are opaque here: anything with a length in bytes.
 """
 
 from collections.abc import Sized
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 
+#: How the text of a task that ran longer than its own timeout begins; its outcome is failed.
+TIMED_OUT: Final = "TaskTimeoutError: "
 #: What code a refusal carries: the name of a class in `quiesce.errors`.
 ErrorCode = str
 

@@ -125,10 +125,11 @@ def on_continue(turn: Turn, event: events.Continue) -> None:
         turn.touched.add(stop.id)
 
 
-def ask(turn: Turn, task: Task, reason: str, stop: Stop | None) -> None:
+def ask(turn: Turn, task: Task, reason: str, stop: Stop | None, *, timed_out: bool = False) -> None:
     """Mark a task that a worker holds, tell the worker, and set the time of force."""
     if task.ask is None:
-        turn.emit(facts.TaskAsked(task.id, turn.now.wall, reason))
+        turn.emit(facts.TaskAsked(task.id, turn.now.wall, reason, timed_out))
+        turn.timers.clear(("limit", task.id))
         tell(turn, task)
     _set_force(turn, task, stop)
 

@@ -32,7 +32,7 @@ from quiesce.errors import (
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.callables import pack_exception, pack_value
 from quiesce.registry.ids import SpawnNumber, TaskId
-from quiesce.registry.rows import SpawnAnswer
+from quiesce.registry.rows import TIMED_OUT, SpawnAnswer
 from quiesce.values import TaskInfo
 
 
@@ -77,7 +77,6 @@ def test_spawn_answer_and_result(broker: FakeBroker, client: Client) -> None:
     ("outcome", "exception", "expected"),
     [
         ("failed", ValueError("x"), TaskFailedError),
-        ("failed", TaskTimeoutError("2 s"), TaskTimeoutError),
         ("crashed", None, TaskCrashedError),
         ("lost", None, TaskLostError),
         ("cancelled", None, TaskCancelledError),
@@ -102,6 +101,25 @@ def test_ends_as_errors(
     assert type(handle.exception()) is expected
     if isinstance(caught.value, TaskCrashedError):
         assert caught.value.exit_status == -9
+
+
+def test_a_task_that_ran_too_long_is_told_from_one_that_raised_timeout_error(
+    broker: FakeBroker, client: Client
+) -> None:
+    """Its own timeout is said by the broker, in the text; an exception of that class is the task's own."""
+    for number, (task_id, text, result, expected) in enumerate(
+        [
+            (5, f"{TIMED_OUT}its timeout of 2.0 s", b"", TaskTimeoutError),
+            (6, "Traceback", pack_exception(TaskTimeoutError("of another")), TaskFailedError),
+        ],
+        1,
+    ):
+        handle = client.spawn("background", "compaction", work)
+        broker.answer(number, task_id)
+        row = ended(task_id, outcome="failed", text=text, result=result)
+        broker.say(DATA, to_client.Ended([row]))
+        with pytest.raises(expected):
+            handle.result(10)
 
 
 def test_refusals_are_raised_by_each_look(broker: FakeBroker, client: Client) -> None:

@@ -1,0 +1,311 @@
+"""A small cluster around a registry: messages wait, get lost and come late, and somebody knows the truth.
+
+The model knows what really happens: which attempts run in which living process. Whatever the registry says
+of an end must be true of it: an attempt with evidence of its end does not run, and never will. When a stop
+is reported, nothing in its scope runs but its caller.
+"""
+
+from collections import deque
+from typing import Any
+
+from quiesce.registry import effects, events, facts
+from quiesce.registry.effects import Effect
+from quiesce.registry.ids import Attempt, AttemptKey, Incarnation, TaskId
+from quiesce.registry.limits import KindLimits, RuntimeLimits
+from quiesce.registry.rows import AssignRow, EndedRow, SpawnRow
+from quiesce.registry.scope import Scope
+from registry_helpers import Desk, ended_row, supervisor_id
+
+Labels = tuple[str, str | None, str | None, str]
+
+
+class Truth:
+    """What really is, as no peer of the registry sees it."""
+
+    def __init__(self) -> None:
+        #: Every attempt that ever began, and the process in which it did.
+        self.begun: dict[AttemptKey, Process] = {}
+        #: How attempts that ended by themselves did.
+        self.ended: dict[AttemptKey, str] = {}
+        #: Attempts of whose end the registry has been sure.
+        self.over: set[AttemptKey] = set()
+        #: The labels of tasks, as far as the registry has confirmed them.
+        self.labels: dict[int, Labels] = {}
+
+    def runs(self, key: AttemptKey) -> bool:
+        """Whether instructions of this attempt may be executed."""
+        process = self.begun.get(key)
+        return process is not None and process.alive and key in process.running
+
+
+class Process:
+    """A worker process: what it has received, runs and holds, and the messages on both its connections."""
+
+    def __init__(self, truth: Truth, runtime: str, supervisor: bytes, serial: int) -> None:
+        self.truth = truth
+        self.runtime = runtime
+        self.supervisor = supervisor
+        self.serial = serial
+        self.alive = True
+        self.incarnation = 0
+        self.registered = False
+        self.last_assign = 0
+        self.received: dict[AttemptKey, AssignRow] = {}
+        self.running: set[AttemptKey] = set()
+        self.held: dict[AttemptKey, EndedRow] = {}
+        self.tombstones: dict[AttemptKey, int] = {}
+        #: Messages to it, and from it: on the control connection and on the data connection.
+        self.to: dict[str, deque[Effect]] = {"control": deque(), "data": deque()}
+        self.says: dict[str, deque[events.Event]] = {"control": deque(), "data": deque()}
+        #: The broker knows the connection: by a hello on it.
+        self.found = {"control": False, "data": False}
+        self.hello()
+
+    def hello(self) -> None:
+        self.registered = False
+        self.says["control"].append(
+            events.WorkerHello(
+                self.supervisor,
+                self.serial,
+                self.runtime,
+                1000 + self.serial,
+                "here",
+                2,
+                self.incarnation,
+                self.last_assign,
+            )
+        )
+
+    def reconnect(self) -> None:
+        """Both connections break; what is on its way is lost, and what is sent before it is found again."""
+        self.found = {"control": False, "data": False}
+        for queues in (self.to, self.says):
+            for queue in queues.values():
+                queue.clear()
+        self.hello()
+
+    def say_begun(self, keys: list[AttemptKey]) -> None:
+        rows: list[tuple[int, int, float]] = [(task, attempt, 0.0) for task, attempt in keys]
+        self.says["data"].append(events.TasksBegun(Incarnation(self.incarnation), rows))
+
+    def say_ended(self) -> None:
+        if self.held and self.registered:
+            rows = list(self.held.values())
+            self.says["data"].append(events.TasksEnded(Incarnation(self.incarnation), rows))
+
+    def take(self, channel: str) -> None:
+        """One message that has arrived."""
+        message = self.to[channel].popleft()
+        match message:
+            case effects.WelcomeWorker():
+                self.incarnation = message.incarnation
+                self.registered = True
+                self.says["data"].append(events.WorkerAttached(message.incarnation))
+                if self.running:
+                    self.say_begun(sorted(self.running))
+                self.say_ended()
+            case effects.AssignTasks():
+                for row in message.rows:
+                    self._assigned(row)
+                self.say_ended()
+            case effects.TakeEnds():
+                for task, attempt in message.rows:
+                    self.held.pop((TaskId(task), Attempt(attempt)), None)
+            case effects.AskStops():
+                for task, attempt, last_assign, _ in message.rows:
+                    self._asked((TaskId(task), Attempt(attempt)), last_assign)
+                self.say_ended()
+
+    def _assigned(self, row: AssignRow) -> None:
+        key = (row.task_id, row.attempt)
+        if row.assign_number <= self.last_assign:
+            return
+        self.last_assign = row.assign_number
+        if key in self.tombstones:
+            self._bury(key)
+        elif key not in self.running and key not in self.held:
+            self.received[key] = row
+        self.tombstones = {
+            each: number for each, number in self.tombstones.items() if number > self.last_assign
+        }
+
+    def _asked(self, key: AttemptKey, last_assign: int) -> None:
+        if key not in self.running and key not in self.held:
+            if self.received.pop(key, None) is None and last_assign > self.last_assign:
+                self.tombstones[key] = last_assign
+            else:
+                self._bury(key)
+        seen = (*key, "running", 0.0, None)
+        self.says["control"].append(events.StopsSeen(Incarnation(self.incarnation), [seen]))
+
+    def _bury(self, key: AttemptKey) -> None:
+        self.held[key] = ended_row(*key, outcome="cancelled", evidence="NEVER_RAN", begun_age=None)
+
+    def begin(self, key: AttemptKey) -> None:
+        assert key not in self.truth.over, f"{key} begins after the registry was sure of its end"
+        assert key not in self.truth.begun, f"{key} begins twice"
+        del self.received[key]
+        self.running.add(key)
+        self.truth.begun[key] = self
+        if self.registered:
+            self.says["data"].append(
+                events.TasksBegun(Incarnation(self.incarnation), [(*key, 0.0)])
+            )
+
+    def end(self, key: AttemptKey, outcome: str) -> None:
+        self.running.remove(key)
+        self.held[key] = ended_row(*key, outcome=outcome)
+        self.truth.ended[key] = outcome
+        self.say_ended()
+
+    def die(self, *, table_known: bool) -> events.WorkerExited:
+        """What its supervisor reports. What it had sent may still arrive."""
+        self.alive = False
+        self.found = {"control": False, "data": False}
+        for queue in self.to.values():
+            queue.clear()
+        rows = [events.Phase(task, attempt, "begun") for task, attempt in sorted(self.running)]
+        rows += [
+            events.Phase(task, attempt, row.outcome)
+            for (task, attempt), row in sorted(self.held.items())
+            if row.evidence == "RETURNED"
+        ]
+        row = events.ExitRow(
+            self.serial, 1000 + self.serial, -9, table_known, rows if table_known else []
+        )
+        return events.WorkerExited(self.supervisor, row)
+
+
+class Cluster:
+    """The registry among its peers."""
+
+    def __init__(self) -> None:
+        self.desk = Desk(
+            runtimes=[
+                RuntimeLimits(name="pool", slots=2, kill_neighbours=True, max_queue=12),
+                RuntimeLimits(name="solo", slots=2, max_queue=12),
+            ],
+            kinds=[
+                KindLimits(name="gc", stop_grace=1.0, max_running=2),
+                KindLimits(name="flush", stop_grace=2.0, max_running_per_tenant=1),
+            ],
+            shutdown_order=("flush",),
+            session_timeout=1e9,
+            history=5,
+        )
+        self.truth = Truth()
+        self.processes: list[Process] = []
+        self.serials = 0
+        self.supervisors = {"pool": supervisor_id("pool"), "solo": supervisor_id("solo")}
+        self.generation = 1
+        #: Spawns on their way, by session, in order; and the last number used.
+        self.spawns: dict[str, deque[events.SpawnsAsked]] = {}
+        self.sent: dict[str, int] = {}
+        self.rows: dict[tuple[str, int], SpawnRow] = {}
+        self.requests = 0
+        #: Scope and caller of each stop.
+        self.stops: dict[int, tuple[Scope, int | None, int | None]] = {}
+        self.blocks: list[tuple[str, int]] = []
+        #: Deaths that the supervisors have not reported.
+        self.pending_exits: list[events.WorkerExited] = []
+        for runtime, name in self.supervisors.items():
+            self.say(
+                events.SupervisorHello(
+                    name, runtime, 1, "here", processes=2, slots=2, predecessor=None
+                )
+            )
+
+    # --- the registry -----------------------------------------------------------------------------
+
+    def say(self, event: events.Event) -> None:
+        if isinstance(event, events.WorkerAttached):
+            for process in self.processes:
+                if process.incarnation == event.worker and process.alive:
+                    process.found["data"] = True
+        self.desk.say(event)
+        self.follow()
+
+    def follow(self) -> None:
+        """Judge what was decided, carry out what was asked."""
+        for fact in self.desk.facts:
+            self.judge(fact)
+        for effect in self.desk.effects:
+            self.carry_out(effect)
+
+    def judge(self, fact: facts.Fact) -> None:
+        match fact:
+            case facts.TaskRegistered():
+                row = fact.row
+                self.truth.labels[fact.task_id] = _labels(row)
+            case facts.TaskAssociated():
+                kind, _, _, runtime = self.truth.labels[fact.task_id]
+                self.truth.labels[fact.task_id] = (kind, fact.tenant_id, fact.timeline_id, runtime)
+            case facts.TaskRequeued():
+                self.requeued(fact)
+            case facts.TaskEnded():
+                self.ended(fact)
+
+    def requeued(self, fact: facts.TaskRequeued) -> None:
+        for attempt in range(1, fact.attempt):
+            key: Any = (fact.task_id, attempt)
+            assert not self.truth.runs(key), f"{key} runs, and another attempt is queued"
+            self.truth.over.add(key)
+        key = (fact.task_id, fact.attempt)
+        assert key not in self.truth.begun, f"{key} is queued, but it has begun"
+
+    def ended(self, fact: facts.TaskEnded) -> None:
+        last: Any = max(
+            [key for key in self.truth.begun if key[0] == fact.task_id], default=(fact.task_id, 1)
+        )
+        assert not self.truth.runs(last), f"{last} runs, and the registry says {fact}"
+        if fact.evidence == "NEVER_RAN":
+            history = self.desk.registry.state.history
+            attempt = history[fact.task_id].attempt if fact.task_id in history else 1  # type: ignore[index]  # ids
+            assert (fact.task_id, attempt) not in self.truth.begun, f"it ran: {fact}"
+        elif fact.evidence == "RETURNED":
+            assert self.truth.ended[last] == fact.outcome, f"it did not end so: {fact}"
+        for attempt in range(1, 10):
+            self.truth.over.add((fact.task_id, attempt))  # type: ignore[arg-type]  # plain ints
+
+    def carry_out(self, effect: Effect) -> None:
+        match effect:
+            case effects.WelcomeWorker():
+                for process in self.processes:
+                    if (process.supervisor, process.serial) == effect[:2] and process.alive:
+                        process.found["control"] = True
+                        process.to["control"].append(effect)
+            case effects.AssignTasks() | effects.TakeEnds() | effects.AskStops():
+                channel = "control" if isinstance(effect, effects.AskStops) else "data"
+                for process in self.processes:
+                    if process.incarnation == effect.worker and process.found[channel]:
+                        process.to[channel].append(effect)
+            case effects.KillWorker():
+                self.kill_if_begun(effect)
+            case effects.AnswerStop():
+                self.reported(effect)
+
+    def kill_if_begun(self, effect: effects.KillWorker) -> None:
+        for process in self.processes:
+            here = (process.supervisor, process.serial) == effect[:2]
+            if here and process.alive and effect[2:] in process.running:
+                event = process.die(table_known=True)
+                self.pending_exits.append(event)
+
+    def reported(self, answer: effects.AnswerStop) -> None:
+        """The caller may remove its files now: nothing of its scope runs, nor ever did what it names."""
+        scope, task_id, caller = self.stops[answer.stop_id]
+        if answer.timed_out:
+            return
+        for process in self.processes:
+            for key in process.running if process.alive else ():
+                inside = key[0] == task_id if task_id else scope.matches(*self.truth.labels[key[0]])
+                assert not inside or key[0] == caller, (
+                    f"{key} runs, and {scope} is said to be quiet"
+                )
+        for row in answer.report.tasks:
+            assert (row.id, row.attempt) in self.truth.over
+        assert answer.report.remaining == []
+
+
+def _labels(row: SpawnRow) -> Labels:
+    return (row.kind, row.tenant_id, row.timeline_id, row.runtime)

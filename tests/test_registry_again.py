@@ -1,0 +1,132 @@
+"""Attempts that follow one another, by restart policy; and tasks that run longer than their own timeout."""
+
+import pytest
+
+from quiesce.registry import effects, events
+from quiesce.registry.ending import INTENSITY, PERIOD
+from quiesce.registry.rows import TIMED_OUT
+from registry_helpers import GRACE, Desk
+
+
+@pytest.mark.parametrize(
+    ("restart", "outcome", "again"),
+    [
+        ("never", "failed", False),
+        ("never", "completed", False),
+        ("on-failure", "failed", True),
+        ("on-failure", "crashed", True),
+        ("on-failure", "completed", False),
+        ("always", "completed", True),
+        ("always", "failed", True),
+        ("always", "cancelled", False),
+    ],
+)
+def test_a_restart_policy_starts_another_attempt(restart: str, outcome: str, again: bool) -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"restart": restart})
+    desk.end(worker, 1, outcome=outcome)
+    if again:
+        assert desk.task(1).attempt == 2
+        assert desk.results() == []
+    else:
+        assert desk.life(1) == f"{outcome} RETURNED"
+
+
+def test_a_dead_process_is_a_reason_to_restart() -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"restart": "on-failure"})
+    desk.exit(worker, phases={1: "begun"})
+    assert (desk.task(1).attempt, desk.task(1).state) == (2, "queued")
+
+
+def test_restarts_have_an_intensity() -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"restart": "on-failure"})
+    for attempt in range(1, INTENSITY + 1):
+        desk.end(worker, 1, attempt, outcome="failed")
+        desk.begin(worker, 1)
+    desk.end(worker, 1, INTENSITY + 1, outcome="failed")
+    assert desk.life(1) == "failed RETURNED"
+    assert "not restarted any more" in desk.one(effects.Log).text
+
+
+def test_restarts_of_long_ago_do_not_count() -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"restart": "on-failure"})
+    for attempt in range(1, 2 * INTENSITY):
+        desk.wait(PERIOD / INTENSITY + 1)
+        desk.say(events.SessionHeard(next(iter(desk.registry.state.sessions)), 0))
+        desk.end(worker, 1, attempt, outcome="failed")
+        desk.begin(worker, 1)
+    assert desk.task(1).attempt == 2 * INTENSITY
+
+
+def test_a_stopped_task_is_never_restarted() -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"restart": "always", "retries": 3, "tenant_id": "x"})
+    desk.stop(tenant_id="x")
+    desk.end(worker, 1, outcome="failed")
+    assert desk.life(1) == "failed RETURNED"
+
+
+def test_a_task_that_runs_for_too_long_is_asked_and_has_failed() -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 2.0})
+    desk.wait(1.9)
+    assert desk.task(1).ask is None
+    desk.wait(0.2)
+    ((_, rows),) = desk.take(effects.AskStops)
+    assert rows[0][:2] == (1, 1)
+    desk.end(worker, 1, outcome="completed")
+    (result,) = desk.results()
+    assert (result.outcome, result.evidence, bytes(result.result)) == ("failed", "RETURNED", b"")  # type: ignore[call-overload]
+    assert result.text.startswith(TIMED_OUT)
+
+
+def test_its_timeout_uses_the_same_ladder() -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 2.0})
+    desk.wait(2.1)
+    desk.seen(worker, 1)
+    desk.wait(GRACE)
+    assert desk.one(effects.ForceTask).task_id == 1
+
+
+def test_a_task_that_ran_for_too_long_is_tried_again_unless_a_stop_waits_for_it() -> None:
+    for stopped in (False, True):
+        desk = Desk()
+        desk.session()
+        worker = desk.worker()
+        desk.running(worker, {"timeout": 2.0, "retries": 1, "tenant_id": "x"})
+        desk.wait(2.1)
+        if stopped:
+            desk.stop(tenant_id="x")
+        desk.end(worker, 1, outcome="cancelled")
+        if stopped:
+            assert desk.life(1) == "failed RETURNED"
+        else:
+            assert (desk.task(1).attempt, desk.task(1).ask) == (2, None)
+
+
+def test_a_task_that_ends_in_time_has_no_timer_left() -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 2.0})
+    desk.end(worker, 1)
+    desk.wait(5)
+    assert desk.life(1) == "completed RETURNED"
