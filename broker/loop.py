@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import zmq
 
-import quiesce
+from quiesce import __version__
 from quiesce.broker import news
 from quiesce.broker.incoming import Incoming
 from quiesce.broker.journal import Journal
@@ -67,7 +67,7 @@ class Broker:
             self.registry,
             self.peers,
             address=settings.address,
-            version=quiesce.__version__,
+            version=__version__,
             durability=journal.durability,
             say_malformed=self._complain,
         )

@@ -140,13 +140,14 @@ class SystemStop:
         self.phase = len(self._phases(turn.state))
         self.pending.clear()
         turn.state.leaving = True
+        # Supervisors first, or they would replace the workers that go.
+        for supervisor in turn.state.supervisors.values():
+            supervisor.exiting = True
+            turn.send(effects.ExitSupervisor(supervisor.id, grace))
         for worker in turn.state.workers.values():
             worker.exiting = True
             if worker.status is None and worker.attached:
                 turn.send(effects.ExitWorker(worker.incarnation))
-        for supervisor in turn.state.supervisors.values():
-            supervisor.exiting = True
-            turn.send(effects.ExitSupervisor(supervisor.id, grace))
         turn.timers.set(("system", 0), turn.now.tick + grace + GOODBYE)
 
     def _over(self, turn: Turn) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from leaks import LeakCheck, become_subreaper
 
 def pytest_configure() -> None:
     become_subreaper()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background of a script: what the tests start must hear its SIGINT all the same.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
         if name.startswith("QUIESCE_"):
             del os.environ[name]  # the caller's own broker and settings are no part of the tests

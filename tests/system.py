@@ -31,6 +31,8 @@ slots = 64
 [runtimes.background]
 processes = 2
 slots = 1
+[kinds.attach]
+stop_grace = 1.0
 {more}
 """
 

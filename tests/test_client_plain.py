@@ -204,20 +204,20 @@ def test_wrong_arguments_are_told_at_once(
     client: Client, wrong: dict[str, object], error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=next(iter(wrong))):
-        client.spawn("background", "compaction", work, **wrong)  # type: ignore[call-overload]
+        client.spawn("background", "compaction", work, **wrong)  # type: ignore[call-overload]  # wrong on purpose
 
 
 def test_more_wrong_arguments(client: Client) -> None:
     with pytest.raises(TypeError, match="callable"):
         client.spawn("background", "compaction", 3)  # type: ignore[call-overload]  # on purpose
     with pytest.raises(TypeError, match="kind"):
-        client.spawn("background", None, work)  # type: ignore[call-overload]
+        client.spawn("background", None, work)  # type: ignore[call-overload]  # wrong on purpose
     with pytest.raises(ValueError, match="grace"):
         client.shutdown_tasks(grace=-1)
     with pytest.raises(ValueError, match="state"):
         client.tasks(state="stuck")
     with pytest.raises(TypeError, match="task id"):
-        client.task("7")  # type: ignore[arg-type]
+        client.task("7")  # type: ignore[arg-type]  # wrong on purpose
 
 
 # --- stops ---------------------------------------------------------------------------------------
@@ -580,7 +580,7 @@ def test_inside_a_task_rows_name_it_and_waits_end_with_it(
 
     with pytest.raises(ShutdownRequested, match="go"):
         client.shutdown_tasks(tenant_id="t")
-    assert task.port.seen.is_set()  # type: ignore[attr-defined]
+    assert task.port.seen.is_set()  # type: ignore[attr-defined]  # the port of this test
     for call in (handle.result, handle.wait, handle.exception, client.shutdown_tasks):
         with pytest.raises(ShutdownRequested):
             call()

@@ -237,7 +237,7 @@ def test_a_request_that_overtakes_its_task_wins(client: Client, tmp_path: Path) 
 
     for _ in range(3):
         handle = client.spawn("background", "attach", body, payload, tenant_id="overtaken")
-        until(lambda h=handle: h.status().state, lambda state: state != "queued")  # type: ignore[misc]
+        until(lambda h=handle: h.status().state, lambda state: state != "queued")  # type: ignore[misc]  # bound early
         report = client.shutdown_tasks(tenant_id="overtaken", timeout=30)
         for row in report.tasks:
             if row.evidence == Evidence.NEVER_RAN:

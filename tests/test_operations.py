@@ -23,6 +23,7 @@ from quiesce import (
     TaskCrashedError,
     TaskFailedError,
     TaskKind,
+    TaskTimeoutError,
     UnknownKindError,
     UnknownRuntimeError,
 )
@@ -272,6 +273,37 @@ def test_retries_start_a_new_attempt(client: Client, tmp_path: Path) -> None:
     handle = client.spawn("background", "attach", flaky, retries=5)
     assert handle.result(timeout=30) == 3
     assert client.task(handle.id).attempt == 3
+
+
+def test_a_task_that_runs_longer_than_its_timeout_has_failed(
+    client: Client, witness: Witness
+) -> None:
+    handle = client.spawn("background", "attach", bodies.doze, witness.path, 0, timeout=0.3)
+    with pytest.raises(TaskTimeoutError, match=r"timeout of 0\.3 s"):
+        handle.result(timeout=30)
+    assert client.task(handle.id).outcome == Outcome.FAILED
+
+
+def test_a_restarted_task_comes_back_after_its_process_died_and_stops_for_good(
+    client: Client, witness: Witness
+) -> None:
+    handle = client.spawn(
+        "background",
+        "wal-receiver-manager",
+        bodies.doze,
+        witness.path,
+        0,
+        tenant_id="again",
+        restart="on-failure",
+    )
+    ticking(witness, [0])
+    pid = handle.status().worker_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    again = until(handle.status, lambda info: info.attempt == 2 and info.state == "running")
+    assert again.worker_pid != pid
+    client.shutdown_tasks(tenant_id="again", timeout=30)
+    assert handle.result(timeout=30) == "asked"
 
 
 # --- associate_with -------------------------------------------------------------------------------

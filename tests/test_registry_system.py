@@ -72,8 +72,8 @@ def test_kinds_stop_in_the_configured_order_then_the_pools(desk: Desk) -> None:
     desk.obey(worker, 1)
     assert scopes(desk) == ["everything"]
     assert desk.effects[-2:] == [
-        effects.ExitWorker(worker),
         effects.ExitSupervisor(POOL, 2.0),
+        effects.ExitWorker(worker),
     ]
     desk.exit(worker, 0)
     assert desk.take(effects.SystemStopped) == []
@@ -118,7 +118,7 @@ def test_a_client_s_stop_works_the_same_meanwhile(desk: Desk) -> None:
     desk.obey(worker, 2)
     desk.obey(worker, 1)
     assert [row[0] for row in desk.ends()] == [1, 2]
-    assert [type(each).__name__ for each in desk.effects][-2:] == ["ExitWorker", "ExitSupervisor"]
+    assert [type(each).__name__ for each in desk.effects][-2:] == ["ExitSupervisor", "ExitWorker"]
 
 
 def test_nothing_is_reopened_meanwhile(desk: Desk) -> None:

@@ -323,7 +323,7 @@ class Supervisor:
             ]
             row = from_supervisor.WorkerExitedRow(serial, pid, status, True, attempts)
             self._say(
-                lambda session, now, serial=serial, row=row: session.worker_gone(serial, row, now)  # type: ignore[misc]
+                lambda session, now, serial=serial, row=row: session.worker_gone(serial, row, now)  # type: ignore[misc]  # bound early
             )
 
     def _signal_all(self, number: int) -> None:
