@@ -14,6 +14,7 @@ from quiesce.protocol import from_client, from_worker, to_client, to_worker
 from quiesce.registry import views
 from quiesce.registry.ids import SessionId, TaskId
 from quiesce.registry.machine import Registry
+from quiesce.registry.names import undeclared_in
 from quiesce.registry.scope import Scope
 from quiesce.registry.states import State
 
@@ -78,6 +79,9 @@ class Queries:
                 "QuiesceError",
                 f"unknown state {message.state!r}: expected one of {', '.join(State)}",
             )
+        refusal = undeclared_in(self._registry.state, Scope(*message.scope))
+        if refusal is not None:
+            return to_client.Refused(message.request, *refusal)
         rows = views.tasks(self._registry.state, Scope(*message.scope), message.state)
         return to_client.Tasks(message.request, rows)
 
@@ -143,6 +147,9 @@ class Queries:
 
     def stacks(self, peer: Peer, message: from_client.GetStacks) -> Any:
         state = self._registry.state
+        refusal = undeclared_in(state, Scope(*message.scope))
+        if refusal is not None:
+            return to_client.Refused(message.request, *refusal)
         self._stacks_number += 1
         wait = _StacksWait(peer, message.request, time.monotonic() + STACKS_WAIT)
         wanted: dict[int, list[tuple[int, int]]] = {}

@@ -81,10 +81,10 @@ def stop_ended(state: State, fact: facts.StopEnded) -> None:
     remaining = tuple(sorted(stop.remaining))
     stop.remaining.clear()
     stop.todo.clear()
-    for member in remaining:
+    for member, waiting_for in zip(remaining, fact.waiting, strict=True):
         task = state.tasks[member]
         task.stops.discard(stop.id)
-        stop.left.append(stopped_row(task))
+        stop.left.append(stopped_row(task)._replace(waiting_for=waiting_for))
     if stop.closes:
         closure = state.closures[stop.id]
         if fact.timed_out:

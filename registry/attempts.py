@@ -43,8 +43,12 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
         if task is None:
             continue  # known already, or of an attempt that has been given up
         now = turn.now.wall
-        if row.observed_age is not None and task.ask is not None and task.ask.observed_at is None:
-            _observed(turn, task, task.ask, row.observed_age)
+        if task.ask is not None:
+            # The acknowledgement may still be on its way, on the other socket.
+            if row.delivered_age is not None and task.ask.delivered_at is None:
+                turn.emit(facts.StopDelivered(task.id, _placed(turn, task.ask, row.delivered_age)))
+            if row.observed_age is not None and task.ask.observed_at is None:
+                _observed(turn, task, task.ask, row.observed_age)
         begun = task.started_at
         if begun is None and row.begun_age is not None:
             begun = max(task.created_at, now - row.begun_age)

@@ -212,11 +212,15 @@ class TaskCollateral(NamedTuple):
 
 
 class StopEnded(NamedTuple):
-    """The report is made. `timed_out`: not all have ended; the scope stays closed."""
+    """The report is made. `timed_out`: not all have ended; the scope stays closed.
+
+    `waiting`: what each task that is left waits for, in the order of their ids.
+    """
 
     stop_id: int
     timed_out: bool
     at: float
+    waiting: list[str]
 
 
 class BlockReleased(NamedTuple):

@@ -5,9 +5,9 @@ from typing import Final
 from quiesce.registry import effects, events, facts, stopping
 from quiesce.registry.ending import end, has_more, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
+from quiesce.registry.names import unknown
 from quiesce.registry.records import Supervisor, Task, Worker
 from quiesce.registry.scheduling import assign_row
-from quiesce.registry.spawning import unknown
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
 from quiesce.registry.turn import Turn
 

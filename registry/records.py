@@ -451,6 +451,7 @@ def stopped_row(
         delivered,
         observed,
         stopped_at,
+        "",
     )
 
 

@@ -65,8 +65,8 @@ class EndedRow(NamedTuple):
 
     `begun_age` is how many seconds before the sending it began, None if it never did; `ended_age` likewise.
     `result` is the pickled value (completed) or the pickled exception (else; empty if there is none or it
-    can't be pickled). `text` is the traceback or the explanation. `observed_age`: since when the task
-    itself had seen the request to stop, None if it never did.
+    can't be pickled). `text` is the traceback or the explanation. `delivered_age` and `observed_age`: since
+    when the request to stop had been there, and seen by the task itself; None if it never was.
     """
 
     task_id: TaskId
@@ -75,6 +75,7 @@ class EndedRow(NamedTuple):
     evidence: str
     begun_age: float | None
     ended_age: float
+    delivered_age: float | None
     observed_age: float | None
     text: str
     result: Sized
@@ -136,6 +137,7 @@ class StoppedRow(NamedTuple):
     delivered_at: float | None
     observed_at: float | None
     stopped_at: float | None
+    waiting_for: str
 
 
 class WorkerRow(NamedTuple):

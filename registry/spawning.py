@@ -1,16 +1,12 @@
 """Spawns: checked, registered, refused, joined to the holder of their unique key, or parked behind it."""
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
+from quiesce.registry.names import Refusal, undeclared
 from quiesce.registry.records import Closure, Session, Task, size_of
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
 from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
-
-Refusal = tuple[str, str]
 
 
 def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
@@ -83,10 +79,9 @@ def _whole(state: State, rows: list[SpawnRow]) -> Refusal | None:
 
 
 def _refusal(state: State, row: SpawnRow) -> Refusal | None:
-    if row.runtime not in state.runtimes:
-        return "UnknownRuntimeError", unknown("runtime", row.runtime, state.runtimes)
-    if row.kind not in state.kinds:
-        return "UnknownKindError", unknown("kind", row.kind, state.kinds)
+    refusal = undeclared(state, row.kind, row.runtime)
+    if refusal is not None:
+        return refusal
     if row.parent is not None:
         parent = state.tasks.get(row.parent[0])
         if parent is None or parent.attempt != row.parent[1]:
@@ -158,15 +153,6 @@ def _circle(row: SpawnRow, holder: TaskId) -> Refusal | None:
         "stop; it can't wait for its own end"
     )
     return "TaskCancelledError", text
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The text of an unknown name: the nearest known, and all of them."""
-    known = sorted(known)
-    name = name[:100]  # the comparison is quadratic, and a peer may say anything
-    nearest = get_close_matches(name, known, n=1, cutoff=0.0)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-    return f"unknown {what} {name!r}{hint} Known: {', '.join(known)}"
 
 
 def seen_all(session: Session | None, last_spawn: int) -> bool:

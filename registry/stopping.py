@@ -6,10 +6,12 @@ from typing import Final
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ending import never_ran
 from quiesce.registry.ids import SessionId, StopId, TaskId
+from quiesce.registry.names import undeclared_in
 from quiesce.registry.records import Stop, Task
 from quiesce.registry.spawning import refuse_parked, seen_all
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
+from quiesce.registry.waiting import waiting_for
 
 #: A request to stop is sent again after so many seconds without its acknowledgement.
 RESEND: Final = 0.5
@@ -43,6 +45,10 @@ def on_stop_asked(turn: Turn, event: events.StopAsked) -> None:
             "ask again, as a new request"
         )
         turn.send(effects.RefuseRequest(event.session, event.request, "QuiesceError", text))
+        return
+    refusal = undeclared_in(state, event.scope)
+    if refusal is not None:
+        turn.send(effects.RefuseRequest(event.session, event.request, *refusal))
         return
     open_stop(turn, event)
 
@@ -218,7 +224,10 @@ def _end(turn: Turn, stop: Stop, *, timed_out: bool) -> None:
             f"stop {stop.id} of [{_target(stop)}] {'timed out' if timed_out else 'is complete'} after "
             f"{turn.now.wall - stop.at:.1f} s: {len(stop.rows)} tasks ended{left}",
         )
-    turn.emit(facts.StopEnded(stop.id, timed_out, max(turn.now.wall, stop.at)))
+    waiting = [
+        waiting_for(turn.state, turn.state.tasks[member]) for member in sorted(stop.remaining)
+    ]
+    turn.emit(facts.StopEnded(stop.id, timed_out, max(turn.now.wall, stop.at), waiting))
     _answer(turn, stop)
 
 
@@ -267,6 +276,10 @@ def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:
     if turn.state.stopping:
         text = "nothing is reopened: the whole system stops, and what it has stopped stays closed"
         turn.send(effects.RefuseRequest(event.session, event.request, "ScopeClosedError", text))
+        return
+    refusal = undeclared_in(turn.state, event.scope)
+    if refusal is not None:
+        turn.send(effects.RefuseRequest(event.session, event.request, *refusal))
         return
     turn.emit(facts.ScopesReopened(event.scope, False))
     turn.send(effects.AnswerDone(event.session, event.request))

@@ -8,6 +8,7 @@ from quiesce.registry.rows import ClosedRow, StopRow, TaskRow, WorkerRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
+from quiesce.registry.waiting import waiting_for
 
 #: Tasks named in one row of `stops`.
 NAMED = 20
@@ -41,27 +42,6 @@ def live_row(state: State, task: Task) -> TaskRow:
         None if worker is None else worker.pid,
         waiting_for(state, task),
     )
-
-
-def waiting_for(state: State, task: Task) -> str:
-    """Why a task is not running, or has not ended though asked; "" if nothing holds it up."""
-    if task.lingering:
-        return f"what it began: {task.lingering}"
-    ask = task.ask
-    if ask is not None:
-        if ask.delivered_at is None:
-            return "its worker, to acknowledge the request to stop"
-        if ask.observed_at is None:
-            return "the task, to look: the request was delivered, never observed"
-        return "the task, to end: it has seen the request"
-    if task.state is not TaskState.QUEUED:
-        return ""
-    runtime = task.spawn.runtime
-    if not state.pool[runtime]:
-        return f"a worker of runtime {runtime!r}: none is connected"
-    if not state.allowed(task.tenant_id, task.spawn.kind):
-        return f"its kind's limit: max_running or max_running_per_tenant of {task.spawn.kind!r}"
-    return f"a free slot of runtime {runtime!r}"
 
 
 def ended_row(ended: EndedTask) -> TaskRow:

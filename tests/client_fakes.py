@@ -212,7 +212,7 @@ def ended(
 def stopped_row(task_id: int) -> StoppedRow:
     return StoppedRow(
         TaskId(task_id), Attempt(1), "compaction", "work", "background", "t", None,
-        "cancelled", "RETURNED", None, 1.0, 2.0, 3.0, 4.0,
+        "cancelled", "RETURNED", None, 1.0, 2.0, 3.0, 4.0, "",
     )  # fmt: skip
 
 

@@ -93,6 +93,7 @@ def ended_row(task_id: int, attempt: int = 1, **changes: Any) -> EndedRow:
         evidence="RETURNED",
         begun_age=0.0,
         ended_age=0.0,
+        delivered_age=None,
         observed_age=None,
         text="",
         result=b"result",

@@ -396,6 +396,9 @@ def test_a_stop_matches_by_and_and_none_matches_anything(client: Client, witness
         ("compute-request", bodies.spin),
         ("compute-request", bodies.doze),
         ("compute-request", bodies.wander),
+        ("compute-request", bodies.by_token),
+        ("compute-request", bodies.by_select),
+        ("background", bodies.by_select),
         ("compute-request", bodies.in_thread),
         ("compute-request", bodies.in_child_tasks),
         ("background", bodies.in_thread),
@@ -516,6 +519,20 @@ def test_a_stop_does_not_overtake_the_callers_own_spawns(client: Client) -> None
             with contextlib.suppress(ScopeClosedError, TaskCancelledError):
                 handle.result(timeout=30)
         assert client.statistics()["spawned_total"] == after
+
+
+def test_a_scope_of_an_unknown_name_is_refused_rather_than_found_empty(client: Client) -> None:
+    """A typo must not pass for "nothing runs"."""
+    with pytest.raises(UnknownKindError, match="compaction"):
+        client.shutdown_tasks(kind="compacton", timeout=30)
+    with pytest.raises(UnknownRuntimeError, match="background"):
+        client.shutdown_tasks(runtime="backgroud", timeout=30)
+    with pytest.raises(UnknownKindError):
+        client.reopen(kind="compacton")
+    with pytest.raises(UnknownKindError):
+        client.tasks(kind="compacton")
+    with pytest.raises(UnknownRuntimeError):
+        client.stacks(runtime="backgroud")
 
 
 # --- waiting for others ---------------------------------------------------------------------------

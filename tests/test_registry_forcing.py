@@ -100,7 +100,7 @@ def test_a_neighbour_is_spared_and_named(desk: Desk) -> None:
     assert steps(desk, GRACE + 2)[-1] == (GRACE + 2, "ForceTask")
     assert effects.Log(
         "WARNING",
-        "task 1 gc 't' does not stop, and its process 1001 can't be killed: 1 other tasks run there "
+        "task 1 gc 't' does not stop, and its process 1001 can't be killed: 1 other task runs there "
         "too (2 'neighbour'), and kill_neighbours of runtime 'pool' is false",
     ) in desk.take(effects.Log)
     assert steps(desk, 3.0) == [(GRACE + each, "ForceTask") for each in (3, 4, 5)]

@@ -66,7 +66,15 @@ def hello(**changes: Any) -> Control:
 
 def never_ran(task: int, age: float = 0.0) -> EndedRow:
     return EndedRow(
-        *key(task), "cancelled", "NEVER_RAN", None, age, None, "asked to stop before it began", b""
+        *key(task),
+        "cancelled",
+        "NEVER_RAN",
+        None,
+        age,
+        None,
+        None,
+        "asked to stop before it began",
+        b"",
     )
 
 
@@ -106,8 +114,16 @@ def end(worker: Driver, task: int, outcome: Outcome = Outcome.COMPLETED) -> list
     return worker.do("ended", key(task), outcome, "text", b"result")
 
 
-def ended(task: int, begun: float, age: float = 0.0, observed: float | None = None) -> EndedRow:
-    return EndedRow(*key(task), "completed", "RETURNED", begun, age, observed, "text", b"result")
+def ended(
+    task: int,
+    begun: float,
+    age: float = 0.0,
+    delivered: float | None = None,
+    observed: float | None = None,
+) -> EndedRow:
+    return EndedRow(
+        *key(task), "completed", "RETURNED", begun, age, delivered, observed, "text", b"result"
+    )
 
 
 # --- registration ---------------------------------------------------------------------------------
@@ -252,7 +268,7 @@ def test_a_stop_of_what_runs(worker: Driver) -> None:
     worker.now += 1
     assert worker.do("observed", key(1)) == []
     assert worker(stop(1, 1)) == [seen(1, "running", 3.0, 1.0)]
-    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 3.0, 0.0, 1.0)]))]
+    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 3.0, 0.0, 3.0, 1.0)]))]
     assert worker(stop(1, 1)) == [seen(1, "over")]
 
 

@@ -114,6 +114,7 @@ class Held(NamedTuple):
     evidence: str
     begun_at: float | None
     ended_at: float
+    delivered_at: float | None
     observed_at: float | None
     text: str
     result: Any

@@ -358,6 +358,13 @@ class CancellationToken:
             descriptor.wake()
         return descriptor.fd
 
+    def is_awaited(self) -> bool:
+        """Whether something waits for this very node: a thread, a coroutine, a callback or a descriptor.
+
+        The answer is about one moment; it is meant for diagnosis.
+        """
+        return bool(self._watch.wakers or self._watch.callbacks)
+
     def drop_guard(self, reason: str = "") -> DropGuard:
         """A context manager that cancels this token at the end of its block, unless disarmed.
 

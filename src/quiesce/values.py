@@ -83,7 +83,10 @@ class TaskInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoppedTask:
-    """One row of a ShutdownReport. The four times are ordered."""
+    """One row of a ShutdownReport. The four times are ordered.
+
+    `waiting_for` says, of a task that has not ended, what it waits for and why it could not be forced.
+    """
 
     id: TaskId
     attempt: int
@@ -99,6 +102,7 @@ class StoppedTask:
     delivered_at: float | None = None
     observed_at: float | None = None
     stopped_at: float | None = None
+    waiting_for: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ Those that take a `path` and a `slot` tick into a `Witness` for as long as they 
 import asyncio
 import ctypes
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -105,6 +106,24 @@ def spin_gently(path: str, slot: int) -> None:
     while not quiesce.is_shutdown_requested():
         witness.tick(slot)
         time.sleep(PAUSE)
+
+
+async def by_token(path: str, slot: int) -> None:
+    """Tick until the task's token is cancelled."""
+
+    async def tick() -> None:
+        while True:
+            opened(path).tick(slot)
+            await asyncio.sleep(PAUSE)
+
+    await quiesce.shutdown_token().run_until_cancelled(tick())
+
+
+def by_select(path: str, slot: int) -> None:
+    """Tick until the token's descriptor is readable."""
+    token = quiesce.shutdown_token()
+    while not select.select([token.fileno()], [], [], PAUSE)[0]:
+        opened(path).tick(slot)
 
 
 async def in_child_tasks(path: str, slot: int) -> None:
