@@ -208,4 +208,4 @@ def test_a_refused_supervisor_ends_its_workers(pool: Driver) -> None:
     pool.dies(1)
     pool.dies(2)
     pool(to_supervisor.ExitTaken(1))
-    assert pool(to_supervisor.ExitTaken(2)) == [FreePlace(1), GOODBYE, Quit(1, DONE.text)]
+    assert pool(to_supervisor.ExitTaken(2)) == [FreePlace(1), GOODBYE, Quit(1, "the broker refused it: unknown runtime")]

@@ -134,6 +134,8 @@ class SupervisorSession:
         #: When it ends even if its last reports are not taken; set once all workers are accounted for.
         self.leave_at: float | None = None
         self.status = 0
+        #: Why it ends, for the log.
+        self.why = "all workers are reaped"
 
     # --- workers ----------------------------------------------------------------------------------
 
@@ -245,11 +247,8 @@ class SupervisorSession:
                 return self._send_reports(now, everything=True)
             case to_supervisor.Refused(text):
                 self.status = 1
-                return (
-                    [Quit(1, f"the broker refused this supervisor: {text}")]
-                    if self._is_empty()
-                    else self.end(0.0, now)
-                )
+                self.why = f"the broker refused it: {text}"
+                return [Quit(1, self.why)] if self._is_empty() else self.end(0.0, now)
             case to_supervisor.HelloWanted():
                 return self._on_hello_wanted(now)
             case to_supervisor.Flag():
@@ -315,7 +314,7 @@ class SupervisorSession:
         if self.reports and now < self.leave_at:
             return []
         goodbye: Effects = [Send(from_supervisor.Goodbye(self.identity.supervisor))]
-        return [*(goodbye if self.registered else []), Quit(self.status, "all workers are reaped")]
+        return [*(goodbye if self.registered else []), Quit(self.status, self.why)]
 
     def tick(self, now: float) -> Effects:
         """What time brings. Call it when `due` has come; more often is harmless."""
@@ -369,6 +368,7 @@ class SupervisorSession:
             self.killed,
             self.leave_at,
             self.status,
+            self.why,
         )
 
     @classmethod
@@ -392,6 +392,7 @@ class SupervisorSession:
             session.killed,
             session.leave_at,
             session.status,
+            session.why,
         ) = frozen
         session.alive, session.dying = dict(alive), dict(dying)
         session.reports = {
