@@ -167,7 +167,9 @@ class Outgoing:
         self._say(
             ("supervisor", effect.supervisor),
             "control",
-            to_supervisor.Kill(self.epoch, effect.serial, effect.task_id, effect.attempt),
+            to_supervisor.Kill(
+                self.epoch, effect.serial, effect.task_id, effect.attempt, effect.spared
+            ),
         )
 
     def answer_associate(self, effect: effects.AnswerAssociate) -> None:

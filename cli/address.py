@@ -13,11 +13,13 @@ from quiesce.protocol.addresses import endpoints
 
 
 @contextmanager
-def claimed(settings: BrokerSettings) -> Iterator[None]:
+def claimed(settings: BrokerSettings, new: tuple[str, ...] = ()) -> Iterator[None]:
     """A block in which no other `up` starts on this state folder; ConfigurationError if a broker is there.
 
     The broker refuses by itself, but later: by then our supervisors would have joined the other one's
     system, and would be killed in the middle of its tasks. The lock is on the folder, so it leaves no file.
+    `new`: the folders that this start made, deepest first; of a start that came to nothing they are empty,
+    and are removed.
     """
     folder = os.open(settings.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -25,9 +27,14 @@ def claimed(settings: BrokerSettings) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _taken_by("another `quiesce up`", f"the state folder {settings.state}") from None
-        _refuse_held(os.path.join(settings.state, "lock"), f"the state folder {settings.state}")
-        _refuse_held(settings.lock_path, f"the address {settings.address}")
-        yield
+        try:
+            _refuse_held(os.path.join(settings.state, "lock"), f"the state folder {settings.state}")
+            _refuse_held(settings.lock_path, f"the address {settings.address}")
+            yield
+        finally:
+            for made in new:  # only under the lock: nobody else may just begin to use them
+                with suppress(OSError):
+                    os.rmdir(made)
     finally:
         os.close(folder)
 
@@ -63,7 +70,7 @@ def _accepts(endpoint: str, pid: int) -> bool:
     try:
         if scheme == "tcp":
             host, _, port = rest.rpartition(":")
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=0.2):
+            with socket.create_connection((host, int(port)), timeout=0.2):
                 return True
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)

@@ -315,10 +315,21 @@ class _Loader:
         for key in ("state", "app_dir"):
             if key in values:
                 values[key] = self._folder(("broker", key), values[key])
+        self._warn_of_no_effect(values)
         values.setdefault("app_dir", str(Path.cwd()))
         if not Path(values["app_dir"]).is_dir():
             self._wrong(("broker", "app_dir"), f"there is no folder {values['app_dir']}")
         return BrokerConfig(**values)
+
+    def _warn_of_no_effect(self, values: Mapping[str, Any]) -> None:
+        """What this version takes, and can't do. Durability "none" is what it does."""
+        given = [key for key in ("lease", "durability") if values.get(key, "none") != "none"]
+        if given:
+            places = " and ".join(self.places[("broker", key)] for key in given)
+            self.warnings.append(
+                f"{places}: without effect in this version, which keeps the registry in memory "
+                "(durability is none) and has no leases"
+            )
 
     def _folder(self, path: tuple[str, ...], given: str) -> str:
         """Absolute. In a file relative to the file, in the environment to the current folder."""

@@ -4,11 +4,13 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from quiesce.cli.output import add_row, age, duration, size, table
+from quiesce.cli.output import add_row, age, counted, duration, size, table
 from quiesce.values import ClosedScope, Progress, TaskInfo
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from quiesce.registry.rows import StopRow
 
 
 def state_text(task: TaskInfo) -> str:
@@ -110,9 +112,11 @@ def runtimes(statistics: Mapping[str, Mapping[str, Any]]) -> "Table":
     return made
 
 
-def closed(scopes: Iterable[ClosedScope]) -> "Table":
-    """One line for each closed scope."""
-    made = table("CLOSED SCOPE", "BY", "SINCE", "REASON", right=("SINCE",))
+def closed(scopes: Iterable[ClosedScope], stops: "Iterable[StopRow]" = ()) -> "Table":
+    """One line for each closed scope, and what the stop that closed it waits for."""
+    made = table("CLOSED SCOPE", "BY", "SINCE", "WAITING FOR", "REASON", right=("SINCE",))
+    left = {stop.scope: counted(stop.remaining, "task") for stop in stops}
     for scope in scopes:
-        add_row(made, scope.scope, scope.holder, age(scope.since), scope.reason)
+        waiting = left.get(scope.scope, "") if scope.holder == "stop" else ""
+        add_row(made, scope.scope, scope.holder, age(scope.since), waiting, scope.reason)
     return made

@@ -3,16 +3,18 @@
 What a verb needs is imported where it is used, so that `quiesce --help` and `quiesce up` start fast.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from quiesce import __version__
 from quiesce.cli import stop_verbs, system_verbs, task_verbs
+from quiesce.cli.options import GoesOnError
+from quiesce.cli.output import print_error
 from quiesce.errors import QuiesceError
 
 SUCCESS: Final = 0
@@ -20,6 +22,21 @@ FAILURE: Final = 1
 WRONG_USAGE: Final = 2
 #: By a signal of the user's, as shells and Typer have it; not for `up`, where that is the orderly end.
 INTERRUPTED: Final = 130
+
+
+class Verb(TyperCommand):
+    """A usage line that reads `NAME`, `[FOLDER]`, `[ARGS]...` with every version of Typer."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words after the verb. The versions wrap the metavars of arguments differently, or not at all."""
+        pieces = [self.options_metavar] if self.options_metavar else []
+        for param in self.get_params(ctx):
+            if param.param_type_name == "argument":
+                name = param.metavar or str(param.name).upper()
+                pieces.append(name if param.required else f"[{name}]")
+                pieces[-1] += "..." if param.nargs != 1 else ""
+        return pieces
+
 
 app = typer.Typer(
     name="quiesce",
@@ -40,7 +57,7 @@ for verb in (
     task_verbs.events,
     system_verbs.demo,
 ):
-    app.command()(verb)
+    app.command(cls=Verb)(verb)
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,17 +95,20 @@ def run(words: Sequence[str]) -> int:
     try:
         code = int(app(args=list(words), prog_name="quiesce", standalone_mode=False) or SUCCESS)
         if code == INTERRUPTED:
-            _fail("Interrupted", "interrupted", as_json)
+            print_error("Interrupted", "interrupted", as_json=as_json)
         return code
     except BrokenPipeError:
         return _on_closed_pipe()
+    except GoesOnError as error:
+        print_error("Interrupted", f"interrupted: {error}", as_json=as_json)
+        return INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             return _on_wrong_usage(error, as_json)
         if (
             type(error).__name__ == "Abort"
         ):  # how older versions of Typer pass on a KeyboardInterrupt
-            _fail("Interrupted", "interrupted", as_json)
+            print_error("Interrupted", "interrupted", as_json=as_json)
             return INTERRUPTED
         if os.environ.get("QUIESCE_DEBUG") == "1":
             raise
@@ -107,19 +127,14 @@ def _on_wrong_usage(error: Exception, as_json: bool) -> int:
             print(message, file=sys.stderr)
         return WRONG_USAGE
     code = int(error.exit_code)  # type: ignore[attr-defined]  # the caller has looked
-    _fail("UsageError", message, as_json)
+    print_error("UsageError", message, as_json=as_json)
     if context is not None and not as_json:
         print(f"try: {context.command_path} --help", file=sys.stderr)
     return code
 
 
 def _fail(error: str, message: str, as_json: bool) -> int:
-    if as_json:
-        text = json.dumps({"error": error, "message": message}, ensure_ascii=False)
-    else:
-        text = "\n".join(f"error: {line}" for line in message.splitlines()[:1])
-        text = "\n".join([text or "error", *message.splitlines()[1:]])
-    print(text, file=sys.stderr, flush=True)
+    print_error(error, message, as_json=as_json)
     return FAILURE
 
 

@@ -2,11 +2,14 @@
 
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
+
+from quiesce.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from quiesce.client import Client
@@ -27,7 +30,8 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="Default: QUIESCE_CONFIG, ./quiesce.toml, [tool.quiesce] in ./pyproject.toml.",
+        # The backslash: Rich would take what is in the brackets for markup, and swallow it.
+        help=r"Default: QUIESCE_CONFIG, ./quiesce.toml, \[tool.quiesce] in ./pyproject.toml.",
         show_default=False,
     ),
 ]
@@ -38,6 +42,10 @@ Runtime = Annotated[str | None, typer.Option(help="Only of this runtime.", show_
 All = Annotated[bool, typer.Option("--all", help="Everything: needed when no scope is given.")]
 
 
+class GoesOnError(Exception):
+    """The user interrupted a verb, and what it had asked for goes on, as the text says."""
+
+
 class ScopeOptions(NamedTuple):
     """--kind, --tenant, --timeline, --runtime, in the order in which the client takes them."""
 
@@ -46,18 +54,37 @@ class ScopeOptions(NamedTuple):
     timeline_id: str | None
     runtime: str | None
 
+    def words(self) -> list[str]:
+        """As they are given to a verb."""
+        given = zip(("--kind", "--tenant", "--timeline", "--runtime"), self, strict=True)
+        words = [word for option, value in given if value is not None for word in (option, value)]
+        return words or ["--all"]
+
+
+def command(*words: str, address: str | None) -> str:
+    """A call of `quiesce` that the user may copy, of the same broker."""
+    more = ("--address", address) if address else ()
+    return f"`{shlex.join(('quiesce', *words, *more))}`"
+
 
 def scope(
     kind: str | None, tenant: str | None, timeline: str | None, runtime: str | None
 ) -> ScopeOptions:
-    """An empty value is refused: in a script it is a variable that was not set, and not a wish for everything."""
-    given = {"--kind": kind, "--tenant": tenant, "--timeline": timeline, "--runtime": runtime}
-    for option, value in given.items():
-        if value == "":
-            raise typer.BadParameter(
-                "is empty; leave the option out to match any", param_hint=option
-            )
+    """An empty value is refused; it is no wish for everything."""
+    for option, value in (
+        ("--kind", kind),
+        ("--tenant", tenant),
+        ("--timeline", timeline),
+        ("--runtime", runtime),
+    ):
+        refuse_empty(option, value, "leave the option out to match any")
     return ScopeOptions(kind, tenant, timeline, runtime)
+
+
+def refuse_empty(option: str, value: str | None, advice: str) -> None:
+    """In a script an empty value is a variable that was not set, and not a wish."""
+    if value == "":
+        raise typer.BadParameter(f"is empty; {advice}", param_hint=option)
 
 
 def wide_scope(options: ScopeOptions, everything: bool) -> ScopeOptions:
@@ -72,7 +99,7 @@ def wide_scope(options: ScopeOptions, everything: bool) -> ScopeOptions:
     return options
 
 
-def seconds(text: str | None, option: str) -> float | None:
+def seconds(text: str | None, option: str, *, positive: bool = False) -> float | None:
     """A time that may be inf."""
     if text is None:
         return None
@@ -80,16 +107,26 @@ def seconds(text: str | None, option: str) -> float | None:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value >= 0:
+    if not value >= 0 or (positive and value == 0):
+        least = "more than 0" if positive else "0 or more"
         raise typer.BadParameter(
-            f"expected seconds (0 or more, or inf), got {text!r}", param_hint=option
+            f"expected seconds ({least}, or inf), got {text!r}", param_hint=option
         )
     return value
 
 
 def broker_address(address: str | None) -> str:
     """Where `quiesce up` with the same environment and folder would be."""
-    given = address or os.environ.get("QUIESCE_BROKER_ADDRESS") or os.environ.get("QUIESCE_ADDRESS")
+    if address is not None:
+        from quiesce.protocol.addresses import refuse_unsafe
+
+        refuse_empty("--address", address, "leave the option out for the default")
+        try:
+            refuse_unsafe(address)
+        except ConfigurationError as error:
+            raise typer.BadParameter(str(error), param_hint="--address") from None
+        return address
+    given = os.environ.get("QUIESCE_BROKER_ADDRESS") or os.environ.get("QUIESCE_ADDRESS")
     if given:
         return given
     from quiesce.cli.config import load_config
@@ -103,5 +140,10 @@ def connected(address: str | None) -> "Iterator[Client]":
     where = broker_address(address)
     from quiesce.client import Client
 
-    with Client(where, timeout=CONNECT_TIMEOUT) as client:
+    class CommandClient(Client):
+        """Says how the command names a broker."""
+
+        _another = "--address or QUIESCE_ADDRESS"
+
+    with CommandClient(where, timeout=CONNECT_TIMEOUT) as client:
         yield client

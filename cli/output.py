@@ -38,6 +38,20 @@ def print_json(value: object) -> None:
     sys.stdout.flush()
 
 
+def print_error(error: str, message: str, *, as_json: bool) -> None:
+    """What went wrong, on stderr: for programs the name of the error and its text, as one document."""
+    if as_json:
+        text = json.dumps({"error": error, "message": message}, ensure_ascii=False)
+    else:
+        text = f"error: {message}" if message else "error"
+    print(text, file=sys.stderr, flush=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """1 task, 2 tasks."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def console(*, error: bool = False) -> "Console":
     """For tables. Where nobody looks (a pipe, a file), lines are as long as they have to be."""
     from rich.console import Console

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from quiesce.broker.settings import BrokerSettings
 from quiesce.cli.config import Config
@@ -11,32 +12,42 @@ from quiesce.protocol.addresses import endpoints
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.workers.settings import PoolSettings
 
+_ADVICE: Final = "name a folder that can be written: [broker] state or QUIESCE_BROKER_STATE"
+
 
 def state_folder(config: Config, env: Mapping[str, str] | None = None) -> str:
     """The folder of the journal, made if it is missing (0700). ConfigurationError if it can't be used."""
-    env = os.environ if env is None else env
-    advice = "name a folder that can be written: [broker] state or QUIESCE_BROKER_STATE"
-    folder = config.broker.state
-    if not folder:
-        base = env.get("XDG_STATE_HOME", "")
-        home = env.get("HOME", "")
-        if Path(base).is_absolute():
-            folder = str(Path(base, "quiesce"))
-        elif Path(home).is_absolute():
-            folder = str(Path(home, ".local", "state", "quiesce"))
-        else:
-            raise ConfigurationError(
-                f"no folder for the broker's state: neither XDG_STATE_HOME nor HOME is set; {advice}"
-            )
+    folder = _state_path(config, env)
     try:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
-            f"the broker's state folder {folder} can't be made: {error.strerror}; {advice}"
+            f"the broker's state folder {folder} can't be made: {error.strerror}; {_ADVICE}"
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"the broker's state folder {folder} can't be written; {advice}")
+        raise ConfigurationError(f"the broker's state folder {folder} can't be written; {_ADVICE}")
     return folder
+
+
+def missing_folders(config: Config, env: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """What `state_folder` would make now, deepest first."""
+    path = Path(_state_path(config, env))
+    return tuple(str(each) for each in (path, *path.parents) if not os.path.exists(each))
+
+
+def _state_path(config: Config, env: Mapping[str, str] | None) -> str:
+    env = os.environ if env is None else env
+    if config.broker.state:
+        return config.broker.state
+    base = env.get("XDG_STATE_HOME", "")
+    home = env.get("HOME", "")
+    if Path(base).is_absolute():
+        return str(Path(base, "quiesce"))
+    if Path(home).is_absolute():
+        return str(Path(home, ".local", "state", "quiesce"))
+    raise ConfigurationError(
+        f"no folder for the broker's state: neither XDG_STATE_HOME nor HOME is set; {_ADVICE}"
+    )
 
 
 def broker_settings(

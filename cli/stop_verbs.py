@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from quiesce.cli import options
-from quiesce.cli.options import Address, All, Json, Kind, Runtime, ScopeOptions, Tenant, Timeline
+from quiesce.cli.options import (
+    Address,
+    All,
+    GoesOnError,
+    Json,
+    Kind,
+    Runtime,
+    ScopeOptions,
+    Tenant,
+    Timeline,
+)
+from quiesce.cli.output import clean, counted, print_json
 from quiesce.errors import QuiesceError, ShutdownTimeoutError
 
 if TYPE_CHECKING:
@@ -88,10 +99,8 @@ def shutdown(
 ) -> None:
     """Stop the tasks of a scope; returns when every one of them has really ended.
 
-    Exits 1 if some have not within --timeout: the scope then stays closed.
+    Exits 1 if some have not within --timeout: the scope then stays closed. Interrupted, the stop goes on.
     """
-    from quiesce.cli.output import print_json
-
     scope = options.wide_scope(options.scope(kind, tenant, timeline, runtime), everything)
     grace_seconds = options.seconds(grace, "--grace")
     timeout_seconds = options.seconds(timeout, "--timeout")
@@ -105,12 +114,18 @@ def shutdown(
             reason=reason,
         )
         stop.start()
-        if json:
-            stop.join()
-        elif sys.stderr.isatty():
-            _show_live(client, stop, scope)
-        else:
-            _show_lines(client, stop, scope)
+        try:
+            if json:
+                stop.join()
+            elif sys.stderr.isatty():
+                _show_live(client, stop, scope)
+            else:
+                _show_lines(client, stop, scope)
+        except KeyboardInterrupt:
+            if stop.is_alive():
+                limited = timeout_seconds is not None
+                text = _goes_on(client, scope, address, keep_closed=keep_closed, limited=limited)
+                raise GoesOnError(text) from None
     report = stop.report
     if isinstance(stop.error, ShutdownTimeoutError):
         report = stop.error.report
@@ -118,8 +133,22 @@ def shutdown(
         print_json(report)
     elif report is not None:
         print(report)
+    if isinstance(stop.error, ShutdownTimeoutError) and report is not None:
+        raise ShutdownTimeoutError(_timeout_text(scope, address, timeout_seconds, report), report)
     if stop.error is not None:
         raise stop.error
+
+
+def _timeout_text(
+    scope: ScopeOptions, address: str | None, timeout: float | None, report: "ShutdownReport"
+) -> str:
+    from quiesce.client.requests import timeout_text
+
+    reopen = options.command("reopen", *scope.words(), address=address)
+    return clean(
+        f"{timeout_text(report.scope, timeout, report)}. The scope stays closed; a shutdown that "
+        f"succeeds, or {reopen}, opens it"
+    )
 
 
 def _find(client: "Client", scope: ScopeOptions) -> "StopRow | None":
@@ -133,10 +162,38 @@ def _find(client: "Client", scope: ScopeOptions) -> "StopRow | None":
     return max(stops, key=lambda row: row.stop_id, default=None)
 
 
+def _names(row: "StopRow") -> str:
+    """The first tasks that a stop waits for, and what each waits for."""
+    names = ", ".join(
+        f"{task.id} {task.name} ({task.waiting_for or task.state})" for task in row.tasks[:5]
+    )
+    return names + (f" and {row.remaining - 5} more" if row.remaining > 5 else "")
+
+
+def _goes_on(
+    client: "Client", scope: ScopeOptions, address: str | None, *, keep_closed: bool, limited: bool
+) -> str:
+    """What to tell who interrupts a stop: the broker goes on with it, and keeps its scope closed."""
+    from quiesce.registry.scope import Scope
+
+    row = _find(client, scope)
+    waiting = f": it waits for {counted(row.remaining, 'task')}, {_names(row)}" if row else ""
+    reopen = options.command("reopen", *scope.words(), address=address)
+    if keep_closed:
+        until = f"until {reopen}"
+    else:
+        until = "until all have ended"
+        until += f" (if its --timeout is over before: until {reopen})" if limited else ""
+    again = options.command("shutdown", *scope.words(), address=address)
+    shown = options.command("ps", "--closed", address=address)
+    return clean(
+        f"the stop of {Scope(*scope)} goes on{waiting}. The scope stays closed {until}. "
+        f"{shown} shows it; {again} waits for it again"
+    )
+
+
 def _show_lines(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
     """A line whenever what is left has changed, after a second of silence."""
-    from quiesce.cli.output import clean
-
     started, last = time.monotonic(), ""
     wait = _SILENCE
     while True:
@@ -147,11 +204,7 @@ def _show_lines(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
         row = _find(client, scope)
         if row is None:
             continue
-        names = ", ".join(
-            f"{task.id} {task.name} ({task.waiting_for or task.state})" for task in row.tasks[:5]
-        )
-        more = f" and {row.remaining - 5} more" if row.remaining > 5 else ""
-        line = clean(f"waiting for {row.remaining} tasks of {row.scope}: {names}{more}")
+        line = clean(f"waiting for {counted(row.remaining, 'task')} of {row.scope}: {_names(row)}")
         if line != last:
             last = line
             print(f"{time.monotonic() - started:.1f} s: {line}", file=sys.stderr, flush=True)
@@ -178,10 +231,10 @@ def _picture(row: "StopRow") -> "RenderableType":
     from rich.text import Text
 
     from quiesce.cli.listing import tasks
-    from quiesce.cli.output import age, clean
+    from quiesce.cli.output import age
     from quiesce.client.outcomes import task_info
 
-    head = f"waiting for {row.remaining} tasks of {row.scope}, {age(row.requested_at)}"
+    head = f"waiting for {counted(row.remaining, 'task')} of {row.scope}, {age(row.requested_at)}"
     parts: list[RenderableType] = [
         Text(clean(head)),
         tasks(map(task_info, row.tasks), of_a_stop=True),
@@ -201,8 +254,6 @@ def reopen(
     json: Json = False,
 ) -> None:
     """Open scopes within this one that were kept closed, or stayed so after a stop that timed out."""
-    from quiesce.cli.output import clean, print_json
-
     scope = options.wide_scope(options.scope(kind, tenant, timeline, runtime), everything)
     with options.connected(address) as client:
         client.reopen(*scope)

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quiesce.cli.options import ConfigFile, Json
+from quiesce.cli.options import ConfigFile, Json, refuse_empty
+from quiesce.cli.output import print_error, print_json
+from quiesce.errors import BrokerUnavailableError, ConfigurationError, QuiesceError
 
 if TYPE_CHECKING:
     from quiesce.cli.up import Up
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A runtime of the configuration.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A runtime of the configuration.", show_default=False),
+]
 Folder = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[FOLDER]",
+        metavar="FOLDER",
         help="Any folder with files. Default: the standard library of the running Python.",
         show_default=False,
     ),
@@ -56,17 +61,37 @@ def _run(
     from quiesce.cli.config import load_config
     from quiesce.cli.up import Up, say
 
+    _check_path(path)
     config = load_config(path)
+    for name in runtimes or ():
+        try:
+            config.runtime(name)
+        except ConfigurationError as error:
+            raise typer.BadParameter(str(error), param_hint="NAME") from None
     for warning in config.warnings:
         say(f"warning: {warning}")
     on_ready = _announce_json if as_json else None
-    code = Up(config, runtimes=runtimes, with_broker=with_broker, on_ready=on_ready).run()
+    system = Up(config, runtimes=runtimes, with_broker=with_broker, on_ready=on_ready)
+    code = system.run()
+    if code and as_json:
+        kind = QuiesceError if system.ready else BrokerUnavailableError
+        print_error(kind.__name__, system.trouble, as_json=True)
     raise typer.Exit(code)
 
 
-def _announce_json(ready: "Up") -> None:
-    from quiesce.cli.output import print_json
+def _check_path(path: str | None) -> None:
+    """An option that names no file is wrong usage; a file with wrong contents is not."""
+    from quiesce.cli.sources import find_file
 
+    refuse_empty("--config", path, "leave the option out for the default")
+    if path is not None:
+        try:
+            find_file(path, {})
+        except (ConfigurationError, RuntimeError) as error:  # RuntimeError: ~ of no user
+            raise typer.BadParameter(str(error), param_hint="--config") from None
+
+
+def _announce_json(ready: "Up") -> None:
     print_json(
         {
             "pid": os.getpid(),

@@ -1,27 +1,38 @@
 """The verbs that start tasks and look at them: spawn, ps, stacks, events."""
 
-import importlib
 import json as jsonlib
-import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from quiesce.cli import options
-from quiesce.cli.options import Address, Json, Kind, Runtime, Tenant, Timeline
+from quiesce.cli.loading import load_function
+from quiesce.cli.options import (
+    Address,
+    GoesOnError,
+    Json,
+    Kind,
+    Runtime,
+    ScopeOptions,
+    Tenant,
+    Timeline,
+)
+from quiesce.cli.output import clean, plain, print_json
 
 
 def spawn(
     function: Annotated[
-        str, typer.Argument(metavar="MODULE:FUNCTION", help="Importable by the workers.")
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION", help="Importable by the workers.", show_default=False
+        ),
     ],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ARGS]...",
+            metavar="ARGS",
             help="JSON values: 3, '\"text\"', '[1, 2]'. Put -- before negative numbers.",
             show_default=False,
         ),
@@ -44,7 +55,8 @@ def spawn(
     ] = None,
     retries: Annotated[int, typer.Option(help="How often to run it again.", min=0)] = 0,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds that it may run.", min=0, show_default=False)
+        str | None,
+        typer.Option(metavar="SECONDS", help="For how long it may run.", show_default=False),
     ] = None,
     shutdown_process_on_error: Annotated[
         bool,
@@ -56,15 +68,25 @@ def spawn(
     address: Address = None,
     json: Json = False,
 ) -> None:
-    """Start a task; prints its id, or with --wait its result."""
-    from quiesce.cli.output import plain, print_json
+    """Start a task; prints its id, or with --wait its result.
 
-    options.scope(kind, tenant, timeline, runtime)
+    A --wait that is interrupted leaves the task alone: it goes on.
+    """
+    for option, value, advice in (
+        ("--kind", kind, "name a kind of the configuration"),
+        ("--runtime", runtime, "leave the option out for 'background'"),
+        ("--tenant", tenant, "leave the option out for a task of no tenant"),
+        ("--timeline", timeline, "leave the option out for a task of no timeline"),
+        ("--name", name, "leave the option out for the name of the function"),
+        ("--unique-key", unique_key, "leave the option out for none"),
+    ):
+        options.refuse_empty(option, value, advice)
+    timeout_seconds = options.seconds(timeout, "--timeout", positive=True)
     values = [_json_value(text, f"argument {n}") for n, text in enumerate(arguments or [], 1)]
     keywords = _json_value(kwargs, "--kwargs") if kwargs is not None else {}
     if not isinstance(keywords, dict):
         raise typer.BadParameter("expected a JSON object", param_hint="--kwargs")
-    called = _load(function)
+    called = load_function(function)
     with options.connected(address) as client:
         handle = client.spawn(
             runtime,
@@ -77,14 +99,25 @@ def spawn(
             name=name,
             unique_key=unique_key,
             retries=retries,
-            timeout=timeout,
+            timeout=timeout_seconds,
             shutdown_process_on_error=shutdown_process_on_error,
         )
         task_id = handle.id
         if not wait:
             print_json({"id": task_id}) if json else print(task_id)
             return
-        result = handle.result()
+        task = clean(f"task {task_id} ({handle.name})")
+        if not json:
+            print(task, file=sys.stderr, flush=True)
+        try:
+            result = handle.result()
+        except KeyboardInterrupt:
+            where = ScopeOptions(kind, tenant, timeline, runtime)
+            shown = options.command("ps", *where.words(), address=address)
+            stop = options.command("shutdown", *where.words(), address=address)
+            raise GoesOnError(
+                f"{task} goes on: {shown} shows it; {stop} stops it, with all others of that scope"
+            ) from None
         if json:
             print_json({"id": task_id, "outcome": "completed", "result": plain(result)})
         elif result is not None:
@@ -109,37 +142,6 @@ def _text(result: object) -> str:
         return repr(result)
 
 
-def _load(reference: str) -> Callable[..., Any]:
-    """Import the function here as the workers will: with the current folder on the path."""
-    module_name, colon, path = reference.partition(":")
-    hint = "MODULE:FUNCTION"
-    if not colon or not module_name or not path:
-        raise typer.BadParameter(f"expected MODULE:FUNCTION, got {reference!r}", param_hint=hint)
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(
-            f"there is no module {error.name!r} (looked in {folder} and among the installed ones)",
-            param_hint=hint,
-        ) from None
-    for part in path.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            from quiesce.cli.keys import nearest
-
-            near = nearest(part, tuple(dir(found)))
-            raise typer.BadParameter(
-                f"{module_name!r} has no {path!r}{near}", param_hint=hint
-            ) from None
-    if not callable(found):
-        raise typer.BadParameter(f"{reference!r} is not a function", param_hint=hint)
-    return found  # type: ignore[no-any-return]  # it is callable, as was just checked
-
-
 def ps(
     kind: Kind = None,
     tenant: Tenant = None,
@@ -151,12 +153,14 @@ def ps(
             help="queued, assigned, running, or ended. Default: all live ones.", show_default=False
         ),
     ] = None,
-    closed: Annotated[bool, typer.Option("--closed", help="Show closed scopes, too.")] = False,
+    closed: Annotated[
+        bool, typer.Option("--closed", help="Show closed scopes, too, and stops in progress.")
+    ] = False,
     address: Address = None,
     json: Json = False,
 ) -> None:
     """Show the tasks and, below them, each runtime."""
-    from quiesce.cli.output import console, print_json
+    from quiesce.cli.output import console
 
     scope = options.scope(kind, tenant, timeline, runtime)
     states = ("queued", "assigned", "running", "ended")
@@ -168,6 +172,7 @@ def ps(
         tasks = client.tasks(*scope, state=state)
         statistics = client.statistics()
         scopes = client.closed_scopes() if closed else []
+        stops = client.stops() if closed else []
     if json:
         document: dict[str, Any] = {"tasks": tasks, "runtimes": statistics.get("runtimes", {})}
         print_json(document | {"closed": scopes} if closed else document)
@@ -180,7 +185,7 @@ def ps(
     out.print(listing.runtimes(statistics.get("runtimes", {})))
     if closed:
         out.print()
-        out.print(listing.closed(scopes) if scopes else "no scope is closed")
+        out.print(listing.closed(scopes, stops) if scopes else "no scope is closed")
 
 
 def stacks(
@@ -192,8 +197,6 @@ def stacks(
     json: Json = False,
 ) -> None:
     """Show the Python stacks of running tasks."""
-    from quiesce.cli.output import clean, print_json
-
     scope = options.scope(kind, tenant, timeline, runtime)
     with options.connected(address) as client:
         found = client.stacks(*scope)
@@ -212,8 +215,6 @@ def stacks(
 def events(address: Address = None, json: Json = False) -> None:
     """Show what happens in the registry, one line each, until interrupted."""
     import time
-
-    from quiesce.cli.output import clean, plain, print_json
 
     with options.connected(address) as client, suppress(KeyboardInterrupt):
         for event in client.events():

@@ -23,7 +23,7 @@ from quiesce.cli.address import claimed, clean_up, is_bound_by
 from quiesce.cli.children import PYTHON, Child, Orphans, describe
 from quiesce.cli.config import Config
 from quiesce.cli.pool import MAX_FAILURES, SUPERVISOR_COMMAND, Pool
-from quiesce.cli.settings import broker_settings
+from quiesce.cli.settings import broker_settings, missing_folders
 from quiesce.protocol.addresses import endpoints
 from quiesce.workers import kernel
 
@@ -81,6 +81,8 @@ class Up:
         #: None while it runs, and always where there is none.
         self.broker_status: int | None = None
         self.ready = False
+        #: Why it ends with another status than 0: what was said first.
+        self.trouble = ""
         self._with_broker = with_broker
         self._broker_command = broker_command
         self._supervisor_command = supervisor_command
@@ -101,10 +103,11 @@ class Up:
             self.config.runtime(name)  # says now if there is none
         if not self._with_broker:
             return self._run("")
+        new = missing_folders(self.config)
         settings = broker_settings(self.config, parent_pid=os.getpid())
         folder = endpoints(settings.address).folder
         remove_folder = folder is not None and not os.path.exists(folder)
-        with claimed(settings):
+        with claimed(settings, new):
             code = self._run(settings.to_json())
             if self.broker_status not in (BROKER_STOPPED, BROKER_TASK_FAILED, BROKER_NOT_STARTED):
                 clean_up(settings, remove_folder=remove_folder)
@@ -172,7 +175,7 @@ class Up:
     def _stop(self, why: str, code: int = 0) -> None:
         """Ask for the stop of the whole system. What is asked never takes it back."""
         say(why)
-        self.code = self.code or code
+        self._fail(why, code)
         self.state = STOPPING
         self._pass_on(signal.SIGTERM)
         self._deadline = time.monotonic() + self.config.broker.stop_timeout + self._stop_patience
@@ -189,12 +192,16 @@ class Up:
     def _kill_all(self, why: str = "", code: int = 0) -> None:
         if why:
             say(why)
-        self.code = self.code or code
+        self._fail(why, code)
         if self.state != KILLING:
             self.state = KILLING
             self._deadline = time.monotonic() + KILLING_PATIENCE
         for child in self._children.values():
             child.send(signal.SIGKILL)
+
+    def _fail(self, why: str, code: int) -> None:
+        if code and not self.code:
+            self.code, self.trouble = code, why
 
     # --- ends of processes
 
@@ -222,8 +229,10 @@ class Up:
         elif status == BROKER_STOPPED:
             self._close()
         elif status == BROKER_TASK_FAILED:
-            say("the system has stopped because a task marked shutdown_process_on_error failed")
-            self._close(code=1)
+            why = "the system has stopped because a task marked shutdown_process_on_error failed"
+            say(why)
+            self._fail(why, 1)
+            self._close()
         elif status == BROKER_NOT_STARTED:
             self._kill_all("the broker could not start; its message is above", code=1)
         else:
@@ -233,8 +242,7 @@ class Up:
         """Here a broker that recovers from its journal will be started again; this version has none."""
         self._kill_all(f"the broker died ({describe(status)}): killing everything", code=1)
 
-    def _close(self, code: int = 0) -> None:
-        self.code = self.code or code
+    def _close(self) -> None:
         self.state = CLOSING
         self._deadline = time.monotonic() + CLOSING_PATIENCE
         for pool in self.pools:
@@ -254,8 +262,9 @@ class Up:
             self._orphans.kill(set(self._children))
             if self._deadline is not None and now > self._deadline:
                 left = [each.pid for each in self._orphans.left(set())]
-                say(f"these processes were killed but do not end: {', '.join(map(str, left))}")
-                self.code = 1
+                why = f"these processes were killed but do not end: {', '.join(map(str, left))}"
+                say(why)
+                self._fail(why, 1)
                 self._children.clear()
             return
         if self.state == STOPPING and self._deadline is not None and now > self._deadline:

@@ -24,6 +24,9 @@ CLOSING: Final = 5.0
 class BaseClient:
     """Address, timeout and driver. Not made by users."""
 
+    #: How users name another broker, for error texts; the command line has its own words.
+    _another = "address= or QUIESCE_ADDRESS"
+
     _driver: Driver
     _finalizer: "weakref.finalize[[], BaseClient]"
 
@@ -124,7 +127,7 @@ class BaseClient:
             found = f" There is no socket in {folder}."
         return BrokerUnavailableError(
             f"no broker answered at {self.address} within {self.timeout:g} s.{found} Start one with "
-            "`quiesce up`, or name another with address= or QUIESCE_ADDRESS"
+            f"`quiesce up`, or name another with {self._another}"
         )
 
     def _unavailable(self, verb: str) -> BrokerUnavailableError:
@@ -138,6 +141,6 @@ class BaseClient:
     def _unanswered(self, count: int) -> BrokerUnavailableError:
         """Spawns without an answer at the end."""
         return BrokerUnavailableError(
-            f"the broker at {self.address} has not answered {count} spawns within {self.timeout:g} s; the "
-            "client is closed, and whether they were registered is unknown"
+            f"the broker at {self.address} has not answered {count} spawn{'s' * (count != 1)} within "
+            f"{self.timeout:g} s; the client is closed, and whether they were registered is unknown"
         )

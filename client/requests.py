@@ -166,25 +166,23 @@ def _stop(
     def read(answer: to_client.StopReport) -> Stopped:
         report = outcomes.shutdown_report(answer, words, reason)
         if answer.timed_out:
-            raise ShutdownTimeoutError(_timeout_text(words, timeout, report, task_id), report)
+            text = timeout_text(words, timeout, report)
+            if task_id is None:
+                text += ". The scope stays closed; a stop that succeeds, or reopen(), opens it"
+            raise ShutdownTimeoutError(f"{text}. `.report` has all of it", report)
         return Stopped(answer.stop_id, report)
 
     return Ask(message, read, f"the stop of {words}")
 
 
-def _timeout_text(
-    words: str, timeout: float | None, report: ShutdownReport, task_id: int | None
-) -> str:
+def timeout_text(words: str, timeout: float | None, report: ShutdownReport) -> str:
+    """What a stop has left that ran out of time. Without advice: the command line gives its own."""
     left = report.remaining
+    total = len(left) + len(report.tasks)
     names = ", ".join(f"{task.id} ({task.name})" for task in left[:5])
     more = f" and {len(left) - 5} more" if len(left) > 5 else ""
     within = "in time" if timeout is None else f"within {timeout:g} s"
-    closed = (
-        ""
-        if task_id is not None
-        else " The scope stays closed; a stop that succeeds, or reopen(), opens it."
-    )
     return (
-        f"the stop of {words} has not ended {within}: {len(left)} of "
-        f"{len(left) + len(report.tasks)} tasks go on: {names}{more}.{closed} `.report` has all of it"
+        f"the stop of {words} has not ended {within}: {len(left)} of {total} "
+        f"task{'s' * (total != 1)} go{'es' * (len(left) == 1)} on: {names}{more}"
     )

@@ -25,7 +25,8 @@ def endpoints(address: str) -> Endpoints:
     """The endpoints of `address`.
 
     ipc:///abs/folder: the sockets `control` and `data` in that folder. tcp://host:port: control on
-    that port, data on the next. ConfigurationError says what is wrong with any other.
+    that port, data on the next; a name or an IPv4 address. ConfigurationError says what is wrong with
+    any other.
     """
     scheme, separator, rest = address.partition("://")
     if separator and scheme == "ipc":
@@ -42,7 +43,7 @@ def is_loopback(address: str) -> bool:
         return True
     host, _ = _host_and_port(address, address.partition("://")[2])
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 
@@ -86,8 +87,11 @@ def _ipc(address: str, rest: str) -> Endpoints:
 
 def _host_and_port(address: str, rest: str) -> tuple[str, int]:
     host, separator, digits = rest.rpartition(":")
-    brackets = host.startswith("[") and host.endswith("]")
-    if not separator or not host or "/" in host or (":" in host and not brackets):
+    if ":" in host or "[" in host:
+        raise ConfigurationError(
+            f"address {address!r}: IPv6 is not built yet: use tcp://127.0.0.1:port"
+        )
+    if not separator or not host or "/" in host:
         raise ConfigurationError(f"address {address!r}: {_EXPECTED}")
     # The data endpoint is one port above.
     usual = digits.isascii() and digits.isdecimal() and len(digits) <= 5

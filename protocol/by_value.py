@@ -7,6 +7,7 @@ into two. The first byte tells them apart: D, dill; else a pickle.
 import collections
 import enum
 import functools
+import importlib
 import io
 import os
 import pickle
@@ -125,6 +126,10 @@ def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
                 raise TypeError(
                     f"cannot pickle {type(obj).__name__!r} object: it belongs to its process"
                 )
+            if isinstance(obj, types.ModuleType) and not is_main(obj.__name__):
+                # dill would send the variables of a module that is not installed, and put them into the
+                # living module of the worker: its state lost, its locks replaced.
+                return importlib.import_module, (obj.__name__,)
             if isinstance(obj, TypeVar) and _has_no_name(obj):
                 flags = (obj.__bound__, obj.__covariant__, obj.__contravariant__)
                 return _make_type_variable, (obj.__name__, obj.__constraints__, *flags)

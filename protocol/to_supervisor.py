@@ -45,12 +45,17 @@ class Flag(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """SIGKILL and reap this worker, if the table says that it has begun the attempt and not ended it."""
+    """SIGKILL and reap this worker, if the table says that it has begun the attempt and not ended it.
+
+    `spared`: attempts that the worker holds and that, as far as the broker knows, have not begun. If the
+    table says that one of these has, the worker is not killed: the broker will hear of it and ask again.
+    """
 
     epoch: int
     serial: int
     task_id: int
     attempt: int
+    spared: list[tuple[int, int]]
 
 
 class ExitTaken(NamedTuple):

@@ -117,10 +117,13 @@ class ForceTask(NamedTuple):
 
 
 class KillWorker(NamedTuple):
+    """`spared`: (task, attempt) of those there that have not begun, as far as the registry knows."""
+
     supervisor: bytes
     serial: int
     task_id: int
     attempt: int
+    spared: list[tuple[int, int]]
 
 
 class AnswerAssociate(NamedTuple):

@@ -4,6 +4,7 @@ from typing import Final
 
 from quiesce.registry import effects
 from quiesce.registry.ids import TaskId
+from quiesce.registry.records import Task
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
 from quiesce.registry.waiting import spared
@@ -29,7 +30,11 @@ def on_force_due(turn: Turn, task_id: TaskId) -> None:
         why_not = spared(turn.state, task, worker)
         if why_not is None:
             task.ask.killed = True
-            turn.send(effects.KillWorker(worker.supervisor, worker.serial, task.id, task.attempt))
+            held = [turn.state.tasks[other] for other in worker.tasks]
+            spared_ = [(other.id, other.attempt) for other in held if _may_be_spared(other)]
+            turn.send(
+                effects.KillWorker(worker.supervisor, worker.serial, task.id, task.attempt, spared_)
+            )
             return
         if step == KILL_STEP:
             turn.log(
@@ -38,3 +43,8 @@ def on_force_due(turn: Turn, task_id: TaskId) -> None:
                 f"{worker.pid} can't be killed: {why_not}",
             )
     turn.send(effects.ForceTask(worker.incarnation, task.id, task.attempt))
+
+
+def _may_be_spared(task: Task) -> bool:
+    """Nobody asked it, and it has not begun: it is queued again, unless the table says that it has begun."""
+    return task.state is TaskState.ASSIGNED and task.ask is None

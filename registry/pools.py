@@ -8,6 +8,7 @@ from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.names import unknown
 from quiesce.registry.records import Supervisor, Task, Worker
 from quiesce.registry.scheduling import assign_row
+from quiesce.registry.sessions import close_those_of
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
 from quiesce.registry.turn import Turn
 
@@ -177,6 +178,7 @@ def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow) -> Non
             turn.let_go(task)
             turn.emit(facts.TaskRequeued(task.id, task.attempt, task.retries))
     turn.emit(facts.WorkerGone(worker.incarnation, supervisor.id, row.serial, row.status, orphans))
+    close_those_of(turn, worker.incarnation)
 
 
 def _collateral(turn: Turn, begun: list[Task], status: int) -> None:

@@ -3,11 +3,12 @@
 from typing import Final
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.ids import SessionId
+from quiesce.registry.ids import Incarnation, SessionId
 from quiesce.registry.records import Session
+from quiesce.registry.scope import Scope
 from quiesce.registry.turn import Turn
 
-#: Seconds between two looks at whether a session has expired.
+#: Seconds between two looks at whether a session has expired. Clients are heard of more often than that.
 LOOK: Final = 15.0
 
 
@@ -56,15 +57,34 @@ def on_session_goodbye(turn: Turn, event: events.SessionGoodbye) -> None:
         close(turn, session)
 
 
-def close(turn: Turn, session: Session) -> None:
+def close(turn: Turn, session: Session, *, dead: bool = False) -> None:
     """The session ends. Its tasks go on; its open stops run to their end; its parked spawns are dropped; the
     scopes of its `stopped()` blocks stay closed, as kept, because nobody has said that the block is done.
+
+    `dead`: its process is proved dead, so these blocks are over too.
     """
     turn.timers.clear(("session", session.id))
     turn.touched.update(session.requests.values())  # they need not wait for its spawns any more
     for stop_id in sorted(session.blocks):
-        turn.emit(facts.BlockReleased(stop_id, True))
+        kept = not dead or turn.state.closures[stop_id].keep
+        turn.emit(facts.BlockReleased(stop_id, kept))
     turn.emit(facts.SessionClosed(session.id))
+
+
+def close_those_of(turn: Turn, worker: Incarnation) -> None:
+    """A worker has been reaped, and with it the clients that lived in it."""
+    for session in [each for each in turn.state.sessions.values() if each.worker == worker]:
+        close(turn, session, dead=True)
+
+
+def release_silent(turn: Turn, scope: Scope) -> None:
+    """Somebody reopens the scope: blocks within it count as over if their client has long been silent."""
+    for session in turn.state.sessions.values():
+        if turn.now.tick - session.last_heard <= LOOK:
+            continue
+        for stop_id in sorted(session.blocks):
+            if scope.covers(turn.state.closures[stop_id].scope):
+                turn.emit(facts.BlockReleased(stop_id, False))
 
 
 def on_session_due(turn: Turn, session_id: SessionId, timeout: float) -> None:

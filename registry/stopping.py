@@ -8,6 +8,7 @@ from quiesce.registry.ending import never_ran
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.records import Stop, Task
+from quiesce.registry.sessions import release_silent
 from quiesce.registry.spawning import refuse_parked, seen_all
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
@@ -281,6 +282,7 @@ def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:
     if refusal is not None:
         turn.send(effects.RefuseRequest(event.session, event.request, *refusal))
         return
+    release_silent(turn, event.scope)
     turn.emit(facts.ScopesReopened(event.scope, False))
     turn.send(effects.AnswerDone(event.session, event.request))
 

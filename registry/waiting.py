@@ -34,10 +34,15 @@ def waiting_for(state: State, task: Task) -> str:
 def spared(state: State, task: Task, worker: Worker) -> str | None:
     """Why this worker may not be killed for this task, or None if it may.
 
-    It may when nobody else is in it, when the others are being forced too, or when the runtime allows it;
-    never when that would take an unasked task marked shutdown_process_on_error.
+    It may when nobody else runs in it (what has not begun is queued again), when the others are being forced
+    too, or when the runtime allows it; never when that would take an unasked task marked
+    shutdown_process_on_error.
     """
-    neighbours = [state.tasks[other] for other in worker.tasks if other != task.id]
+    neighbours = [
+        state.tasks[other]
+        for other in worker.tasks
+        if other != task.id and state.tasks[other].state is TaskState.RUNNING
+    ]
     innocent = [other for other in neighbours if other.ask is None or other.ask.forced == 0]
     for other in innocent:
         if other.spawn.shutdown_process_on_error and other.ask is None:

@@ -260,7 +260,7 @@ class Cluster:
         assert not self.truth.runs(last), f"{last} runs, and the registry says {fact}"
         if fact.evidence == "NEVER_RAN":
             history = self.desk.registry.state.history
-            attempt = history[fact.task_id].attempt if fact.task_id in history else 1  # type: ignore[index]  # ids
+            attempt = history[fact.task_id].attempt if fact.task_id in history else 1  # type: ignore[index]  # ids are plain here
             assert (fact.task_id, attempt) not in self.truth.begun, f"it ran: {fact}"
         elif fact.evidence == "RETURNED":
             assert self.truth.ended[last] == fact.outcome, f"it did not end so: {fact}"
@@ -287,7 +287,9 @@ class Cluster:
     def kill_if_begun(self, effect: effects.KillWorker) -> None:
         for process in self.processes:
             here = (process.supervisor, process.serial) == effect[:2]
-            if here and process.alive and effect[2:] in process.running:
+            wanted = (effect.task_id, effect.attempt) in process.running
+            begun = [key for key in effect.spared if key in process.running]
+            if here and process.alive and wanted and not begun:
                 event = process.die(table_known=True)
                 self.pending_exits.append(event)
 

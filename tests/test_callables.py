@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import importlib
 import operator
 import os
 import pickle
@@ -690,3 +691,38 @@ unpack_exception(pack_exception(ValueError(4)))
 assert "dill" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+HELPER = """
+import struct
+import threading
+
+lock = threading.Lock()
+unpicklable = struct.Struct("I")
+counter = 0
+
+
+def bump():
+    global counter
+    counter += 1
+    return counter
+"""
+
+
+def test_a_module_that_is_not_installed_travels_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its variables stay what they are over there: they are neither sent nor set back."""
+    (tmp_path / "helper_of_the_user.py").write_text(HELPER)
+    monkeypatch.syspath_prepend(tmp_path)
+    helper = importlib.import_module("helper_of_the_user")
+    namespace: dict[str, Any] = {"__name__": "__main__", "helper": helper}
+    exec("def work():\n    with helper.lock:\n        return helper.bump()", namespace)
+    try:
+        with helper.lock:
+            data = pack_function(namespace["work"])
+        assert b"counter" not in data
+        assert [unpack_function(data)() for _ in range(3)] == [1, 2, 3]
+        assert helper.counter == 3
+    finally:
+        del sys.modules["helper_of_the_user"]

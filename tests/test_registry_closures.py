@@ -7,6 +7,7 @@ import pytest
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, RequestNumber
 from quiesce.registry.scope import Scope
+from quiesce.registry.sessions import LOOK
 from registry_helpers import WALL, Desk, session_id
 
 X = {"tenant_id": "x"}
@@ -303,3 +304,41 @@ def test_the_report_of_a_stop_by_a_session_that_is_gone(desk: Desk) -> None:
     desk.wait(1.0)
     assert desk.take(effects.AnswerStop) == []
     assert desk.closed() == [("tenant_id=x", "timed-out")]
+
+
+def test_the_blocks_of_a_reaped_process_are_over(desk: Desk) -> None:
+    """Its client lived in a worker that is proved dead: no body runs any more."""
+    worker = desk.worker()
+    nested = session_id("N")
+    desk.say(events.SessionHello(nested, pid=78, host="here", worker=worker))
+    desk.say(
+        events.StopAsked(
+            nested,
+            RequestNumber(1),
+            Scope(tenant_id="x"),
+            None,
+            None,
+            None,
+            False,
+            True,
+            "",
+            0,
+            None,
+        )
+    )
+    assert desk.closed() == [("tenant_id=x", "block")]
+    desk.exit(worker)
+    assert desk.closed() == []
+    assert nested not in desk.registry.state.sessions
+
+
+def test_the_block_of_a_silent_client_can_be_reopened(desk: Desk) -> None:
+    desk.stop("B", **X, hold=True)
+    desk.reopen(tenant_id="x")
+    assert desk.closed() == [("tenant_id=x", "block")]
+    desk.wait(LOOK + 1)
+    desk.say(events.SessionHeard(session_id("A"), 0))
+    desk.reopen(tenant_id="y")
+    assert desk.closed() == [("tenant_id=x", "block")]
+    desk.reopen(tenant_id="x")
+    assert desk.closed() == []

@@ -79,7 +79,7 @@ def test_what_is_sent_names_the_attempt(desk: Desk) -> None:
     desk.wait(GRACE)
     assert desk.take(effects.ForceTask) == [effects.ForceTask(worker, 1, 1)]
     desk.wait(2.0)
-    kill = effects.KillWorker(supervisor_id("pool"), 1, 1, 1)
+    kill = effects.KillWorker(supervisor_id("pool"), 1, 1, 1, [])
     assert desk.take(effects.KillWorker) == [kill]
 
 

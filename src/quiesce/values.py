@@ -148,11 +148,11 @@ class ShutdownReport:
         lines += _table(self.tasks)
         for title, rows in (
             ("not ended:", self.remaining),
-            ("left out, because it asked for the stop:", self.caller),
+            ("the caller, left out because it asked for the stop:", self.caller),
             ("outside the scope, died because their process had to be killed:", self.collateral),
         ):
             if rows:
-                lines += [title, *_table(rows)]
+                lines += [title, *_table(rows, asked=rows is not self.caller)]
         return "\n".join(lines)
 
 
@@ -160,8 +160,8 @@ class ShutdownReport:
 _SHOWN = 20
 
 
-def _table(tasks: tuple[StoppedTask, ...]) -> list[str]:
-    """Aligned lines; if there are too many, those that took longest."""
+def _table(tasks: tuple[StoppedTask, ...], *, asked: bool = True) -> list[str]:
+    """Aligned lines; if there are too many, those that took longest. Not `asked`: the stop left them alone."""
 
     def took(task: StoppedTask) -> float:
         if task.stopped_at is None or task.requested_at is None:
@@ -170,13 +170,13 @@ def _table(tasks: tuple[StoppedTask, ...]) -> list[str]:
 
     hidden = len(tasks) - _SHOWN
     shown = sorted(tasks, key=took, reverse=True)[:_SHOWN] if hidden > 0 else list(tasks)
-    rows = [_cells(task) for task in shown]
+    rows = [_cells(task, asked=asked) for task in shown]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return [*lines, f"  … and {hidden} more, none slower"] if hidden > 0 else lines
 
 
-def _cells(task: StoppedTask) -> tuple[str, ...]:
+def _cells(task: StoppedTask, *, asked: bool) -> tuple[str, ...]:
     end = " ".join(str(each) for each in (task.outcome, task.evidence) if each is not None)
     if task.exit_status is not None:
         end += f" (exit status {task.exit_status})"
@@ -185,8 +185,9 @@ def _cells(task: StoppedTask) -> tuple[str, ...]:
         task.kind,
         task.name,
         "/".join(each for each in (task.tenant_id, task.timeline_id) if each is not None),
-        end or "no end",
-        *_times(task),
+        end or ("no end" if asked else "goes on"),
+        *(_times(task) if asked else ("", "", "")),
+        f"waiting for {task.waiting_for}" if task.waiting_for else "",
     )
 
 
