@@ -221,7 +221,6 @@ class Incoming:
     def client_goodbye(self, peer: Peer, message: from_client.Goodbye) -> None:
         del message
         self._handle(events.SessionGoodbye(_session(peer)))
-        self._peers.forget(peer.key)
 
     def query(self, peer: Peer, message: Any) -> None:
         self._queries.take(peer, message)

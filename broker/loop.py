@@ -24,6 +24,7 @@ from quiesce.broker.settings import BrokerSettings
 from quiesce.protocol import to_client
 from quiesce.registry import events
 from quiesce.registry.effects import HASTY
+from quiesce.registry.facts import SessionClosed
 from quiesce.registry.machine import Registry
 
 log: Final = logging.getLogger("quiesce.broker")
@@ -95,6 +96,9 @@ class Broker:
             self._journal.append(facts, patient)
         if facts:
             news.tell(self.peers, facts, time.time())
+            for fact in facts:
+                if type(fact) is SessionClosed:
+                    self.peers.forget(("session", fact.session))
         if isinstance(event, events.WorkerExited):
             worker: PeerKey = ("worker", (event.supervisor, event.row.serial))
             self._graves.append((tick + MOURNING, worker))

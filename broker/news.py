@@ -37,7 +37,7 @@ NEWS: Final[dict[type, str]] = {
 
 def tell(peers: Peers, happened: list[Fact], now: float) -> None:
     """Send what happened to every subscriber; one that is too slow misses some, and is told how many."""
-    subscribers = [peer for peer in peers.by_key.values() if peer.subscribed]
+    subscribers = list(peers.subscribers.values())
     if not subscribers:
         return
     for fact in happened:

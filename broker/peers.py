@@ -23,7 +23,7 @@ PATIENCE: Final = 1000
 class Peer:
     """One peer and its routes; a route is None until hello, and again when it turns out to be dead."""
 
-    __slots__ = ("backlog", "key", "missed", "routes", "subscribed", "worker")
+    __slots__ = ("backlog", "key", "missed", "routes", "worker")
 
     def __init__(self, key: PeerKey) -> None:
         self.key = key
@@ -32,7 +32,7 @@ class Peer:
         self.backlog: deque[tuple[Channel, list[bytes]]] = deque()
         #: The worker incarnation, for workers.
         self.worker = 0
-        self.subscribed = False
+        #: Events that were not sent to it, because it was too slow, since the last that was.
         self.missed = 0
 
 
@@ -44,6 +44,8 @@ class Peers:
         self._by_route: dict[Channel, dict[bytes, Peer]] = {"control": {}, "data": {}}
         self.by_key: dict[PeerKey, Peer] = {}
         self.by_worker: dict[int, Peer] = {}
+        #: Those that want events.
+        self.subscribers: dict[PeerKey, Peer] = {}
         #: Peers with a backlog.
         self.full: set[PeerKey] = set()
         self.dropped = 0
@@ -75,6 +77,7 @@ class Peers:
         self._unroute(peer, "control")
         self._unroute(peer, "data")
         self.by_worker.pop(peer.worker, None)
+        self.subscribers.pop(key, None)
         self.full.discard(key)
 
     def _unroute(self, peer: Peer, channel: Channel) -> None:

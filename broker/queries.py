@@ -136,11 +136,11 @@ class Queries:
         return to_client.Stops(message.request, views.stops(self._registry.state))
 
     def subscribe(self, peer: Peer, message: from_client.Subscribe) -> Any:
-        peer.subscribed = True
+        self._peers.subscribers[peer.key] = peer
         return to_client.Done(message.request)
 
     def unsubscribe(self, peer: Peer, message: from_client.Unsubscribe) -> Any:
-        peer.subscribed = False
+        self._peers.subscribers.pop(peer.key, None)
         return to_client.Done(message.request)
 
     # --- stacks -----------------------------------------------------------------------------------

@@ -31,9 +31,11 @@ def on_force_due(turn: Turn, task_id: TaskId) -> None:
         if why_not is None:
             task.ask.killed = True
             held = [turn.state.tasks[other] for other in worker.tasks]
-            spared_ = [(other.id, other.attempt) for other in held if _may_be_spared(other)]
+            waiting: list[tuple[int, int]] = [
+                (other.id, other.attempt) for other in held if _may_be_spared(other)
+            ]
             turn.send(
-                effects.KillWorker(worker.supervisor, worker.serial, task.id, task.attempt, spared_)
+                effects.KillWorker(worker.supervisor, worker.serial, task.id, task.attempt, waiting)
             )
             return
         if step == KILL_STEP:

@@ -16,6 +16,7 @@ def task(
     delivered: float | None = 0.002,
     observed: float | None = 0.01,
     stopped: float | None = 0.5,
+    waiting_for: str = "",
 ) -> StoppedTask:
     """Times are relative to the request."""
     at = 1000.0
@@ -37,6 +38,7 @@ def task(
         delivered_at=moment(delivered),
         observed_at=moment(observed),
         stopped_at=moment(stopped),
+        waiting_for=waiting_for,
     )
 
 
@@ -72,12 +74,13 @@ def test_how_each_task_ended_and_when() -> None:
 
 
 def test_what_has_not_ended_and_who_else_is_concerned() -> None:
-    open_end = task(2, None, None, observed=None, stopped=None)
+    open_end = task(2, None, None, observed=None, stopped=None, waiting_for="the task, to look")
+    caller = task(3, None, None, delivered=None, observed=None, stopped=None)
     lines = str(
         ShutdownReport(
             tasks=(task(1),),
             remaining=(open_end,),
-            caller=(open_end,),
+            caller=(caller,),
             collateral=(task(4, Outcome.CRASHED, Evidence.REAPED, exit_status=-9, tenant_id=None),),
             scope="kind=compaction",
         )
@@ -87,13 +90,15 @@ def test_what_has_not_ended_and_who_else_is_concerned() -> None:
     )
     assert [line for line in lines if not line.startswith("  ")][1:] == [
         "not ended:",
-        "left out, because it asked for the stop:",
+        "the caller, left out because it asked for the stop:",
         "outside the scope, died because their process had to be killed:",
     ]
     assert lines[3].split() == [
         *("2.1", "compaction", "compact", "t1", "no", "end"),
         *("delivered", "+0.002", "s", "never", "observed"),
+        *("waiting", "for", "the", "task,", "to", "look"),
     ]
+    assert lines[5] == "  3.1  compaction  compact  t1  goes on"
 
 
 def test_of_many_the_slowest_are_shown() -> None:

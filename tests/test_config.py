@@ -17,7 +17,12 @@ from quiesce.cli.config import (
     Config,
     load_config,
 )
-from quiesce.cli.settings import broker_settings, pool_settings, state_folder
+from quiesce.cli.settings import (
+    broker_settings,
+    missing_folders,
+    pool_settings,
+    state_folder,
+)
 from quiesce.errors import ConfigurationError
 from quiesce.values import TaskKind
 from quiesce.workers.settings import PoolSettings
@@ -357,7 +362,8 @@ def test_what_is_no_toml_is_said(content: bytes, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["tcp://0.0.0.0:5000", "tcp://example.com:5000", "http://x", "ipc://rel"]
+    "address",
+    ["tcp://0.0.0.0:5000", "tcp://example.com:5000", "tcp://[::1]:5000", "http://x", "ipc://rel"],
 )
 def test_an_unusable_address_is_refused(address: str) -> None:
     (problem,) = problems(f"[broker]\naddress = '{address}'")
@@ -370,6 +376,21 @@ def test_what_looks_like_a_slip_is_a_warning() -> None:
         "quiesce.toml:1: [kinds.compactoin] declares a new kind; did you mean 'compaction'?",
         "quiesce.toml:3: [runtimes.backgruond] declares a new runtime; did you mean 'background'?",
     )
+
+
+def test_what_has_no_effect_in_this_version_is_a_warning() -> None:
+    what = (
+        "without effect in this version, which keeps the registry in memory (durability is none) "
+        "and has no leases"
+    )
+    config = load("[broker]\nlease = 3\ndurability = 'crash'\n")
+    assert config.warnings == (
+        f"quiesce.toml:2: [broker] lease and quiesce.toml:3: [broker] durability: {what}",
+    )
+    config = load(QUIESCE_BROKER_LEASE="3", QUIESCE_BROKER_DURABILITY="none")
+    assert config.warnings == (f"environment: QUIESCE_BROKER_LEASE: {what}",)
+    assert load("[broker]\ndurability = 'none'\n").warnings == ()
+    assert load().warnings == ()
 
 
 def test_an_unknown_runtime_is_named_with_the_nearest() -> None:
@@ -395,6 +416,16 @@ def test_the_state_folder_has_a_place_of_its_own(tmp_path: Path) -> None:
         home / ".local/state/quiesce"
     )
     assert (xdg / "quiesce").stat().st_mode & 0o777 == 0o700
+
+
+def test_folders_that_a_start_would_make(tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path / "home")}
+    local = tmp_path / "home" / ".local"
+    local.mkdir(parents=True)
+    new = missing_folders(load(), env)
+    assert new == (str(local / "state/quiesce"), str(local / "state"))
+    state_folder(load(), env)
+    assert missing_folders(load(), env) == ()
 
 
 def test_without_a_place_for_the_state_the_start_stops(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from quiesce.registry.apply import RegistryFault, move
 from quiesce.registry.ids import Incarnation, StopId
 from quiesce.registry.machine import HANDLERS
 from quiesce.registry.states import LEGAL, State
-from registry_helpers import GRACE, Desk, ended_row
+from registry_helpers import GRACE, WALL, Desk, ended_row
 
 
 class Case(NamedTuple):
@@ -280,7 +280,7 @@ def test_retries(outcome: str, attempts: int) -> None:
         desk.say(events.AssociateAsked(worker, 1, 1, attempt, "y", None))
         desk.end(worker, 1, attempt, outcome=outcome)
     assert desk.life(1) == f"{outcome} RETURNED"
-    assert desk.registry.state.history[next(iter(desk.registry.state.history))].attempt == attempts
+    assert [each.attempt for each in desk.registry.state.history.values()] == [attempts]
 
 
 def test_a_retry_says_so() -> None:
@@ -297,20 +297,79 @@ def test_a_retry_says_so() -> None:
     )
 
 
-@pytest.mark.parametrize("moved", [False, True], ids=["in its scope", "in the scope of its spawn"])
-def test_a_failure_in_a_closed_scope_is_not_tried_again(moved: bool) -> None:
-    """Its next attempt would start in the scope that its caller keeps closed."""
+@pytest.mark.parametrize(
+    ("spawned", "moved"), [("x", "x"), ("x", "y"), ("y", "x")], ids=["both", "its spawn", "itself"]
+)
+def test_a_failure_in_a_closed_scope_is_not_tried_again(spawned: str, moved: str) -> None:
+    """Its next attempt would start in the scope that somebody keeps closed."""
     desk = Desk()
     desk.session()
     worker = desk.worker()
-    desk.running(worker, {"retries": 2, "tenant_id": "x"})
-    if moved:
-        desk.associate(worker, 1, "y")
-        desk.stop(tenant_id="x", hold=True)
-    else:
-        desk.stop(tenant_id="x", hold=True, caller=(1, 1))
+    desk.running(worker, {"retries": 2, "tenant_id": spawned})
+    desk.associate(worker, 1, moved)
+    desk.stop(tenant_id="x", hold=True, caller=(1, 1))
     desk.end(worker, 1, outcome="failed")
     assert desk.life(1) == "failed RETURNED"
+
+
+def test_a_new_attempt_starts_afresh() -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"retries": 1})
+    desk.say(events.TaskLingers(worker, 1, 1, "a thread"))
+    desk.end(worker, 1, outcome="failed")
+    task = desk.task(1)
+    assert (task.lingering, task.started_at, task.attempt, task.retries) == ("", None, 2, 0)
+    assert task.assign_number == 2
+
+
+# --- dates ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("age", "started"), [(0.5, 4.5), (99.0, 2.0)], ids=["as said", "not before its spawn"]
+)
+def test_when_it_began(age: float, started: float) -> None:
+    for late in (False, True):
+        desk = Desk()
+        desk.session()
+        desk.wait(2.0)
+        worker = desk.worker()
+        desk.spawn()
+        desk.wait(3.0)
+        if late:  # the word of its beginning was lost
+            desk.end(worker, 1, begun_age=age)
+            assert desk.one(facts.TaskEnded).started_at == WALL + started
+        else:
+            desk.say(events.TasksBegun(worker, [(1, 1, age)]))
+            desk.expect_facts(facts.TaskBegan(1, WALL + started))
+
+
+@pytest.mark.parametrize(
+    ("begun_age", "ended_age", "at"),
+    [(1.0, 0.5, 4.5), (1.0, 99.0, 4.0), (None, 0.5, 4.5), (None, 99.0, 2.0)],
+)
+def test_when_it_ended(begun_age: float | None, ended_age: float, at: float) -> None:
+    """Not before it began, nor before its spawn."""
+    desk = Desk()
+    desk.session()
+    desk.wait(2.0)
+    worker = desk.worker()
+    desk.spawn()
+    desk.wait(3.0)
+    desk.end(worker, 1, begun_age=begun_age, ended_age=ended_age)
+    assert desk.one(facts.TaskEnded).at == WALL + at
+
+
+def test_the_history_is_bounded() -> None:
+    desk = Desk(history=2)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {}, {}, {})
+    for task in (2, 1, 3):
+        desk.end(worker, task)
+    assert list(desk.registry.state.history) == [1, 3]
 
 
 # --- completeness ---------------------------------------------------------------------------------
@@ -326,7 +385,7 @@ def test_the_epoch_is_noted() -> None:
     desk = Desk()
     desk.say(events.EpochBegan(7))
     desk.expect_facts(facts.EpochStarted(7, desk.wall))
-    assert desk.registry.state.epoch == 7
+    assert (desk.registry.state.epoch, desk.registry.state.epoch_at) == (7, desk.wall)
 
 
 def test_ticks_and_slices_for_nothing_are_harmless() -> None:

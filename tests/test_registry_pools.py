@@ -269,6 +269,15 @@ def test_an_end_that_is_still_on_its_way_wins(desk: Desk) -> None:
     assert desk.registry.state.workers == {}
 
 
+def test_of_two_ends_on_their_way_one_may_come(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {}, {})
+    desk.exit(worker, -9, {1: "completed", 2: "completed"})
+    desk.end(worker, 1, result=b"the result")
+    desk.wait(0.3)
+    assert [(row.task_id, row.result) for row in desk.results()] == [(2, b"")]
+
+
 def test_an_end_that_does_not_come_is_known_from_the_table(desk: Desk) -> None:
     worker = desk.worker()
     desk.running(worker, {})

@@ -106,7 +106,7 @@ class Machine(RuleBasedStateMachine):
         caller=PICK,
         again=st.booleans(),
     )
-    def stop(self, name, scope, task, timeout, grace, keep, hold, caller, again) -> None:  # type: ignore[no-untyped-def]  # drawn
+    def stop(self, name, scope, task, timeout, grace, keep, hold, caller, again) -> None:  # type: ignore[no-untyped-def]  # drawn by hypothesis
         cluster = self.cluster
         running = sorted(
             key for process in cluster.processes if process.alive for key in process.running

@@ -5,7 +5,7 @@ import pytest
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, RequestNumber
 from quiesce.registry.scope import Scope
-from registry_helpers import WALL, Desk, session_id, supervisor_id
+from registry_helpers import WALL, Desk, fact_types, session_id, supervisor_id
 
 X = {"tenant_id": "x"}
 Y = {"tenant_id": "y"}
@@ -78,12 +78,40 @@ def test_reports_are_bounded_and_what_is_forgotten_is_not_done_again(
 
 
 def test_the_rows_of_reports_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quiesce.registry.apply_stops.ROWS_KEPT", 4)
+    monkeypatch.setattr("quiesce.registry.apply_stops.ROWS_KEPT", 6)
     for _ in range(3):
         desk.spawn(X, X, X)
         desk.stop(**X)
         assert len(desk.report().report.tasks) == 3
-    assert list(desk.registry.state.stops) == [3]
+    assert list(desk.registry.state.stops) == [2, 3]
+
+
+def test_the_last_report_is_kept_whatever_its_size(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quiesce.registry.apply_stops.ROWS_KEPT", 2)
+    desk.stop(**Y)
+    desk.spawn(X, X, X)
+    desk.stop(**X)
+    assert list(desk.registry.state.stops) == [2]
+    desk.stop(**X, request=2)
+    assert len(desk.report().report.tasks) == 3
+
+
+def test_what_is_forgotten_stays_so_whatever_ends_later(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quiesce.registry.apply_stops.REPORTS_KEPT", 1)
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.stop(**X)
+    desk.stop(**Y)
+    desk.stop(**Y)
+    desk.obey(worker, 1)
+    desk.stop(**Y)
+    for request in (1, 2, 3):
+        desk.stop(**X, request=request)
+        assert len(desk.take(effects.RefuseRequest)) == 1
 
 
 def test_a_stop_of_an_unknown_session_is_not_begun(desk: Desk) -> None:
@@ -183,13 +211,63 @@ def test_delivered_never_observed(desk: Desk) -> None:
     assert (row.delivered_at, row.observed_at) == (WALL, None)
 
 
+def test_an_end_may_be_the_first_that_says_that_it_was_observed(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.stop(**X)
+    desk.wait(3.0)
+    desk.end(worker, 1, ended_age=0.5, observed_age=2.0)
+    row = desk.rows()[1]
+    assert (row.delivered_at, row.observed_at, row.stopped_at) == (
+        WALL + 1.0,
+        WALL + 1.0,
+        WALL + 2.5,
+    )
+
+
+def test_an_end_may_be_the_first_that_says_that_it_was_delivered(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.stop(**X)
+    desk.wait(3.0)
+    desk.end(worker, 1, delivered_age=2.0)
+    assert (desk.rows()[1].delivered_at, desk.rows()[1].observed_at) == (WALL + 1.0, None)
+
+
+def test_a_request_is_observed_once(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.stop(**X)
+    desk.seen(worker, 1, observed_age=0.0)
+    desk.wait(1.0)
+    desk.seen(worker, 1, observed_age=0.0)
+    desk.expect_nothing()
+    desk.end(worker, 1, delivered_age=0.0, observed_age=0.0)
+    assert desk.rows()[1].delivered_at == desk.rows()[1].observed_at == WALL
+
+
+def test_a_task_may_know_of_a_request_that_the_registry_never_made(desk: Desk) -> None:
+    """Its pool asked it, because the broker was out of reach for long."""
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.end(worker, 1, outcome="cancelled", delivered_age=1.0, observed_age=1.0)
+    assert fact_types(desk) == ["TaskEnded"]
+
+
 @pytest.mark.parametrize(
     ("delivered", "observed", "ended"),
-    [(99.0, 99.0, 99.0), (0.0, 5.0, 9.0), (-5.0, -9.0, -5.0), (1.0, 2.0, 3.0)],
-    ids=["too old", "wrong order", "from the future", "before the request"],
+    [
+        (99.0, 99.0, 99.0),
+        (0.0, 5.0, 9.0),
+        (0.0, None, 9.0),
+        (0.4, 0.1, 9.0),
+        (-5.0, -9.0, -5.0),
+        (1.0, 2.0, 3.0),
+    ],
+    ids=["old", "wrong order", "not observed", "ended first", "future", "before the request"],
 )
 def test_the_times_are_in_order_whatever_a_worker_says(
-    desk: Desk, delivered: float, observed: float, ended: float
+    desk: Desk, delivered: float, observed: float | None, ended: float
 ) -> None:
     """The checker of invariants looks at each row."""
     worker = desk.worker()
@@ -201,8 +279,9 @@ def test_the_times_are_in_order_whatever_a_worker_says(
     desk.say(events.StopsSeen(worker, [(1, 1, "running", delivered, observed)]))
     desk.end(worker, 1, ended_age=ended, observed_age=observed)
     row = desk.rows()[1]
-    times = [row.requested_at, row.delivered_at, row.observed_at, row.stopped_at]
-    assert None not in times
+    assert row.delivered_at is not None
+    assert max(row.delivered_at, row.observed_at or 0.0) <= desk.wall
+    assert (row.observed_at is None) is (observed is None)
 
 
 def test_the_times_are_in_order_when_the_wall_clock_goes_back(desk: Desk) -> None:

@@ -311,6 +311,27 @@ def test_parked_spawns_of_a_session_that_is_gone_are_dropped(desk: Desk) -> None
     assert desk.registry.state.sessions[session_id("B")].spawned == 0
 
 
+def test_only_what_is_parked_by_the_one_that_is_gone_is_dropped(desk: Desk) -> None:
+    worker = stopping_holder(desk)
+    desk.session("B")
+    desk.spawn({}, session="B")
+    desk.spawn(KEYED, session="B")
+    desk.spawn(KEYED, KEYED)
+    desk.say(events.SessionGoodbye(session_id("B")))
+    assert desk.registry.state.parked == 2
+    desk.obey(worker, 1)
+    assert [each.number for each in desk.answers()] == [2, 3]
+
+
+def test_only_what_is_parked_in_the_scope_is_refused(desk: Desk) -> None:
+    worker = stopping_holder(desk)
+    desk.spawn(KEYED, {**KEYED, "runtime": "solo"}, KEYED)
+    desk.stop(runtime="solo")
+    assert [each.number for each in desk.answers()] == [3]
+    desk.obey(worker, 1)
+    assert [each.number for each in desk.answers()] == [2, 4]
+
+
 def test_a_stop_refuses_the_parked_spawns_of_its_scope(desk: Desk) -> None:
     """Its holder is elsewhere, so the spawn would start after the report."""
     worker = stopping_holder(desk)

@@ -12,6 +12,7 @@ from registry_helpers import Desk, fact_types, supervisor_id
 
 ORDER = ("listen", "*", "flush")
 POOL = supervisor_id("pool")
+MARKED = {"kind": "listen", "name": "l", "shutdown_process_on_error": True}
 
 
 def desk_with(**changes: Any) -> Desk:
@@ -180,6 +181,28 @@ def test_haste_does_not_move_a_deadline_that_is_nearer() -> None:
     assert desk.take(effects.ExitSupervisor) == [effects.ExitSupervisor(POOL, 0.0)]
 
 
+def test_a_failure_stays_one_when_it_is_asked_to_be_faster(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {"kind": "gc"}, {**MARKED, "kind": "flush"})
+    desk.end(worker, 2, outcome="failed")
+    stop(desk)
+    desk.obey(worker, 1)
+    desk.say(events.SupervisorGoodbye(POOL))
+    assert desk.take(effects.SystemStopped) == [effects.SystemStopped(True)]
+
+
+def test_it_stays_fast_when_something_fails(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {"kind": "gc"}, {**MARKED, "kind": "flush"})
+    stop(desk)
+    desk.end(worker, 2, outcome="failed")
+    assert desk.registry.state.failed
+    stop(desk)
+    assert desk.registry.state.fast
+    stop(desk)
+    desk.expect_nothing()
+
+
 # --- the deadline ---------------------------------------------------------------------------------
 
 
@@ -257,8 +280,6 @@ def test_a_worker_that_comes_earlier_still_serves(desk: Desk) -> None:
 
 
 # --- shutdown_process_on_error --------------------------------------------------------------------
-
-MARKED = {"kind": "listen", "name": "l", "shutdown_process_on_error": True}
 
 
 def failed(desk: Desk) -> bool:

@@ -1,0 +1,170 @@
+# ruff: noqa: E501 - the tables of wrong usage have the whole message in one row
+"""What the command line says to wrong usage, to what can't be done, and to --help."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli_system import BACKGROUND, CommandSystem
+from quiesce import __version__
+
+
+@pytest.fixture
+def system(run_folder: Path) -> Iterator[CommandSystem]:
+    made = CommandSystem(run_folder, BACKGROUND)
+    yield made
+    made.close()
+
+
+# --- wrong usage
+
+USAGE = [
+    ([], ""),
+    (["nonsense"], "error: No such command 'nonsense'"),
+    (["ps", "--nonsense"], "error: No such option: --nonsense"),
+    (["ps", "--state", "asleep"], "error: Invalid value for --state: expected one of queued, assigned, running, ended; got 'asleep'"),
+    (["ps", "--tenant", ""], "error: Invalid value for --tenant: is empty; leave the option out to match any"),
+    (["shutdown"], "error: Invalid value: name a scope (--kind, --tenant, --timeline, --runtime) or give --all"),
+    (["shutdown", "--all", "--kind", "x"], "error: Invalid value for --all: goes with no other scope option"),
+    (["reopen"], "error: Invalid value: name a scope"),
+    (["shutdown", "--all", "--grace", "soon"], "error: Invalid value for --grace: expected seconds (0 or more, or inf), got 'soon'"),
+    (["shutdown", "--all", "--timeout", "-1"], "error: Invalid value for --timeout: expected seconds (0 or more, or inf), got '-1'"),
+    (["spawn", "work:add"], "error: Missing option '--kind'"),
+    (["spawn", "work:add", "--kind", ""], "error: Invalid value for --kind: is empty; name a kind of the configuration"),
+    (["spawn", "work:add", "--kind", "x", "--tenant", ""], "error: Invalid value for --tenant: is empty; leave the option out for a task of no tenant"),
+    (["spawn", "work:add", "--kind", "x", "--timeout", "0"], "error: Invalid value for --timeout: expected seconds (more than 0, or inf), got '0'"),
+    (["spawn", "work:add", "--kind", "x", "--timeout", "nan"], "error: Invalid value for --timeout: expected seconds (more than 0, or inf), got 'nan'"),
+    (["spawn", "work", "--kind", "x"], "error: Invalid value for MODULE:FUNCTION: expected MODULE:FUNCTION, such as package.module:function, got 'work'"),
+    (["spawn", ".work:add", "--kind", "x"], "error: Invalid value for MODULE:FUNCTION: expected MODULE:FUNCTION, such as package.module:function, got '.work:add'; a module is named in full"),
+    (["spawn", "./work.py:add", "--kind", "x"], "error: Invalid value for MODULE:FUNCTION: expected MODULE:FUNCTION, such as package.module:function, got './work.py:add'; name the module"),
+    (["spawn", "work.:add", "--kind", "x"], "error: Invalid value for MODULE:FUNCTION: expected MODULE:FUNCTION, such as package.module:function, got 'work.:add'"),
+    (["spawn", "wrok:add", "--kind", "x"], "error: Invalid value for MODULE:FUNCTION: there is no module 'wrok'"),
+    (["spawn", "work:ad", "--kind", "x"], "error: Invalid value for MODULE:FUNCTION: 'work' has no 'ad'; did you mean 'add'?"),
+    (["spawn", "work:__name__", "--kind", "x"], "error: Invalid value for MODULE:FUNCTION: 'work:__name__' is not a function"),
+    (["spawn", "work:add", "text", "--kind", "x"], "error: Invalid value for argument 1: 'text' is not JSON"),
+    (["spawn", "work:add", "--kwargs", "[]", "--kind", "x"], "error: Invalid value for --kwargs: expected a JSON object"),
+    (["pool"], "error: Missing argument 'NAME'"),
+    (["pool", "backgroud"], "error: Invalid value for NAME: there is no runtime 'backgroud'; did you mean 'background'?"),
+    (["up", "--config", "missing.toml"], "error: Invalid value for --config: configuration missing.toml: there is no such file"),
+    (["broker", "--config", ""], "error: Invalid value for --config: is empty"),
+    (["ps", "--address", "nowhere"], "error: Invalid value for --address: address 'nowhere': expected ipc:"),
+    (["ps", "--address", "tcp://10.0.0.1:70"], "error: Invalid value for --address: address 'tcp://10.0.0.1:70': other machines"),
+    (["ps", "--address", ""], "error: Invalid value for --address: is empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "expected"), USAGE)
+def test_wrong_usage_exits_2(system: CommandSystem, words: list[str], expected: str) -> None:
+    done = system.run(*words, code=2)
+    assert done.stderr.startswith(expected)
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_usage_as_json(system: CommandSystem) -> None:
+    done = system.run("shutdown", "--json", code=2)
+    found = json.loads(done.stderr)
+    assert found["error"] == "UsageError"
+    assert "or give --all" in found["message"]
+    assert done.stdout == ""
+
+
+FAILURES = [
+    (["up", "--config", "work.py"], "ConfigurationError", "work.py: is not valid TOML: "),
+    (["spawn", "raising:x", "--kind", "x"], "ImportError", "can't import 'raising': RuntimeError: on purpose, in raising ("),
+    (["spawn", "leaving:x", "--kind", "x"], "ImportError", "can't import 'leaving': SystemExit: 3, in leaving ("),
+    (["spawn", "importing:x", "--kind", "x"], "ImportError", "can't import 'importing': No module named 'nosuch', in importing ("),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "error", "message"), FAILURES)
+def test_what_goes_wrong_exits_1(
+    system: CommandSystem, words: list[str], error: str, message: str
+) -> None:
+    for name, text in (
+        ("raising", "raise RuntimeError('on purpose')"),
+        ("leaving", "raise SystemExit(3)"),
+        ("importing", "import nosuch"),
+    ):
+        (system.folder / f"{name}.py").write_text(f"{text}\n")
+    done = system.run(*words, code=1)
+    assert done.stderr.startswith(f"error: {message}")
+    found = json.loads(system.run(*words, "--json", code=1).stderr)
+    assert found["error"] == error
+    assert found["message"].startswith(message)
+
+
+def test_without_a_broker_a_verb_says_so(system: CommandSystem) -> None:
+    done = system.run("ps", "--json", code=1)
+    error = json.loads(done.stderr)
+    assert error["error"] == "BrokerUnavailableError"
+    assert error["message"].endswith("name another with --address or QUIESCE_ADDRESS")
+
+
+def test_a_broker_that_can_not_start_is_json(system: CommandSystem) -> None:
+    """Also after its pools have been started; and it leaves no state folder that was not there."""
+    (system.folder / "q").mkdir(mode=0o755)
+    done = system.run("up", "--json", code=1)
+    assert done.stdout == ""
+    assert json.loads(done.stderr.splitlines()[-1]) == {
+        "error": "BrokerUnavailableError",
+        "message": "the broker could not start; its message is above",
+    }
+    assert "must be yours alone" in done.stderr
+    assert not (system.folder / "state").exists()
+
+
+def test_a_wrong_configuration_starts_nothing(system: CommandSystem) -> None:
+    with (system.folder / "quiesce.toml").open("a") as file:
+        file.write("slot = 3\n")
+    done = system.run("up", code=1)
+    assert done.stderr.startswith(
+        "error: quiesce.toml:7: [runtimes.background] has no key 'slot'; did you mean 'slots'?"
+    )
+    assert not (system.folder / "state").exists()
+
+
+def test_version_and_help(system: CommandSystem) -> None:
+    assert system.run("--version").stdout == f"quiesce {__version__}\n"
+    text = system.run("--help").stdout
+    verbs = (
+        "up",
+        "broker",
+        "pool",
+        "spawn",
+        "ps",
+        "shutdown",
+        "reopen",
+        "stacks",
+        "events",
+        "demo",
+    )
+    assert [verb for verb in verbs if verb not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["spawn"], "Usage: quiesce spawn [OPTIONS] MODULE:FUNCTION [ARGS]..."),
+        (["pool"], "Usage: quiesce pool [OPTIONS] NAME"),
+        (["demo"], "Usage: quiesce demo [OPTIONS] [FOLDER]"),
+        (["up"], " [tool.quiesce] in"),
+    ],
+)
+def test_help_reads_well(system: CommandSystem, words: list[str], expected: str) -> None:
+    lines = system.run(*words, "--help").stdout.splitlines()
+    assert [line for line in lines if line.strip() == expected or expected in line] != []
+    assert [line for line in lines if "{" in line or "[[" in line or "\\" in line] == []
+
+
+def test_a_closed_pipe_is_no_traceback(system: CommandSystem) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m quiesce --help | true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
