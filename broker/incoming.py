@@ -94,7 +94,9 @@ class Incoming:
         self._peers.introduce(("session", hello.session), channel, route)
         session = SessionId(hello.session)
         if channel == "control":
-            self._handle(events.SessionHello(session, hello.pid, hello.host, hello.worker))
+            self._handle(
+                events.SessionHello(session, hello.pid, hello.host, hello.worker, hello.resumed)
+            )
             return
         peer = self._peers.by_key[("session", session)]
         welcome = to_client.Welcome(PROTOCOL_VERSION, self.epoch, True, self._payload_limit)

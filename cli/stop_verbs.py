@@ -56,6 +56,9 @@ class _Stop(threading.Thread):
         self._reason = reason
         self.report: ShutdownReport | None = None
         self.error: BaseException | None = None
+        #: Set once there is a report or an error. Waited for instead of `join`, which some versions of
+        #: Python leave with a thread that looks dead when Ctrl-C interrupts it.
+        self.over = threading.Event()
 
     def run(self) -> None:
         try:
@@ -68,6 +71,8 @@ class _Stop(threading.Thread):
             )
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = error
+        finally:
+            self.over.set()
 
 
 def shutdown(
@@ -116,13 +121,13 @@ def shutdown(
         stop.start()
         try:
             if json:
-                stop.join()
+                stop.over.wait()
             elif sys.stderr.isatty():
                 _show_live(client, stop, scope)
             else:
                 _show_lines(client, stop, scope)
         except KeyboardInterrupt:
-            if stop.is_alive():
+            if not stop.over.is_set():
                 limited = timeout_seconds is not None
                 text = _goes_on(client, scope, address, keep_closed=keep_closed, limited=limited)
                 raise GoesOnError(text) from None
@@ -197,8 +202,7 @@ def _show_lines(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
     started, last = time.monotonic(), ""
     wait = _SILENCE
     while True:
-        stop.join(wait)
-        if not stop.is_alive():
+        if stop.over.wait(wait):
             return
         wait = _POLL
         row = _find(client, scope)
@@ -218,8 +222,7 @@ def _show_live(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
 
     with Live(console=console(error=True), transient=True, auto_refresh=False) as live:
         while True:
-            stop.join(_POLL)
-            if not stop.is_alive():
+            if stop.over.wait(_POLL):
                 return
             row = _find(client, scope)
             if row is not None:

@@ -1,8 +1,8 @@
 """AsyncClient: spawn, watch and stop tasks from coroutines of one asyncio loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -11,6 +11,7 @@ from quiesce.client.async_handle import AsyncTaskHandle
 from quiesce.client.base import CLOSING, BaseClient
 from quiesce.client.events import AsyncEventStream, Inbox
 from quiesce.client.records import Reply
+from quiesce.client.stopped import AsyncStoppedBlock
 from quiesce.client.waiting import LoopBell, Waitable, wait_for_async
 from quiesce.registry.ids import TaskId
 from quiesce.registry.rows import StopRow
@@ -35,7 +36,8 @@ class AsyncClient(BaseClient):
 
     Never blocks the loop. Cancelling a coroutine that awaits a verb stops the waiting, nothing else: a
     task goes on unless it is asked to stop, and a stop goes on as well. Entering the block connects, and
-    raises what making a `Client` raises; leaving it is `close()`.
+    raises what making a `Client` raises; leaving it is `close()`. Cancelled while it closes, it parts from
+    the broker at once, without the answers that are still to come.
     """
 
     def __init__(
@@ -78,7 +80,11 @@ class AsyncClient(BaseClient):
         first = not self._driver.closing
         if first:
             self._driver.close(self.timeout)
-        await self._wait(self._driver.ended, self.timeout + CLOSING, interruptible=False)
+        try:
+            await self._wait(self._driver.ended, self.timeout + CLOSING, interruptible=False)
+        except BaseException:  # cancelled while it closes: the thread waits for no more answers
+            self._driver.close(0)
+            raise
         if self._driver.ended.over:
             self._driver.join(CLOSING)  # it has nothing left to do but return
         self._finalizer.detach()
@@ -284,20 +290,7 @@ class AsyncClient(BaseClient):
             hold=True,
             reason=reason,
         )
-        return self._stopped_block(ask, timeout)
-
-    @asynccontextmanager
-    async def _stopped_block(
-        self,
-        ask: requests.Ask[requests.Stopped],
-        timeout: float | None,  # noqa: ASYNC109 - the broker keeps it
-    ) -> AsyncIterator[ShutdownReport]:
-        stop_id, report = await self._stop(ask, timeout)
-        try:
-            yield report
-        finally:
-            # Handed over before the first await, so that a cancellation can't leave the scope closed.
-            await self._ask(requests.release(stop_id))
+        return AsyncStoppedBlock(self, ask, timeout)
 
     async def reopen(
         self,

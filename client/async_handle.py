@@ -72,7 +72,7 @@ class AsyncTaskHandle(BaseHandle[T_co]):
     async def result(self, timeout: float | None = None) -> T_co:  # noqa: ASYNC109 - as Client's
         """What the task returned; raises as `TaskHandle.result` does."""
         if not await self._client._wait(self._record, timeout):
-            raise not_ended(self._record, timeout)
+            raise not_ended(self._record, timeout, self._client._driver.silence())
         return conclude(self._record)  # type: ignore[no-any-return]  # what the task returned
 
     async def exception(
@@ -81,7 +81,7 @@ class AsyncTaskHandle(BaseHandle[T_co]):
     ) -> QuiesceError | None:
         """What `result` would raise; None if the task completed."""
         if not await self._client._wait(self._record, timeout):
-            raise not_ended(self._record, timeout)
+            raise not_ended(self._record, timeout, self._client._driver.silence())
         return failure(self._record)
 
     async def shutdown(

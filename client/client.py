@@ -1,7 +1,7 @@
 """Client: spawn, watch and stop tasks from threads."""
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -10,6 +10,7 @@ from quiesce.client.base import CLOSING, BaseClient
 from quiesce.client.events import EventStream, Inbox
 from quiesce.client.handle import TaskHandle
 from quiesce.client.records import Reply
+from quiesce.client.stopped import StoppedBlock
 from quiesce.registry.ids import TaskId
 from quiesce.registry.rows import StopRow
 from quiesce.values import (
@@ -345,7 +346,8 @@ class Client(BaseClient):
                 shutil.rmtree(folder)
 
         Entering does what `shutdown_tasks` does, and raises what it raises; after a ShutdownTimeoutError
-        the scope stays closed. Leaving opens the scope again, also when the body raises.
+        the scope stays closed. Leaving opens the scope again, also when the body raises. A client that is
+        closed inside can't say that the body is done: the scope then stays closed, until `reopen`.
         """
         ask = requests.stop(
             kind,
@@ -357,17 +359,7 @@ class Client(BaseClient):
             hold=True,
             reason=reason,
         )
-        return self._stopped_block(ask, timeout)
-
-    @contextmanager
-    def _stopped_block(
-        self, ask: requests.Ask[requests.Stopped], timeout: float | None
-    ) -> Iterator[ShutdownReport]:
-        stop_id, report = self._stop(ask, timeout)
-        try:
-            yield report
-        finally:
-            self._ask(requests.release(stop_id))
+        return StoppedBlock(self, ask, timeout)
 
     def reopen(
         self,

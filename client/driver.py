@@ -19,6 +19,7 @@ from quiesce.client.ledger import Ledger
 from quiesce.client.mailbox import Listener, Mailbox, records_of
 from quiesce.client.records import Reply, SpawnRecord, Trouble, log
 from quiesce.client.session import ClientSession
+from quiesce.client.session_state import READY
 from quiesce.client.steps import (
     CONTROL,
     DATA,
@@ -70,7 +71,7 @@ _UNAVAILABLE: Final = "BrokerUnavailableError"
 _CLOSED_REQUEST: Final = (_UNAVAILABLE, "the client was closed before the broker had answered")
 _CLOSED_ANSWERED: Final = (
     _UNAVAILABLE,
-    "the client was closed before the end of the task had arrived; the task itself goes on",
+    "the client was closed before the end of the task had arrived; that stops no task: ask by its id",
 )
 _CLOSED_UNANSWERED: Final = (
     _UNAVAILABLE,
@@ -103,6 +104,8 @@ class Driver:
         self.payload_limit = 0
         #: What the broker said last of itself, for error texts.
         self.leaving = ""
+        #: When a message of the broker was last read; monotonic.
+        self._heard_at = time.monotonic()
         #: Guarded by the lock.
         self._listeners: list[Listener] = []
         self._thread = threading.Thread(target=self._main, name="quiesce-client", daemon=True)
@@ -182,6 +185,15 @@ class Driver:
         """Whether all spawns made by this attempt are answered within `timeout` seconds."""
         return self._ledger.wait_settled(parent, timeout)
 
+    def silence(self) -> float | None:
+        """Seconds since the broker was last heard, if it may be gone; None while it answers.
+
+        It may be gone when a connection is down, or not welcomed (again) yet, or two heartbeats were in vain.
+        """
+        silent = time.monotonic() - self._heard_at
+        up = all(state == READY for state in self._session.channels.values())
+        return None if up and silent <= 2 * HEARTBEAT else silent
+
     def close(self, timeout: float) -> None:
         """Begin to end: send what is pending, have up to `timeout` seconds for answers, say goodbye.
 
@@ -239,14 +251,16 @@ class Driver:
             self._connection.flush()
             self._ledger.ring()
             now = time.monotonic()
+            # Before the look: `may_sleep` tells if it has changed since.
+            deadline = self._mail.deadline
             if self._may_leave(now):
                 return
             if now >= beat_at:
                 beat_at = now + HEARTBEAT
                 self._handle(HeartbeatDue())
-            deadline = self._mail.deadline
             until = beat_at if deadline is None else min(beat_at, deadline)
-            self._connection.poll(until - now if self._mail.may_sleep(more=more) else 0)
+            asleep = self._mail.may_sleep(more=more, deadline=deadline)
+            self._connection.poll(until - now if asleep else 0)
             self._mail.awake()
 
     def _may_leave(self, now: float) -> bool:
@@ -300,6 +314,8 @@ class Driver:
         for channel in (CONTROL, DATA):
             messages = self._connection.receive(channel, _TURN)
             more = more or len(messages) == _TURN
+            if messages:
+                self._heard_at = time.monotonic()
             session = self._session.session
             for frames in messages:
                 try:

@@ -112,6 +112,12 @@ class EventStream:
         )
 
 
+def _look_at(done: "asyncio.Future[None]") -> None:
+    """asyncio complains of failures that nobody has looked at; a stream that nobody reads needs none."""
+    if not done.cancelled():
+        done.exception()
+
+
 class AsyncEventStream:
     """`EventStream`, for `async for` and `async with`."""
 
@@ -127,6 +133,7 @@ class AsyncEventStream:
         self._bell = bell
         #: Done once the broker has answered the subscription.
         self._subscribed = asyncio.ensure_future(subscribed)
+        self._subscribed.add_done_callback(_look_at)
 
     def __aiter__(self) -> "AsyncEventStream":
         return self

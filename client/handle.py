@@ -1,7 +1,8 @@
 """TaskHandle: one task as the client that spawned it holds it."""
 
 import asyncio
-from collections.abc import Generator
+import sys
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from quiesce.client import outcomes, requests
@@ -30,9 +31,11 @@ class BaseHandle(Generic[T_co]):
     def __init__(self, record: SpawnRecord) -> None:
         self._record = record
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # In an interpreter that ends, what this needs of our modules may be gone already. Nothing is lost:
+        # each client's driver has logged what nobody had looked at, before that.
         record = getattr(self, "_record", None)
-        if record is not None:
+        if record is not None and not finalizing():
             record.on_dropped()
 
     @property
@@ -116,7 +119,8 @@ class TaskHandle(BaseHandle[T_co]):
         Asked again, it gives the same object.
 
         Raises:
-            TimeoutError: the builtin: it has not ended in `timeout` seconds (None: for ever). It goes on.
+            TimeoutError: the builtin: it has not ended in `timeout` seconds (None: for ever, also without
+                a broker). It goes on; or the text says that no broker answers, so nobody can tell.
             TaskFailedError: it raised; the text has the remote traceback, `__cause__` the original
                 exception, or None where that can't be rebuilt here.
             TaskTimeoutError: it ran longer than the `timeout` of its spawn.
@@ -128,7 +132,7 @@ class TaskHandle(BaseHandle[T_co]):
         """
         record = self._record
         if not self._client._driver.wait(record, timeout):
-            raise not_ended(record, timeout)
+            raise not_ended(record, timeout, self._client._driver.silence())
         return conclude(record)  # type: ignore[no-any-return]  # what the task returned
 
     def exception(self, timeout: float | None = None) -> QuiesceError | None:
@@ -140,7 +144,7 @@ class TaskHandle(BaseHandle[T_co]):
         """
         record = self._record
         if not self._client._driver.wait(record, timeout):
-            raise not_ended(record, timeout)
+            raise not_ended(record, timeout, self._client._driver.silence())
         return failure(record)
 
     def shutdown(self, grace: float | None = None, timeout: float | None = None) -> ShutdownReport:
@@ -200,7 +204,13 @@ def conclude(record: SpawnRecord) -> Any:
     return value
 
 
-def not_ended(record: SpawnRecord, timeout: float | None) -> TimeoutError:
-    """A wait has run out."""
+def not_ended(record: SpawnRecord, timeout: float | None, silence: float | None) -> TimeoutError:
+    """A wait has run out. `silence`: of the driver; a task goes on only as far as a broker can tell."""
     task = f"task {record.task_id}" if record.task_id else "the task (not yet answered)"
-    return TimeoutError(f"{task} ({record.name}) has not ended within {timeout} s; it goes on")
+    if silence is not None:
+        so = f"no broker has answered for {silence:.1f} s: what became of the task is unknown"
+    elif record.task_id:
+        so = "it goes on"
+    else:
+        so = "its spawn still waits for the broker's answer"
+    return TimeoutError(f"{task} ({record.name}) has not ended within {timeout} s; {so}")

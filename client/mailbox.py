@@ -120,10 +120,14 @@ class Mailbox:
 
     # --- the I/O thread ----------------------------------------------------------------------
 
-    def may_sleep(self, *, more: bool) -> bool:
-        """Whether there is nothing to do; who puts something from now on rings."""
+    def may_sleep(self, *, more: bool, deadline: float | None) -> bool:
+        """Whether there is nothing to do; who puts something, or closes, from now on rings.
+
+        `deadline`: as the thread knows it.
+        """
         with self.lock:
-            self._asleep = not (more or self.commands or self.retired)
+            changed = self.deadline != deadline
+            self._asleep = not (more or self.commands or self.retired or changed)
             return self._asleep
 
     def awake(self) -> None:

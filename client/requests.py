@@ -15,6 +15,7 @@ from quiesce.values import (
     BrokerInfo,
     ClosedScope,
     ShutdownReport,
+    StoppedTask,
     TaskInfo,
     TaskStacks,
     WorkerInfo,
@@ -166,7 +167,7 @@ def _stop(
     def read(answer: to_client.StopReport) -> Stopped:
         report = outcomes.shutdown_report(answer, words, reason)
         if answer.timed_out:
-            text = timeout_text(words, timeout, report)
+            text = timeout_text(words, timeout, report, waiting=True)
             if task_id is None:
                 text += ". The scope stays closed; a stop that succeeds, or reopen(), opens it"
             raise ShutdownTimeoutError(f"{text}. `.report` has all of it", report)
@@ -175,11 +176,21 @@ def _stop(
     return Ask(message, read, f"the stop of {words}")
 
 
-def timeout_text(words: str, timeout: float | None, report: ShutdownReport) -> str:
-    """What a stop has left that ran out of time. Without advice: the command line gives its own."""
+def timeout_text(
+    words: str, timeout: float | None, report: ShutdownReport, *, waiting: bool = False
+) -> str:
+    """What a stop has left that ran out of time, and if `waiting`, what each of the first waits for.
+
+    Without advice: the command line gives its own.
+    """
+
+    def name(task: StoppedTask) -> str:
+        waits = f"; waits for {task.waiting_for}" if waiting and task.waiting_for else ""
+        return f"{task.id} ({task.name}{waits})"
+
     left = report.remaining
     total = len(left) + len(report.tasks)
-    names = ", ".join(f"{task.id} ({task.name})" for task in left[:5])
+    names = ", ".join(map(name, left[:5]))
     more = f" and {len(left) - 5} more" if len(left) > 5 else ""
     within = "in time" if timeout is None else f"within {timeout:g} s"
     return (

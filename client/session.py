@@ -294,7 +294,13 @@ class ClientSession(SessionState):
 
     def _hello(self, channel: str) -> from_client.Hello:
         return from_client.Hello(
-            PROTOCOL_VERSION, self.session, channel, self.pid, self.host, self.worker
+            PROTOCOL_VERSION,
+            self.session,
+            channel,
+            self.pid,
+            self.host,
+            self.worker,
+            channel in self.welcomed,
         )
 
     def _is_unanswered(self, key: int) -> bool:

@@ -16,6 +16,8 @@ class Hello(NamedTuple):
     """First message on either endpoint (`channel` is "control" or "data"), and after each HelloWanted.
 
     `worker`: the incarnation of the worker process that this client lives in, 0 if in none.
+    `resumed`: this session was welcomed before. A broker that does not know it must say so again and again,
+    and not open it anew: one lost Welcome, and spawns of it would run twice.
     """
 
     version: int
@@ -24,6 +26,7 @@ class Hello(NamedTuple):
     pid: int
     host: str
     worker: int
+    resumed: bool
 
 
 class Spawn(NamedTuple):

@@ -90,13 +90,12 @@ def results_forgotten(state: State, fact: facts.ResultsForgotten) -> None:
 
 
 def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
-    session = state.sessions.get(SessionId(session_id))
-    if session is not None:
-        session.answers[answer.number] = answer
-        session.spawned = max(session.spawned, answer.number)
-        holder = session.parked.pop(answer.number, None)
-        if holder is not None:
-            _unpark(state, holder, session.id, answer.number)
+    session = state.sessions[SessionId(session_id)]
+    session.answers[answer.number] = answer
+    session.spawned = max(session.spawned, answer.number)
+    holder = session.parked.pop(answer.number, None)
+    if holder is not None:
+        _unpark(state, holder, session.id, answer.number)
 
 
 def _unpark(state: State, holder: TaskId, session_id: SessionId, number: int) -> None:
@@ -120,8 +119,7 @@ def task_registered(state: State, fact: facts.TaskRegistered) -> None:
     state.queues[fact.row.runtime].push(task.id, task.tenant_id, fact.row.kind)
     if task.unique is not None:
         state.unique[task.unique] = task.id
-    if SessionId(fact.session) in state.sessions:
-        task.watchers.append(SessionId(fact.session))
+    task.watchers.append(SessionId(fact.session))
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
 
 
@@ -136,7 +134,7 @@ def spawn_refused(state: State, fact: facts.SpawnRefused) -> None:
 def spawn_joined(state: State, fact: facts.SpawnJoined) -> None:
     task = state.tasks[TaskId(fact.task_id)]
     session = SessionId(fact.session)
-    if session in state.sessions and session not in task.watchers:
+    if session not in task.watchers:
         task.watchers.append(session)
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
 
@@ -148,7 +146,7 @@ def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
     state.parked += 1
     state.holders.add(holder.id)
     session.parked[fact.row.number] = holder.id
-    session.spawned = max(session.spawned, fact.row.number)
+    session.spawned = fact.row.number
 
 
 # --- a task's life --------------------------------------------------------------------------------
@@ -230,8 +228,10 @@ def task_associated(state: State, fact: facts.TaskAssociated) -> None:
 
 
 def task_asked(state: State, fact: facts.TaskAsked) -> None:
-    ask = state.tasks[TaskId(fact.task_id)].ask = Ask(fact.at, fact.reason)
-    ask.timed_out = fact.timed_out
+    task = state.tasks[TaskId(fact.task_id)]
+    task.ask = Ask(fact.at, fact.reason)
+    task.ask.timed_out = fact.timed_out
+    task.ask.stopped = bool(task.stops)
 
 
 def stop_delivered(state: State, fact: facts.StopDelivered) -> None:
@@ -255,11 +255,9 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
     was = task.state
     move(task, TaskState.ENDED)
     worker = None
-    if was is not TaskState.QUEUED:
+    if was is not TaskState.QUEUED:  # a queued task ends by a stop, which took it out of its queue
         worker = state.workers[task.worker]
         _leave_worker(state, task)
-    elif not task.stops:
-        state.queues[task.spawn.runtime].remove(task.id, task.tenant_id, task.spawn.kind)
     del state.tasks[task.id]
     state.index.remove(task)
     if task.unique is not None:

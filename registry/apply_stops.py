@@ -4,7 +4,7 @@ from typing import Final
 
 from quiesce.registry import facts
 from quiesce.registry.ids import RequestNumber, SessionId, StopId, TaskId
-from quiesce.registry.records import Closure, Session, Stop, stopped_row
+from quiesce.registry.records import Closure, Session, Stop, Task, stopped_row
 from quiesce.registry.state import State
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
 
@@ -43,7 +43,7 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
                 spawn = task.spawn
                 state.queues[spawn.runtime].remove(task.id, task.tenant_id, spawn.kind)
             stop.todo.append(task.id)
-        task.stops.add(stop_id)
+        _wait_for(task, stop_id)
     stop.todo.reverse()
     if stop.closes:
         closure = Closure(
@@ -63,7 +63,13 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
 def stop_joined(state: State, fact: facts.StopJoined) -> None:
     stop_id, task_id = StopId(fact.stop_id), TaskId(fact.task_id)
     state.stops[stop_id].remaining.add(task_id)
-    state.tasks[task_id].stops.add(stop_id)
+    _wait_for(state.tasks[task_id], stop_id)
+
+
+def _wait_for(task: Task, stop_id: StopId) -> None:
+    task.stops.add(stop_id)
+    if task.ask is not None:
+        task.ask.stopped = True
 
 
 def task_collateral(state: State, fact: facts.TaskCollateral) -> None:
@@ -127,7 +133,7 @@ def block_released(state: State, fact: facts.BlockReleased) -> None:
     stop_id = StopId(fact.stop_id)
     for session in state.sessions.values():
         session.blocks.discard(stop_id)
-    if fact.kept and stop_id in state.closures:
+    if fact.kept:
         state.closures[stop_id].holder = "kept"
     else:
         _open(state, stop_id)

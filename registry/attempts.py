@@ -104,7 +104,7 @@ def on_progress_said(turn: Turn, event: events.ProgressSaid) -> None:
 
 def on_grace_asked(turn: Turn, event: events.GraceAsked) -> None:
     task = held(turn, event.worker, event.task_id, event.attempt)
-    if task is not None and task.ask is not None and event.seconds > 0:
+    if task is not None:
         stopping.extend(turn, task, event.seconds)
 
 

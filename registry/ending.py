@@ -93,6 +93,7 @@ def _goes_on(turn: Turn, task: Task, outcome: str) -> bool:
         "it is queued again",
     )
     turn.emit(facts.TaskRequeued(task.id, task.attempt + 1, retries))
+    turn.unparked.extend(task.parked)  # they waited for its end; now they join it
     return True
 
 
@@ -103,7 +104,7 @@ def has_more(turn: Turn, task: Task) -> bool:
 
 def _asked(task: Task) -> bool:
     """Whether somebody asked it to stop; its own timeout is nobody."""
-    return task.ask is not None and (not task.ask.timed_out or bool(task.stops))
+    return task.ask is not None and (not task.ask.timed_out or task.ask.stopped)
 
 
 def may_run_again(turn: Turn, task: Task) -> bool:

@@ -23,12 +23,13 @@ class Instant(NamedTuple):
 
 
 class SessionHello(NamedTuple):
-    """A client is there, for the first time or again."""
+    """A client is there, for the first time or again. `resumed`: it was welcomed in this session before."""
 
     session: SessionId
     pid: int
     host: str
     worker: int
+    resumed: bool = False
 
 
 class SessionHeard(NamedTuple):

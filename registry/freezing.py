@@ -56,7 +56,7 @@ _TASK: Final = (
     "lingering",
 )
 _TASK_VOLATILE: Final = ("last_check_at", "progress", "restarts")
-_ASK: Final = ("delivered_at", "observed_at", "timed_out")
+_ASK: Final = ("delivered_at", "observed_at", "timed_out", "stopped")
 _ASK_VOLATILE: Final = ("forced", "killed", "extended")
 _WORKER: Final = ("incarnation", "supervisor", "serial", "runtime", "pid", "host", "slots")
 _WORKER_MORE: Final = ("status", "last_assign")

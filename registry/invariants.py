@@ -368,7 +368,8 @@ def _timers(registry: "Registry") -> None:
             wanted.add(("stop", stop.id))
     for task in state.tasks.values():
         worker = state.workers.get(task.worker)
-        if task.state is TaskState.RUNNING and task.spawn.timeout is not None and task.ask is None:
+        limit = math.inf if task.spawn.timeout is None else task.spawn.timeout
+        if task.state is TaskState.RUNNING and limit < math.inf and task.ask is None:
             wanted.add(("limit", task.id))
         if worker is None or task.ask is None:
             continue

@@ -179,7 +179,8 @@ class Registry:
             if turn.unparked:
                 parked, turn.unparked = turn.unparked, []
                 for session, row in parked:
-                    spawning.decide(turn, session, row)
+                    if session in self.state.sessions:  # it may have died with the holder
+                        spawning.decide(turn, session, row)
             elif turn.touched:
                 touched, turn.touched = turn.touched, set()
                 for stop_id in sorted(touched):

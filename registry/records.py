@@ -30,6 +30,7 @@ class Ask:
         "killed",
         "observed_at",
         "reason",
+        "stopped",
         "timed_out",
     )
 
@@ -38,6 +39,8 @@ class Ask:
         self.reason = reason
         #: It ran longer than its own timeout, and will have failed.
         self.timed_out = False
+        #: A stop has waited for the task since; it may have given up.
+        self.stopped = False
         self.delivered_at: float | None = None
         self.observed_at: float | None = None
         #: How often it has been forced, counted up to `forcing.KILL_STEP + 1`. Like the next two it is

@@ -16,6 +16,10 @@ def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
     """Open a session, or take it up again: what it may have missed is sent again."""
     session = turn.state.sessions.get(event.session)
     known = session is not None
+    if session is None and event.resumed:
+        # It has expired. Opened anew under its old name, its spawns of before would run again.
+        turn.send(effects.WelcomeSession(event.session, False))
+        return
     if session is None:
         turn.emit(facts.SessionOpened(event.session, event.pid, event.host, event.worker))
         session = turn.state.sessions[event.session]

@@ -20,8 +20,8 @@ class Timers:
         self._heap: list[tuple[float, str, str, Due]] = []
 
     def set(self, due: Due, tick: float) -> None:
-        """Due at `tick`, whatever was said of it before; never, if that is infinite."""
-        if tick == math.inf:
+        """Due at `tick`, whatever was said of it before; never, if that is infinite or no number."""
+        if not tick < math.inf:
             self.clear(due)
             return
         self._times[due] = tick

@@ -181,10 +181,10 @@ class FakeBroker:
             known = self.known or message.session in self._sessions
             self._sessions.add(message.session)
             return to_client.Welcome(self.version, self.epoch, known, 64_000_000)
-        if isinstance(message, from_client.Heartbeat):
-            return to_client.Alive(self.epoch)
         if type(message) in self.mute:
             return None
+        if isinstance(message, from_client.Heartbeat):
+            return to_client.Alive(self.epoch)
         if type(message) in self.script:
             return self.script[type(message)](message)
         if isinstance(
@@ -209,10 +209,10 @@ def ended(
     return ResultRow(TaskId(task_id), Attempt(1), outcome, "RETURNED", exit_status, text, result)
 
 
-def stopped_row(task_id: int) -> StoppedRow:
+def stopped_row(task_id: int, waiting_for: str = "") -> StoppedRow:
     return StoppedRow(
         TaskId(task_id), Attempt(1), "compaction", "work", "background", "t", None,
-        "cancelled", "RETURNED", None, 1.0, 2.0, 3.0, 4.0, "",
+        "cancelled", "RETURNED", None, 1.0, 2.0, 3.0, 4.0, waiting_for,
     )  # fmt: skip
 
 
@@ -223,6 +223,7 @@ def stop_report(
     tasks: Iterable[int] = (),
     remaining: Iterable[int] = (),
     timed_out: bool = False,
+    waiting_for: str = "",
 ) -> to_client.StopReport:
     return to_client.StopReport(
         request,
@@ -233,7 +234,7 @@ def stop_report(
         [stopped_row(task) for task in tasks],
         [],
         [],
-        [stopped_row(task) for task in remaining],
+        [stopped_row(task, waiting_for) for task in remaining],
     )
 
 

@@ -124,11 +124,13 @@ def test_an_interrupted_verb_says_what_goes_on(system: CommandSystem) -> None:
     system.until("the id", lambda: system.text("err", 1) == "task 1 (deaf)\n")
     spawn.send_signal(signal.SIGINT)
     assert spawn.wait(30) == 130
-    shown, stopped = (f"`quiesce {verb} {scope} --runtime background`" for verb in ("ps", "shutdown"))
-    assert system.text("err", 1).splitlines()[1:] == [
+    shown, stopped = (
+        f"`quiesce {verb} {scope} --runtime background`" for verb in ("ps", "shutdown")
+    )
+    assert system.text("err", 1).splitlines()[1] == (
         f"error: interrupted: task 1 (deaf) goes on: {shown} shows it; {stopped} stops it, with all "
-        "others of that scope"  # one line
-    ]
+        "others of that scope"
+    )
 
     stop = system.start("shutdown", *labels, "--grace", "inf")
     system.until("the stop", lambda: system.json("ps", "--closed")["closed"])

@@ -1,7 +1,9 @@
 """AsyncClient and AsyncTaskHandle against a broker that the test plays itself."""
 
 import asyncio
+import gc
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce.client.async_client import AsyncClient
 from quiesce.client.client import Client
+from quiesce.client.events import AsyncEventStream
 from quiesce.client.steps import CONTROL, DATA
 from quiesce.errors import (
     BrokerUnavailableError,
@@ -173,6 +176,83 @@ def test_events(broker: FakeBroker) -> None:
         await asyncio.to_thread(broker.take, from_client.Unsubscribe)
 
     run(broker, body)
+
+
+def test_a_client_closed_inside_its_block_leaves_the_scope_to_the_broker(
+    broker: FakeBroker,
+) -> None:
+    async def body(client: AsyncClient) -> None:
+        broker.script[from_client.Stop] = lambda m: stop_report(m.request, stop_id=4)
+        kept = client.stopped(tenant_id="t")
+        await kept.__aenter__()
+        del kept
+        gc.collect()
+        async with client.stopped(tenant_id="t"):
+            await client.close()
+
+    run(broker, body)
+    broker.take(from_client.Goodbye)
+    assert broker.count(from_client.Release) == 0
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_block_of_a_cancelled_task_is_left_in_silence(
+    broker: FakeBroker, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    """Cancelled once it waits for the answers to its spawns; again, it waits no more."""
+    said: list[dict[str, Any]] = []
+    clients: list[AsyncClient] = []
+
+    async def use() -> None:
+        async with AsyncClient(broker.address, timeout=10) as client:
+            clients.append(client)
+            handle = await client.spawn("background", "compaction", work)
+            stream = client.events()
+            assert isinstance(stream, AsyncEventStream)
+            await handle
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: said.append(what))
+        broker.mute.add(from_client.Subscribe)
+        task = asyncio.ensure_future(use())
+        await asyncio.to_thread(broker.take, from_client.Subscribe)
+        await asyncio.to_thread(broker.take, from_client.Spawn)
+        task.cancel()
+        assert await asyncio.to_thread(broker.until, lambda: clients[0]._driver.closing)
+        if times == 1:
+            broker.answer(1, 1)
+        else:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gc.collect()
+
+    began = time.monotonic()
+    asyncio.run(main(), debug=True)
+    clients[0]._driver.join(5)
+    assert clients[0]._driver.ended.over
+    assert time.monotonic() - began < 5  # not the client's timeout
+    broker.take(from_client.Goodbye)
+    assert said == []
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_a_wait_without_a_broker_does_not_say_that_the_task_goes_on(run_folder: Path) -> None:
+    address = f"ipc://{run_folder}/b"
+
+    async def main() -> None:
+        with FakeBroker(address) as broker:
+            client = await AsyncClient(address, timeout=10).__aenter__()
+            handle = await client.spawn("background", "compaction", work)
+            broker.answer(1, 5)
+            assert await handle.id == 5
+        assert broker.until(lambda: client._driver.silence() is not None)
+        for look in (handle.result, handle.exception):
+            with pytest.raises(TimeoutError, match="no broker has answered"):
+                await look(0)
+        await client.close()
+
+    asyncio.run(main())
 
 
 def test_no_broker(run_folder: Path) -> None:

@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce import context, errors
+from quiesce.client import driver
 from quiesce.client.client import Client
 from quiesce.client.nested import NestedClient, open_client
 from quiesce.client.steps import CONTROL, DATA
@@ -304,6 +307,69 @@ def test_handle_shutdown(broker: FakeBroker, client: Client) -> None:
     assert (stop.task_id, stop.grace) == (8, 1.0)
 
 
+WAITS = "the task, to look: …; its grace is over, but its process can't be killed: 1 other task runs there"
+
+
+def test_a_stop_that_times_out_says_what_its_first_tasks_wait_for(
+    broker: FakeBroker, client: Client
+) -> None:
+    broker.script[from_client.Stop] = lambda m: stop_report(
+        m.request, remaining=range(4, 11), timed_out=True, waiting_for=WAITS
+    )
+    with pytest.raises(ShutdownTimeoutError) as caught:
+        client.shutdown_tasks(timeout=0.5)
+    text = str(caught.value)
+    assert f"4 (work; waits for {WAITS}), 5 (work; waits" in text
+    assert text.count("waits for") == 5
+    assert " and 2 more. The scope stays closed" in text
+
+
+def test_a_client_closed_inside_its_block_leaves_the_scope_to_the_broker(
+    broker: FakeBroker,
+) -> None:
+    broker.script[from_client.Stop] = lambda m: stop_report(m.request, stop_id=77)
+    with Client(broker.address, timeout=10) as client, client.stopped(tenant_id="t"):
+        client.close()
+    broker.take(from_client.Goodbye)
+    assert broker.count(from_client.Release) == 0
+
+
+def test_a_block_that_nobody_leaves_is_collected_in_silence(
+    broker: FakeBroker, client: Client
+) -> None:
+    """That it is silent, the filter of warnings checks: what is raised there would be one."""
+    broker.script[from_client.Stop] = lambda m: stop_report(m.request, stop_id=77)
+    block = client.stopped(tenant_id="t")
+    block.__enter__()
+    with pytest.raises(RuntimeError, match="entered already"):
+        block.__enter__()
+    del block
+    gc.collect()
+    block = client.stopped(tenant_id="t")
+    block.__enter__()
+    client.close()
+    del block
+    gc.collect()
+    assert broker.count(from_client.Release) == 0
+
+
+def test_the_end_of_a_block_reaches_a_broker_that_was_away(run_folder: Path) -> None:
+    address = f"ipc://{run_folder}/b"
+    with FakeBroker(address) as broker:
+        broker.script[from_client.Stop] = lambda m: stop_report(m.request, stop_id=77)
+        client = Client(address, timeout=10)
+        block = client.stopped(tenant_id="t")
+        block.__enter__()
+    assert broker.until(lambda: client._driver.silence() is not None)
+    client.timeout = 0.01
+    with pytest.raises(BrokerUnavailableError, match="block"):
+        block.__exit__(None, None, None)
+    with FakeBroker(address, epoch=2, known=True) as broker:
+        assert broker.take(from_client.Release).stop_id == 77
+        client.timeout = 10
+        client.close()
+
+
 # --- queries -------------------------------------------------------------------------------------
 
 
@@ -529,6 +595,74 @@ def test_spawns_that_wait_together_travel_together(broker: FakeBroker, client: C
     handles = [client.spawn("background", "compaction", work, i) for i in range(600)]
     broker.answer_all(600)
     assert [handle.id for handle in handles] == list(range(1, 601))
+
+
+# --- without a broker -----------------------------------------------------------------------------
+
+UNKNOWN = r"no broker has answered for \d+\.\d s: what became of the task is unknown"
+
+
+def test_a_wait_without_a_broker_does_not_say_that_the_task_goes_on(run_folder: Path) -> None:
+    address = f"ipc://{run_folder}/b"
+    with FakeBroker(address) as broker:
+        client = Client(address, timeout=10)
+        handle = client.spawn("background", "compaction", work)
+        with pytest.raises(TimeoutError, match="its spawn still waits"):
+            handle.result(0)
+        broker.answer(1, 82)
+        assert handle.id == 82
+        with pytest.raises(TimeoutError, match=r"task 82 \(work\) .* 0 s; it goes on$"):
+            handle.result(0)
+        thread, found = in_thread(handle.result)
+    assert broker.until(lambda: client._driver.silence() is not None)
+    for look in (handle.result, handle.exception):
+        with pytest.raises(TimeoutError, match=rf"task 82 \(work\) .* 0 s; {UNKNOWN}$"):
+            look(0)
+    assert not handle.wait(0)
+    assert thread.is_alive()
+    assert found == []  # who waits for ever still does
+    with FakeBroker(address, epoch=2, known=True) as broker:
+        broker.say(DATA, to_client.Ended([ended(82, result=pack_value("r"))]))
+        thread.join()
+        assert found == ["r"]
+        client.close()
+
+
+def test_a_broker_that_is_connected_and_silent_counts_as_none(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.mute.add(from_client.Heartbeat)
+    with Client(broker.address, timeout=10) as client:
+        handle = client.spawn("background", "compaction", work)
+        broker.answer(1, 82)
+        assert handle.id == 82
+        assert client._driver.silence() is None
+        monkeypatch.setattr(driver, "HEARTBEAT", 0.01)
+        assert broker.until(lambda: client._driver.silence() is not None)
+        with pytest.raises(TimeoutError, match=UNKNOWN):
+            handle.result(0)
+
+
+LATE = """
+import sys
+from quiesce import Client
+from quiesce.client import records
+
+client = Client(sys.argv[1], timeout=10)
+handles = [client.spawn("background", "compaction", print, i) for i in range(20)]
+assert handles[-1].id
+records.kept = handles  # in a cycle with its module: both are left to the end
+records.itself = records
+"""
+
+
+def test_handles_that_outlive_the_modules_are_silent(broker: FakeBroker) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", LATE, broker.address], stderr=subprocess.PIPE, text=True
+    )
+    broker.answer_all(20)
+    _, said = program.communicate(timeout=30)
+    assert (program.returncode, said) == (0, "")
 
 
 # --- inside a task -------------------------------------------------------------------------------

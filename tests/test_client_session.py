@@ -59,8 +59,9 @@ def answers(*rows: SpawnAnswer) -> Arrived:
     return Arrived(DATA, to_client.SpawnAnswers(list(rows)))
 
 
-def hello(channel: str, session: bytes = SESSION) -> Send:
-    return Send(channel, from_client.Hello(PROTOCOL_VERSION, session, channel, 5, "here", 0))
+def hello(channel: str, session: bytes = SESSION, *, resumed: bool = False) -> Send:
+    message = from_client.Hello(PROTOCOL_VERSION, session, channel, 5, "here", 0, resumed)
+    return Send(channel, message)
 
 
 def welcome(channel: str, *, known: bool = True, epoch: int = 1) -> Arrived:
@@ -228,7 +229,7 @@ def test_a_subscription_is_renewed() -> None:
     assert say(welcome(CONTROL)) == [
         Send(CONTROL, from_client.Subscribe(2)),
         Send(CONTROL, from_client.Unsubscribe(3)),
-        hello(DATA),
+        hello(DATA, resumed=True),
     ]
 
 
@@ -237,19 +238,19 @@ def test_hello_wanted_leads_back_to_control(channel: str) -> None:
     say = Script().connect()
     say(SpawnsWanted([row()]))
     wanted = Arrived(channel, to_client.HelloWanted(2))
-    assert say(wanted) == [hello(CONTROL)]
+    assert say(wanted) == [hello(CONTROL, resumed=True)]
     assert say(wanted) == []  # each message that was under way is answered with one
-    assert say(welcome(CONTROL, epoch=2)) == [hello(DATA)]
+    assert say(welcome(CONTROL, epoch=2)) == [hello(DATA, resumed=True)]
     assert say(welcome(DATA, epoch=2)) == [sent(1), Ready(2, LIMIT)]
 
 
 def test_data_welcomed_by_a_newer_broker_than_control_asks_on_control_again() -> None:
     say = Script().connect()
     say(SpawnsWanted([row()]))
-    assert say(Connected(DATA)) == [hello(CONTROL)]
+    assert say(Connected(DATA)) == [hello(CONTROL, resumed=True)]
     say(welcome(CONTROL, epoch=1))
-    assert say(welcome(DATA, epoch=2)) == [hello(CONTROL)]
-    assert say(welcome(CONTROL, epoch=2)) == [hello(DATA)]
+    assert say(welcome(DATA, epoch=2)) == [hello(CONTROL, resumed=True)]
+    assert say(welcome(CONTROL, epoch=2)) == [hello(DATA, resumed=True)]
     assert say(welcome(DATA, epoch=2)) == [sent(1), Ready(2, LIMIT)]
 
 
@@ -260,7 +261,7 @@ def test_a_hello_without_an_answer_is_said_again() -> None:
     say(welcome(CONTROL, known=False))
     assert say(welcome(CONTROL)) == []
     say(Connected(DATA))
-    assert say(HeartbeatDue()) == [hello(CONTROL)]
+    assert say(HeartbeatDue()) == [hello(CONTROL, resumed=True)]
 
 
 def test_a_forgotten_session() -> None:
@@ -392,7 +393,8 @@ class Model:
             known = True  # on data the real broker doesn't look
             if channel == CONTROL:
                 known = message.session in self.sessions
-                self.sessions.setdefault(message.session, {})
+                if not message.resumed:
+                    self.sessions.setdefault(message.session, {})
             say(to_client.Welcome(PROTOCOL_VERSION, self.epoch, known, LIMIT))
             return
         session = self.greeted[channel]

@@ -5,7 +5,7 @@ import pytest
 from quiesce.registry import effects, events
 from quiesce.registry.ending import INTENSITY, PERIOD
 from quiesce.registry.rows import TIMED_OUT
-from registry_helpers import GRACE, Desk
+from registry_helpers import GRACE, Desk, answer
 
 
 @pytest.mark.parametrize(
@@ -130,3 +130,44 @@ def test_a_task_that_ends_in_time_has_no_timer_left() -> None:
     desk.end(worker, 1)
     desk.wait(5)
     assert desk.life(1) == "completed RETURNED"
+
+
+def test_spawns_that_waited_for_its_end_join_the_next_attempt() -> None:
+    """It was stopping by its own timeout; then it is tried again."""
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"unique_key": "k", "timeout": 5.0, "retries": 1})
+    desk.wait(5.0)
+    desk.spawn({"unique_key": "k"})
+    assert desk.answers() == []
+    desk.obey(worker, 1)
+    assert desk.task(1).attempt == 2
+    assert desk.answers() == [answer(2, 1)]
+
+
+@pytest.mark.parametrize("first", ["timeout", "stop"])
+def test_a_task_that_was_stopped_by_name_is_not_tried_again_though_the_stop_gave_up(
+    first: str,
+) -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 5.0, "retries": 1, "restart": "always"})
+    if first == "timeout":
+        desk.wait(5.0)
+    desk.stop(task_id=1, timeout=1.0)
+    desk.wait(5.0)
+    desk.end(worker, 1, outcome="failed")
+    assert desk.life(1) == "failed RETURNED"
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e9])
+def test_a_timeout_that_is_never_over(timeout: float) -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": timeout})
+    desk.wait(200.0)
+    assert desk.task(1).ask is None
+    assert desk.registry.next_deadline() != float("inf")

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
+    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -45,11 +46,13 @@ SCOPES = st.builds(
 )
 ROWS = st.fixed_dictionaries(
     {
-        "runtime": st.sampled_from(["pool", "pool", "pool", "solo", "none"]),
+        "runtime": st.sampled_from(["pool"] * 6 + ["solo"] * 2 + ["none"]),
         "kind": st.sampled_from(["gc", "flush"]),
         "tenant_id": TENANTS,
         "timeline_id": st.sampled_from([None, None, "l"]),
         "retries": st.sampled_from([0, 0, 1]),
+        "restart": st.sampled_from(["never", "never", "on-failure", "always"]),
+        "timeout": st.sampled_from([None, None, 2.0]),
         "unique_key": st.sampled_from([None, None, "k"]),
         "shutdown_process_on_error": st.sampled_from([False] * 19 + [True]),
     }
@@ -61,12 +64,47 @@ PICK = st.integers(0, 1000)
 class Machine(RuleBasedStateMachine):
     """What may happen next."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(flow=st.sampled_from([0, 1, 3, 99, 99]), eager=st.booleans())
+    def begin(self, flow: int, eager: bool) -> None:
+        """`flow`: how many messages arrive on each connection after each step; `eager`: tasks begin at once."""
         self.cluster = Cluster()
+        self.flow, self.eager = flow, eager
         for name in ("A", "B"):
             self.open(name)
-        self.start("pool")
+        for runtime in ("pool", "pool", "solo"):
+            self.start(runtime)
+        self.pump(99)
+
+    @invariant()
+    def time_flows(self) -> None:
+        self.pump(self.flow)
+
+    def pump(self, count: int) -> None:
+        """So many messages arrive everywhere."""
+        cluster = self.cluster
+        for name in ("A", "B"):
+            for _ in range(min(count, len(cluster.spawns[name]))):
+                cluster.say(cluster.spawns[name].popleft())
+        for process in cluster.processes:
+            for channel in ("control", "data"):
+                for _ in range(min(count, len(process.says[channel]))):
+                    cluster.say(process.says[channel].popleft())
+                for _ in range(min(count, len(process.to[channel]))):
+                    process.take(channel)
+            if process.alive and self.eager:
+                for key in sorted(process.received):
+                    process.begin(key)
+
+    def running(self) -> list[tuple[Process, AttemptKey]]:
+        return [
+            (process, key)
+            for process in self.cluster.processes
+            if process.alive
+            for key in sorted(process.running)
+        ]
+
+    def living(self) -> list[Process]:
+        return [process for process in self.cluster.processes if process.alive]
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -86,6 +124,7 @@ class Machine(RuleBasedStateMachine):
             made = [row._replace(runtime=made[0].runtime) for row in made]
         cluster.spawns[name].append(events.SpawnsAsked(session_id(name), made, atomic))
 
+    @precondition(lambda self: any(self.cluster.spawns.values()))
     @rule(name=NAMES, twice=st.booleans())
     def spawns_arrive(self, name: str, twice: bool) -> None:
         waiting = self.cluster.spawns[name]
@@ -98,20 +137,23 @@ class Machine(RuleBasedStateMachine):
     @rule(
         name=NAMES,
         scope=SCOPES,
-        task=st.sampled_from([None, None, None, 1, 2, 3, 4]),
+        like=PICK,
+        task=st.sampled_from([None, None, None, None, 1, 2, 3, 4]),
         timeout=st.sampled_from([None, None, 0.0, 3.0]),
         grace=st.sampled_from([None, 0.0, 5.0, float("inf")]),
-        keep=st.sampled_from([False, False, False, True]),
-        hold=st.booleans(),
+        keep=st.sampled_from([False] * 7 + [True]),
+        hold=st.sampled_from([False, False, False, True]),
         caller=PICK,
         again=st.booleans(),
     )
-    def stop(self, name, scope, task, timeout, grace, keep, hold, caller, again) -> None:  # type: ignore[no-untyped-def]  # drawn by hypothesis
+    def stop(self, name, scope, like, task, timeout, grace, keep, hold, caller, again) -> None:  # type: ignore[no-untyped-def]  # drawn by hypothesis
         cluster = self.cluster
-        running = sorted(
-            key for process in cluster.processes if process.alive for key in process.running
-        )
-        call = running[caller % len(running)] if running and caller % 3 == 0 else None
+        live = list(cluster.desk.registry.state.tasks)
+        if live and like % 2:  # a scope that surely has somebody in it
+            labels = cluster.truth.labels[live[like // 2 % len(live)]]
+            scope = Scope(*[a if like >> bit & 1 else None for bit, a in enumerate(labels, 3)])
+        running = [key for _, key in self.running()]
+        call = running[caller % len(running)] if running and caller % 5 == 0 else None
         cluster.requests += 1
         inside = call is not None and (
             call[0] == task if task else scope.matches(*cluster.truth.labels[call[0]])
@@ -161,7 +203,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=NAMES, pick=PICK)
     def client_dies(self, name: str, pick: int) -> None:
-        if pick % 5 == 0:
+        if pick % 9 == 4:
             self.cluster.say(events.SessionGoodbye(session_id(name)))
             self.cluster.blocks = [block for block in self.cluster.blocks if block[0] != name]
             self.open(name)
@@ -177,6 +219,7 @@ class Machine(RuleBasedStateMachine):
             supervisor = cluster.supervisors[runtime]
             cluster.processes.append(Process(cluster.truth, runtime, supervisor, cluster.serials))
 
+    @precondition(lambda self: self.flow < 9)
     @rule(pick=PICK, channel=st.sampled_from(["control", "data"]), count=st.integers(1, 4))
     def broker_hears(self, pick: int, channel: str, count: int) -> None:
         """Also the last words of a dead process."""
@@ -187,6 +230,7 @@ class Machine(RuleBasedStateMachine):
             if process.says[channel]:
                 cluster.say(process.says[channel].popleft())
 
+    @precondition(lambda self: self.flow < 9)
     @rule(pick=PICK, channel=st.sampled_from(["control", "data"]), count=st.integers(1, 4))
     def worker_hears(self, pick: int, channel: str, count: int) -> None:
         hearing = [process for process in self.cluster.processes if process.to[channel]]
@@ -195,6 +239,7 @@ class Machine(RuleBasedStateMachine):
             if process.to[channel]:
                 process.take(channel)
 
+    @precondition(lambda self: not self.eager)
     @rule(pick=PICK)
     def task_begins(self, pick: int) -> None:
         ready = [
@@ -207,64 +252,67 @@ class Machine(RuleBasedStateMachine):
             process, key = ready[pick % len(ready)]
             process.begin(key)
 
-    def running(self) -> list[tuple[Process, AttemptKey]]:
-        return [
-            (process, key)
-            for process in self.cluster.processes
-            if process.alive
-            for key in sorted(process.running)
-        ]
-
+    @precondition(lambda self: self.running())
     @rule(pick=PICK, outcome=st.sampled_from(["completed", "failed", "cancelled", "crashed"]))
     def task_ends(self, pick: int, outcome: str) -> None:
         running = self.running()
-        if running:
-            process, key = running[pick % len(running)]
-            process.end(key, outcome)
+        process, key = running[pick % len(running)]
+        process.end(key, outcome)
 
+    @precondition(lambda self: self.running())
     @rule(pick=PICK, tenant=TENANTS, timeline=st.sampled_from([None, "l"]))
     def task_associates(self, pick: int, tenant: str | None, timeline: str | None) -> None:
         running = self.running()
-        if running:
-            process, key = running[pick % len(running)]
-            if process.registered:
-                worker = Incarnation(process.incarnation)
-                event = events.AssociateAsked(worker, 1, *key, tenant, timeline)
-                process.says["control"].append(event)
+        process, key = running[pick % len(running)]
+        if process.registered:
+            worker = Incarnation(process.incarnation)
+            event = events.AssociateAsked(worker, 1, *key, tenant, timeline)
+            process.says["control"].append(event)
 
+    @precondition(lambda self: self.running())
+    @rule(pick=PICK)
+    def task_lingers_and_asks_for_time(self, pick: int) -> None:
+        running = self.running()
+        process, key = running[pick % len(running)]
+        if process.registered:
+            worker = Incarnation(process.incarnation)
+            process.says["control"].append(events.TaskLingers(worker, *key, "a thread"))
+            process.says["control"].append(events.GraceAsked(worker, *key, 1.0))
+
+    @precondition(lambda self: self.living())
     @rule(pick=PICK)
     def connection_breaks(self, pick: int) -> None:
-        living = [process for process in self.cluster.processes if process.alive]
-        if living:
-            living[pick % len(living)].reconnect()
+        living = self.living()
+        living[pick % len(living)].reconnect()
 
-    @rule(pick=PICK)
-    def ends_are_said_again(self, pick: int) -> None:
-        living = [process for process in self.cluster.processes if process.alive]
-        if living:
-            living[pick % len(living)].say_ended()
+    @precondition(lambda self: any(process.held for process in self.living()))
+    @rule()
+    def ends_are_said_again(self) -> None:
+        for process in self.living():
+            process.say_ended()
 
+    @precondition(lambda self: self.running())
     @rule(pick=PICK, table_known=st.booleans(), lost=st.booleans())
     def process_dies(self, pick: int, table_known: bool, lost: bool) -> None:
-        living = [process for process in self.cluster.processes if process.alive]
-        if living and pick % 3 == 0:
-            process = living[pick // 3 % len(living)]
-            self.cluster.pending_exits.append(process.die(table_known=table_known))
-            if lost:
-                process.says["data"].clear()
-                process.says["control"].clear()
+        running = self.running()
+        process, _ = running[pick % len(running)]
+        self.cluster.pending_exits.append(process.die(table_known=table_known))
+        if lost:
+            process.says["data"].clear()
+            process.says["control"].clear()
 
+    @precondition(lambda self: self.cluster.pending_exits)
     @rule(twice=st.booleans())
     def exit_is_reported(self, twice: bool) -> None:
-        if self.cluster.pending_exits:
-            event = self.cluster.pending_exits.pop(0)
-            for _ in range(1 + twice):
-                self.cluster.say(event)
+        event = self.cluster.pending_exits.pop(0)
+        for _ in range(1 + twice):
+            self.cluster.say(event)
+        self.start(event.supervisor.decode()[:4])
 
     @rule(runtime=st.sampled_from(["pool", "solo"]), pick=PICK)
     def supervisor_dies(self, runtime: str, pick: int) -> None:
         cluster = self.cluster
-        if pick % 7 == 0:
+        if pick % 7 == 3:
             old = cluster.supervisors[runtime]
             told = [event for event in cluster.pending_exits if event.supervisor == old]
             told += [
@@ -287,6 +335,7 @@ class Machine(RuleBasedStateMachine):
         self.cluster.desk.wait(seconds)
         self.cluster.follow()
 
+    @precondition(lambda self: self.cluster.desk.again)
     @rule()
     def slices_go_on(self) -> None:
         self.cluster.desk.go_on()
@@ -294,7 +343,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=PICK)
     def system_stops(self, pick: int) -> None:
-        if pick % 50 == 0:
+        if pick % 50 == 13:
             self.cluster.say(events.SystemStopAsked("SIGTERM"))
 
     # --- the end ----------------------------------------------------------------------------------
@@ -317,23 +366,13 @@ class Machine(RuleBasedStateMachine):
 
     def _round(self) -> None:
         cluster = self.cluster
-        for name in ("A", "B"):
-            while cluster.spawns[name]:
-                self.spawns_arrive(name, False)
         while cluster.pending_exits:
             self.exit_is_reported(False)
-        for process in cluster.processes:
-            for channel in ("control", "data"):
-                while process.says[channel]:
-                    cluster.say(process.says[channel].popleft())
-                while process.to[channel]:
-                    process.take(channel)
-            if process.alive:
-                for key in sorted(process.received):
-                    process.begin(key)
-                for key in sorted(process.running):
-                    process.end(key, "completed")
-                process.say_ended()
+        self.eager = True
+        self.pump(99)
+        for process, key in self.running():
+            process.end(key, "cancelled")
+        self.ends_are_said_again()
         self.slices_go_on()
         self.time_passes(0.6)
         for runtime in ("pool", "solo"):
@@ -341,7 +380,7 @@ class Machine(RuleBasedStateMachine):
 
 
 SETTINGS = settings(
-    max_examples=EXAMPLES or 80,
+    max_examples=EXAMPLES or 100,
     stateful_step_count=STEPS,
     deadline=None,
     derandomize=not EXAMPLES,

@@ -159,3 +159,11 @@ def test_the_spawns_of_an_expired_session_are_not_run_when_they_come_again(desk:
     desk.spawn(spawn_row(3))
     desk.expect(effects.WantHello(A))
     assert len(desk.registry.state.tasks) == 2
+
+
+def test_a_session_that_was_welcomed_before_is_never_opened_anew(desk: Desk) -> None:
+    """It has expired: however often it asks, its spawns of before must not run again."""
+    for _ in range(2):
+        desk.say(events.SessionHello(session_id("Z"), 1, "here", 0, resumed=True))
+        desk.expect(effects.WelcomeSession(session_id("Z"), False))
+        desk.expect_facts()

@@ -332,6 +332,16 @@ def test_only_what_is_parked_in_the_scope_is_refused(desk: Desk) -> None:
     assert [each.number for each in desk.answers()] == [2, 4]
 
 
+def test_a_client_that_dies_with_the_holder_has_nothing_started(desk: Desk) -> None:
+    """It lived in the same process: its parked spawn goes the same moment as what it waited for."""
+    worker = stopping_holder(desk)
+    desk.say(events.SessionHello(session_id("N"), 1001, "here", worker))
+    desk.say(events.SpawnsAsked(session_id("N"), [spawn_row(1, **KEYED)], False))
+    assert desk.registry.state.parked == 1
+    desk.exit(worker)
+    assert desk.registry.state.tasks == {}
+
+
 def test_a_stop_refuses_the_parked_spawns_of_its_scope(desk: Desk) -> None:
     """Its holder is elsewhere, so the spawn would start after the report."""
     worker = stopping_holder(desk)

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -126,6 +126,17 @@ def test_a_stop_that_raises_is_cancelled(broker: FakeBroker, tmp_path: Path) -> 
     # Forced or asked: no crash, so no ERROR.
 
 
+@pytest.mark.parametrize("fn", [bodies.until_asked, bodies.watcher])
+def test_a_begin_is_told_at_once(
+    broker: FakeBroker, tmp_path: Path, fn: Callable[..., object]
+) -> None:
+    key = broker.run(fn, str(tmp_path))
+    broker.wait(lambda: key in broker.begun, "its begin")
+    broker.await_file(tmp_path / "begun")
+    broker.stop(key)
+    assert broker.await_end(key).outcome == "completed"
+
+
 def test_the_flag_alone_is_enough(broker: FakeBroker, tmp_path: Path) -> None:
     key = broker.run(bodies.until_checkpoint, str(tmp_path))
     broker.await_file(tmp_path / "begun")
@@ -228,6 +239,22 @@ def test_associate_changes_what_the_body_sees(broker: FakeBroker) -> None:
     answer = to_worker.Associated(message.request, None, "")
     broker.tell(broker.control, broker.where[key].control, answer)
     assert value_of(broker.await_end(key)) == ("other", None)
+
+
+def test_a_body_sees_that_it_is_asked_and_why(broker: FakeBroker, tmp_path: Path) -> None:
+    from quiesce.protocol import to_worker
+
+    key = broker.run(bodies.asked_and_associated, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    broker.stop(key, reason="detach")
+    message = broker.await_message(from_worker.Associate)
+    answer = to_worker.Associated(message.request, None, "")
+    broker.tell(broker.control, broker.where[key].control, answer)
+    assert value_of(broker.await_end(key)) == [
+        (False, "", "tenant-a"),
+        (True, "detach", "tenant-a"),
+        (True, "detach", "other"),
+    ]
 
 
 def test_a_refused_associate_raises(broker: FakeBroker) -> None:

@@ -15,7 +15,7 @@ from quiesce.protocol import from_supervisor, from_worker, to_supervisor, to_wor
 from quiesce.testing import worker_bodies as bodies
 from quiesce.workers import predecessor, processes
 from quiesce.workers.table import PoolTable
-from workers_fakes import FakeBroker, Pool, value_of
+from workers_fakes import FakeBroker, Key, Pool, value_of
 
 Start = Callable[..., Pool]
 
@@ -62,7 +62,8 @@ def silent(broker: FakeBroker, path: Path) -> bool:
 def test_a_dead_worker_is_reported_and_replaced(
     start: Start, tmp_path: Path, fn: Callable[..., object], args: tuple[object, ...], status: int
 ) -> None:
-    broker = start(slots=2).broker
+    pool = start(slots=2)
+    broker = pool.broker
     peer = broker.await_peer()
     rows = [
         broker.row(peer, bodies.until_asked, str(tmp_path)),
@@ -79,6 +80,7 @@ def test_a_dead_worker_is_reported_and_replaced(
     assert phases(row) == [(1, "begun"), (2, "begun")]
     assert broker.await_peer(2).hello.serial == 2
     assert broker.call(bodies.add, 1, 2) == 3
+    assert f"ended with status {status} and is replaced" in pool.log()
 
 
 def test_the_children_of_a_dead_worker_are_dead_before_it_is_reported(
@@ -155,6 +157,81 @@ def test_kill_hits_only_what_has_begun(start: Start, tmp_path: Path) -> None:
     assert phases(broker.exits[1])[:1] == [(running[0], "begun")]
 
 
+def test_kill_spares_who_has_begun_meanwhile(start: Start, tmp_path: Path) -> None:
+    broker = start(slots=3).broker
+    broker.await_peer()
+    deaf = broker.run(bodies.stone_deaf, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    neighbour = broker.run(bodies.until_asked, str(tmp_path), "neighbour")
+    broker.await_file(tmp_path / "neighbour")
+    broker.kill(deaf, (999, 1), neighbour)
+    broker.settle(0.2)
+    assert not broker.exits
+    assert broker.call(bodies.add, 1, 2) == 3  # and it goes on
+    broker.stop(neighbour)
+    broker.await_end(neighbour)
+    broker.kill(deaf, (999, 1), neighbour)
+    broker.wait(lambda: broker.exits, "the exit")
+    assert broker.exits[1].status == -9
+
+
+def _block_the_loop(broker: FakeBroker, folder: Path) -> tuple[Key, list[Key]]:
+    """One coroutine computes; those behind it are loaded and wait for the loop."""
+
+    async def by_value(folder: str, name: str) -> None:
+        await bodies.tick_and_wait(folder, name)
+
+    broker.await_peer()
+    spinning = broker.run(bodies.spin_loop, str(folder))
+    broker.await_file(folder / "spinning")
+    functions = [bodies.tick_and_wait, by_value] * 3
+    waiting = [broker.run(fn, str(folder), f"ticks{n}") for n, fn in enumerate(functions)]
+    broker.settle(0.3)
+    assert broker.begun == [spinning]
+    return spinning, waiting
+
+
+def test_a_blocked_loop_holds_up_no_stop(start: Start, tmp_path: Path) -> None:
+    broker = start(slots=16).broker
+    spinning, waiting = _block_the_loop(broker, tmp_path)
+    broker.stop(*waiting)
+    ends = [broker.await_end(key) for key in waiting]
+    assert {(end.outcome, end.evidence, end.begun_age) for end in ends} == {
+        ("cancelled", "NEVER_RAN", None)
+    }
+    seen = [
+        row for each in broker.log if isinstance(each, from_worker.StopSeen) for row in each.rows
+    ]
+    assert {row.state for row in seen} == {"never-began"}
+    assert spinning not in broker.ended
+    bodies.mark(str(tmp_path), "go")
+    assert broker.await_end(spinning).outcome == "completed"
+    assert broker.call(bodies.async_add, 1, 2) == 3
+    assert not list(tmp_path.glob("ticks*"))
+
+
+def test_what_waits_for_a_blocked_loop_has_not_begun(start: Start, tmp_path: Path) -> None:
+    broker = start(slots=16).broker
+    spinning, waiting = _block_the_loop(broker, tmp_path)
+    peer = broker.await_peer()
+    broker.tell(broker.control, peer.control, to_worker.HelloWanted(broker.epoch))
+    hello = broker.await_message(from_worker.Hello, lambda each: each.incarnation)
+    assert (hello.begun, sorted(hello.received)) == ([spinning], waiting)
+    os.kill(peer.hello.pid, signal.SIGKILL)
+    broker.wait(lambda: broker.exits, "the exit")
+    assert phases(broker.exits[1]) == [(spinning[0], "begun")]
+
+
+def test_what_waited_for_the_loop_begins_with_it(start: Start, tmp_path: Path) -> None:
+    broker = start(slots=16).broker
+    spinning, waiting = _block_the_loop(broker, tmp_path)
+    bodies.mark(str(tmp_path), "go")
+    broker.wait(lambda: sorted(broker.begun) == [spinning, *waiting], "their begins")
+    broker.stop(*waiting)
+    for key in waiting:
+        assert broker.await_end(key).outcome == "completed"
+
+
 def test_what_has_ended_is_known_from_the_table(start: Start) -> None:
     broker = start().broker
     broker.take_ends = False
@@ -186,6 +263,7 @@ def test_exit_ends_the_pool_in_order(start: Start, tmp_path: Path) -> None:
     broker.wait(lambda: pool.process.poll() is not None, "the end")
     assert pool.process.returncode == 0
     assert [row.status for row in broker.exits.values()] == [0, 0]
+    assert "replaced" not in pool.log()
 
 
 def test_exit_kills_what_does_not_end(start: Start, tmp_path: Path) -> None:
@@ -199,11 +277,13 @@ def test_exit_kills_what_does_not_end(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_worker_told_to_exit_ends(start: Start) -> None:
-    broker = start().broker
+    pool = start()
+    broker = pool.broker
     peer = broker.await_peer()
     broker.tell(broker.control, peer.control, to_worker.Exit(broker.epoch))
     broker.wait(lambda: broker.exits, "the exit")
     assert broker.exits[1].status == 0
+    assert "replaced" not in pool.log()
 
 
 def test_a_refused_worker_ends(start: Start) -> None:

@@ -1,5 +1,6 @@
 """The worker session by table: events in, the whole list of effects out; the state is checked after each step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ from quiesce.registry.rows import AssignRow, EndedRow
 from quiesce.registry.states import Outcome
 from quiesce.workers.worker_effects import (
     AskToStop,
-    Begin,
     Control,
     Data,
     ForceAttempt,
     Forget,
+    Hand,
     Identity,
     Limit,
     Look,
@@ -110,6 +111,24 @@ def worker() -> Driver:
     return driver
 
 
+def begin(worker: Driver, *tasks: int) -> None:
+    """They are handed over already; synchronous ones, loaded in no time."""
+    for task in tasks:
+        assert worker.do("load", key(task)) == []
+        assert worker.do("begin", key(task)) == begun(task)
+
+
+def begun(task: int, age: float = 0.0) -> list[Any]:
+    return [Data(from_worker.Begun([(task, 1, age)]))]
+
+
+def run(worker: Driver, *rows: AssignRow) -> None:
+    """Assign, and begin what is handed over."""
+    for effect in worker(assign(*rows)):
+        if isinstance(effect, Hand):
+            begin(worker, effect.row.task_id)
+
+
 def end(worker: Driver, task: int, outcome: Outcome = Outcome.COMPLETED) -> list[Any]:
     return worker.do("ended", key(task), outcome, "text", b"result")
 
@@ -153,13 +172,14 @@ def test_a_refused_worker_quits(worker: Driver) -> None:
 
 
 def test_a_reconnection_tells_everything_again(worker: Driver) -> None:
-    worker(assign(row(1, 1), row(2, 2), row(3, 3), row(4, 4)))
+    run(worker, row(1, 1), row(2, 2), row(3, 3), row(4, 4))
     worker(stop(4, 4))
     worker.do("connection_lost")
     worker.session.linger(key(2), "thread 'x'")
     worker.now += 2.0
     # Task 3 begins in the place of task 1, and nothing is sent.
-    assert end(worker, 1) == [Begin(row(3, 3))]
+    assert end(worker, 1) == [Hand(row(3, 3))]
+    assert worker.do("begin", key(3)) == []
     assert worker.do("tick") == []
     request, effects = worker.session.associate(key(2), "t", None)
     assert (request, effects) == (1, [])
@@ -196,40 +216,34 @@ def test_a_new_incarnation_numbers_anew(worker: Driver) -> None:
     worker(stop(2, 6))
     worker(to_worker.HelloWanted(4))
     worker(to_worker.Registered(PROTOCOL_VERSION, 4, 10, 1000))
-    assert worker(assign(row(1, 3), epoch=4)) == [
-        Data(from_worker.Begun([(3, 1, 0.0)])),
-        Begin(row(1, 3)),
-    ]
+    assert worker(assign(row(1, 3), epoch=4)) == [Hand(row(1, 3))]
 
 
 # --- assignments ----------------------------------------------------------------------------------
 
 
 def test_slots_bound_what_runs(worker: Driver) -> None:
-    assert worker(assign(row(1, 1), row(2, 2), row(3, 3))) == [
-        Data(from_worker.Begun([(1, 1, 0.0), (2, 1, 0.0)])),
-        Begin(row(1, 1)),
-        Begin(row(2, 2)),
-    ]
+    handed = [Hand(row(1, 1)), Hand(row(2, 2))]
+    assert worker(assign(row(1, 1), row(2, 2), row(3, 3))) == handed
+    begin(worker, 1)
     worker.now += 5
-    assert end(worker, 1) == [
-        Data(from_worker.Ended([ended(1, 5.0)])),
-        Data(from_worker.Begun([(3, 1, 0.0)])),
-        Begin(row(3, 3)),
-    ]
+    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 5.0)])), Hand(row(3, 3))]
+    # Those that have not begun have slots, too.
+    assert worker(assign(row(4, 4))) == []
 
 
 def test_capacity_bounds_what_is_held(worker: Driver) -> None:
-    worker(assign(*(row(n, n) for n in range(1, 7))))
-    for task in (1, 2, 3):
-        end(worker, task)
-    # One runs and three are held: the table is full.
-    assert list(worker.session.running) == [key(4)]
+    run(worker, *(row(n, n) for n in range(1, 7)))
+    end(worker, 1)
+    end(worker, 2)
+    begin(worker, 3)
+    end(worker, 3)
+    # One is handed over and three are held: the table is full.
+    assert (list(worker.session.handed), worker.session.running) == ([key(4)], {})
     assert worker(to_worker.EndedTaken([(1, 1), (2, 1)])) == [
         Forget(*key(1)),
         Forget(*key(2)),
-        Data(from_worker.Begun([(5, 1, 0.0)])),
-        Begin(row(5, 5)),
+        Hand(row(5, 5)),
     ]
 
 
@@ -237,12 +251,12 @@ def test_what_came_before_does_not_come_again(worker: Driver) -> None:
     worker(assign(row(1, 1)))
     assert worker(assign(row(1, 1))) == []
     # The numbers of one message need not be in order.
-    assert [type(each) for each in worker(assign(row(4, 4), row(3, 3)))] == [Data, Begin]
+    assert worker(assign(row(4, 4), row(3, 3))) == [Hand(row(4, 4))]
     assert list(worker.session.received) == [key(3)]
 
 
 def test_ends_are_sent_again_until_they_are_taken(worker: Driver) -> None:
-    worker(assign(row(1, 1)))
+    run(worker, row(1, 1))
     assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 0.0)]))]
     for wait, again in [(0.9, False), (0.2, True), (1.9, False), (0.2, True)]:
         worker.now += wait
@@ -260,7 +274,7 @@ def test_ends_are_sent_again_until_they_are_taken(worker: Driver) -> None:
 
 
 def test_a_stop_of_what_runs(worker: Driver) -> None:
-    worker(assign(row(1, 1)))
+    run(worker, row(1, 1))
     assert worker(stop(1, 1)) == [AskToStop(*key(1), "r"), seen(1, "running")]
     worker.now += 2
     assert worker(stop(1, 1)) == [seen(1, "running", 2.0)]
@@ -273,14 +287,14 @@ def test_a_stop_of_what_runs(worker: Driver) -> None:
 
 
 def test_the_flag_may_be_faster(worker: Driver) -> None:
-    worker(assign(row(1, 1)))
+    run(worker, row(1, 1))
     assert worker.do("observed", key(1)) == []
     worker.now += 1
     assert worker(stop(1, 1)) == [AskToStop(*key(1), "r"), seen(1, "running", 1.0, 1.0)]
 
 
 def test_a_stop_of_what_has_not_begun(worker: Driver) -> None:
-    worker(assign(row(1, 1), row(2, 2), row(3, 3)))
+    run(worker, row(1, 1), row(2, 2), row(3, 3))
     assert worker(stop(3, 3)) == [
         seen(3, "never-began"),
         Data(from_worker.Ended([never_ran(3)])),
@@ -294,15 +308,11 @@ def test_a_stop_of_what_has_not_begun(worker: Driver) -> None:
 def test_a_stop_overtakes_its_task(worker: Driver) -> None:
     assert worker(stop(2, 2)) == [seen(2, "never-began")]
     assert worker(stop(2, 2)) == [seen(2, "never-began")]
-    assert worker(assign(row(1, 1))) == [
-        Data(from_worker.Begun([(1, 1, 0.0)])),
-        Begin(row(1, 1)),
-    ]
+    assert worker(assign(row(1, 1))) == [Hand(row(1, 1))]
     assert worker.session.tombstones == {key(2): 2}
     assert worker(assign(row(2, 2), row(3, 3))) == [
         Data(from_worker.Ended([never_ran(2)])),
-        Data(from_worker.Begun([(3, 1, 0.0)])),
-        Begin(row(3, 3)),
+        Hand(row(3, 3)),
     ]
     assert worker.session.tombstones == {}
 
@@ -323,7 +333,7 @@ def test_a_stop_of_what_was_lost_on_its_way(worker: Driver) -> None:
 
 
 def test_force(worker: Driver) -> None:
-    worker(assign(row(1, 1), row(2, 2), row(3, 3)))
+    run(worker, row(1, 1), row(2, 2), row(3, 3))
     assert worker(to_worker.Force(3, 1, 1)) == [
         AskToStop(*key(1), ""),
         ForceAttempt(*key(1)),
@@ -333,11 +343,116 @@ def test_force(worker: Driver) -> None:
     assert worker(to_worker.Force(3, 9, 1)) == []
 
 
+# --- handed over, and not begun -------------------------------------------------------------------
+
+
+def handed(worker: Driver, age: float) -> None:
+    """Handed over as task 1, `age` ago; 2 has the other slot and 3 waits for one."""
+    worker(assign(row(1, 1), row(2, 2), row(3, 3)))
+    worker.now += age
+
+
+def put_off(worker: Driver, age: float) -> None:
+    """The same, but a coroutine that was loaded and waits for the loop."""
+    handed(worker, age)
+    assert worker.do("load", key(1)) == []
+    assert worker.session.put_off(key(1)) == []
+
+
+WAYS = pytest.mark.parametrize("way", [handed, put_off])
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [(stop(1, 3), [seen(1, "never-began")]), (to_worker.Force(3, 1, 1), [])],
+)
+def test_a_stop_does_not_wait_until_it_can_begin(
+    worker: Driver, way: Callable[[Driver, float], None], message: Any, said: list[Any]
+) -> None:
+    way(worker, 2.0)
+    assert worker(message) == [
+        Forget(*key(1)),
+        *said,
+        Data(from_worker.Ended([never_ran(1)])),
+        Hand(row(3, 3)),
+    ]
+    assert key(1) not in worker.session.handed
+    assert worker(stop(1, 3)) == [seen(1, "never-began")]
+    assert worker(to_worker.EndedTaken([(1, 1)])) == []
+
+
+@WAYS
+def test_it_begins_when_its_body_does(worker: Driver, way: Callable[[Driver, float], None]) -> None:
+    way(worker, 2.0)
+    assert worker.do("begin", key(1)) == begun(1)
+    assert worker.session.running == {key(1): 102.0}
+    assert worker(stop(1, 3)) == [AskToStop(*key(1), "r"), seen(1, "running")]
+
+
+@WAYS
+def test_hello_lists_it_as_received(worker: Driver, way: Callable[[Driver, float], None]) -> None:
+    way(worker, 0.0)
+    worker.do("load", key(2))
+    worker.do("connection_lost")
+    waiting = [(2, 1), (1, 1), (3, 1)]
+    assert worker.do("connected") == [
+        hello(incarnation=9, epoch=3, last_assign=3, received=waiting)
+    ]
+    assert worker(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000)) == [
+        Limit(1000),
+        Data(from_worker.Attach(9, 3)),
+    ]
+
+
+@WAYS
+def test_after_exit_it_never_begins(worker: Driver, way: Callable[[Driver, float], None]) -> None:
+    way(worker, 0.0)
+    begin(worker, 2)
+    assert worker(to_worker.Exit(3)) == [Forget(*key(1))]
+    assert list(worker.session.received) == [key(1), key(3)]
+    assert worker(to_worker.Exit(3)) == []
+    assert end(worker, 2) == [Data(from_worker.Ended([ended(2, 0.0)]))]
+
+
+def test_what_is_asked_while_it_loads_is_not_put_off(worker: Driver) -> None:
+    handed(worker, 0.0)
+    worker.do("load", key(1))
+    assert worker(stop(1, 3)) == [AskToStop(*key(1), "r"), seen(1, "running")]
+    assert worker.session.put_off(key(1)) == []
+    assert list(worker.session.running) == [key(1)]
+    assert end(worker, 1) == [
+        Data(from_worker.Ended([ended(1, 0.0, 0.0, 0.0)])),
+        Hand(row(3, 3)),
+    ]
+
+
+def test_what_loads_for_long_has_begun(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    worker.do("load", key(1))
+    assert worker.session.due() == 101.0
+    worker.now = 101.0
+    assert worker.do("tick") == begun(1, 1.0)
+    assert worker.do("tick") == []
+    assert worker.session.due() is None
+    assert worker.do("begin", key(1)) == []
+
+
+def test_a_worker_of_one_slot_tells_before_it_loads() -> None:
+    session = WorkerSession(IDENTITY._replace(slots=1))
+    session.start(100.0)
+    session.receive(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000), 100.0)
+    session.receive(assign(row(1, 1)), 100.0)
+    assert session.load(key(1), 100.0) == begun(1)
+    assert session.begin(key(1), 100.5) == []
+    session.check()
+
+
 # --- what attempts ask ----------------------------------------------------------------------------
 
 
 def test_associate(worker: Driver) -> None:
-    worker(assign(row(1, 1)))
+    run(worker, row(1, 1))
     assert worker.session.associate(key(1), "t", "l") == (
         1,
         [Control(from_worker.Associate(1, 1, 1, "t", "l"))],
@@ -348,7 +463,7 @@ def test_associate(worker: Driver) -> None:
 
 
 def test_progress_is_thinned_out(worker: Driver) -> None:
-    worker(assign(row(1, 1)))
+    run(worker, row(1, 1))
     first = Control(from_worker.Progress([(1, 1, 1.0, None, "a")]))
     assert worker.do("report_progress", key(1), 1.0, None, "a") == [first]
     worker.now += 0.5
@@ -361,7 +476,7 @@ def test_progress_is_thinned_out(worker: Driver) -> None:
 
 
 def test_lingering_is_told_when_it_changes(worker: Driver) -> None:
-    worker(assign(row(1, 1)))
+    run(worker, row(1, 1))
     told = Control(from_worker.Lingering(1, 1, "thread"))
     assert worker.session.linger(key(1), "thread") == [told]
     assert worker.session.linger(key(1), "thread") == []
@@ -369,7 +484,7 @@ def test_lingering_is_told_when_it_changes(worker: Driver) -> None:
 
 
 def test_extend_grace_and_stacks(worker: Driver) -> None:
-    worker(assign(row(1, 1)))
+    run(worker, row(1, 1))
     assert worker.session.extend_grace(key(1), 5.0) == [Control(from_worker.ExtendGrace(1, 1, 5.0))]
     assert worker.session.extend_grace(key(2), 5.0) == []
     assert worker(to_worker.StacksWanted(3, [(1, 1)])) == [Look(3, [(1, 1)])]
@@ -383,8 +498,9 @@ def test_an_idle_worker_quits_at_once(worker: Driver) -> None:
 
 
 def test_exit_waits_for_what_runs_and_its_ends(worker: Driver) -> None:
-    worker(assign(row(1, 1), row(2, 2), row(3, 3)))
+    run(worker, row(1, 1), row(2, 2), row(3, 3))
     end(worker, 1)
+    begin(worker, 3)
     assert worker(to_worker.Exit(3)) == []
     assert end(worker, 2) == [Data(from_worker.Ended([ended(2, 0.0)]))]
     assert worker(to_worker.EndedTaken([(1, 1), (2, 1)])) == [Forget(*key(1)), Forget(*key(2))]
@@ -402,7 +518,7 @@ def test_exit_begins_nothing(worker: Driver) -> None:
 
 
 def test_exit_does_not_wait_for_ever_for_a_broker(worker: Driver) -> None:
-    worker(assign(row(1, 1)))
+    run(worker, row(1, 1))
     end(worker, 1)
     worker.do("connection_lost")
     assert worker(to_worker.Exit(3)) == []
@@ -412,6 +528,6 @@ def test_exit_does_not_wait_for_ever_for_a_broker(worker: Driver) -> None:
 
 
 def test_exit_asking(worker: Driver) -> None:
-    worker(assign(row(1, 1), row(2, 2)))
+    run(worker, row(1, 1), row(2, 2))
     worker(stop(2, 2))
     assert worker.do("exit_asking", "bye") == [AskToStop(*key(1), "bye")]

@@ -162,15 +162,16 @@ def test_orders(pool: Driver) -> None:
         SetFlags(0, [(5, 1), (7, 2)]),
         SetFlags(1, [(6, 1)]),
     ]
-    assert pool(to_supervisor.Kill(3, 2, 6, 1)) == [KillFor(2, 1, 6, 1)]
-    assert pool(to_supervisor.Kill(3, 9, 6, 1)) == []
+    spared = [(5, 1), (7, 2)]
+    assert pool(to_supervisor.Kill(3, 2, 6, 1, spared)) == [KillFor(2, 1, 6, 1, spared)]
+    assert pool(to_supervisor.Kill(3, 9, 6, 1, [])) == []
     pool.do("worker_died", 2, -9, True)
-    assert pool(to_supervisor.Kill(3, 2, 6, 1)) == []
+    assert pool(to_supervisor.Kill(3, 2, 6, 1, [])) == []
 
 
 def test_orders_of_an_older_epoch_are_ignored(pool: Driver) -> None:
     pool(to_supervisor.HelloWanted(5))
-    assert pool(to_supervisor.Kill(3, 2, 6, 1)) == []
+    assert pool(to_supervisor.Kill(3, 2, 6, 1, [])) == []
     assert pool(to_supervisor.Flag(4, [to_supervisor.FlagRow(1, 5, 1)])) == []
     assert pool(to_supervisor.Exit(4, 1.0)) == []
 
@@ -208,4 +209,8 @@ def test_a_refused_supervisor_ends_its_workers(pool: Driver) -> None:
     pool.dies(1)
     pool.dies(2)
     pool(to_supervisor.ExitTaken(1))
-    assert pool(to_supervisor.ExitTaken(2)) == [FreePlace(1), GOODBYE, Quit(1, "the broker refused it: unknown runtime")]
+    assert pool(to_supervisor.ExitTaken(2)) == [
+        FreePlace(1),
+        GOODBYE,
+        Quit(1, "the broker refused it: unknown runtime"),
+    ]

@@ -94,6 +94,20 @@ def test_check_counters_begin_at_zero(table: PoolTable) -> None:
     assert table.place(0).checks() == {(2, 1): 0}
 
 
+def test_what_is_reserved_or_put_off_has_not_begun(table: PoolTable) -> None:
+    place = table.place(0)
+    entry = place.reserve(TaskId(1), Attempt(1))
+    assert table.place(0).phases() == []
+    for _ in range(2):
+        assert begin(place, 1) == entry
+        assert table.place(0).phases() == [(1, 1, Phase.BEGUN)]
+        place.put_off(TaskId(1), Attempt(1))
+        assert table.place(0).phases() == []
+    assert begin(place, 2) != entry
+    place.free(TaskId(1), Attempt(1))
+    assert begin(place, 3) == entry
+
+
 def test_all_entries_can_be_used_and_used_again(table: PoolTable) -> None:
     place = table.place(0)
     for _ in range(2):

@@ -183,9 +183,9 @@ class FakeBroker:
         row = to_supervisor.FlagRow(self.where[key].hello.serial, *key)
         self.tell(self.control, self.supervisor, to_supervisor.Flag(self.epoch, [row]))
 
-    def kill(self, key: Key) -> None:
-        serial = self.where[key].hello.serial
-        self.tell(self.control, self.supervisor, to_supervisor.Kill(self.epoch, serial, *key))
+    def kill(self, key: Key, *spared: Key) -> None:
+        order = to_supervisor.Kill(self.epoch, self.where[key].hello.serial, *key, list(spared))
+        self.tell(self.control, self.supervisor, order)
 
     def stacks(self, *keys: Key) -> list[str]:
         self.last_request += 1

@@ -41,7 +41,7 @@ class Where(Enum):
 
 
 class Attempt:
-    """One attempt in this process, from its Begin to its end."""
+    """One attempt in this process, from its Hand to its end."""
 
     def __init__(self, row: AssignRow, task: TaskContext, scope: Scope) -> None:
         self.key: AttemptKey = (row.task_id, row.attempt)

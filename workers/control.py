@@ -146,14 +146,14 @@ class ControlThread:
         """Wake all that waits for the request; callbacks of the task's tokens run here."""
         attempt = self._worker.attempts.get((effect.task_id, effect.attempt))
         if attempt is not None:
-            # What waits for the task's token is woken by this, so the task has seen the request.
-            awaited = attempt.task.token.is_awaited()
+            attempt.task.update(stopping=True, reason=effect.reason)
+            if attempt.task.token.is_awaited():
+                # What waits for the task's token is woken now. Said first: it may end at once.
+                attempt.task.observe()
             try:
                 attempt.context.copy().run(attempt.task.root.cancel, effect.reason)
             except BaseException:
                 _log.exception("a callback of a token of %s failed", attempt.words())
-            if awaited:
-                attempt.task.observe()
 
     def force(self, effect: ForceAttempt) -> None:
         """The grace is over."""

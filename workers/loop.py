@@ -82,18 +82,6 @@ def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
         loop.default_exception_handler(context)
 
 
-def start_body(
-    loop: asyncio.AbstractEventLoop,
-    context: contextvars.Context,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> "asyncio.Task[Any]":
-    """Make the task of an attempt's body. Raises what the call of the function raises."""
-    coro = context.run(function, *args, **kwargs)
-    return loop.create_task(coro, context=context)
-
-
 def cancel_children(scope: Scope, root: "asyncio.Task[Any] | None" = None) -> None:
     """Cancel what an attempt has begun on this loop; on the loop's thread."""
     for task in list(scope.tasks):

@@ -1,6 +1,5 @@
 """What running tasks may ask of their worker: the TaskPort of `quiesce.context`."""
 
-import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -87,9 +86,7 @@ class Port:
         if call is None:
             return
         if answer.error is None:
-            call.task.info = dataclasses.replace(
-                call.task.info, tenant_id=answer.tenant_id, timeline_id=answer.timeline_id
-            )
+            call.task.update(tenant_id=answer.tenant_id, timeline_id=answer.timeline_id)
         call.answer = answer
         call.answered.set()
 

@@ -1,6 +1,8 @@
 """Runs the bodies of attempts, and sees each through to its end.
 
-    begin -> body (main thread, own thread, or loop) -> verdict -> all that it began has ended -> finish
+    load -> body (main thread, own thread, or loop) -> verdict -> all that it began has ended -> finish
+
+An attempt may be stopped until it begins, so both the load and the body ask first (`Gate`).
 
 `finish` waits for the nested spawns, so it never runs on the loop's thread or the control thread.
 """
@@ -12,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sized
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from quiesce.context import enter
 from quiesce.errors import ShutdownRequested
@@ -24,11 +26,25 @@ from quiesce.workers.attempt import Attempt, Verdict, Where, judge, verdict_of
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.nursery import Nursery
+from quiesce.workers.scope import name_of
 
 _log: Final = logging.getLogger("quiesce.task")
 
 #: Results of these types are pickled on the loop's thread; others elsewhere, since they may be large.
 _SMALL: Final = (type(None), bool, int, float)
+
+
+class Gate(Protocol):
+    """Whom to ask before anything of an attempt begins. Any thread."""
+
+    def may_load(self, attempt: Attempt) -> bool:
+        """It begins, with the loading of its function. False: it was stopped, and nothing of it may run."""
+
+    def may_wait(self, attempt: Attempt) -> bool:
+        """Its function is a coroutine's, and waits for the loop. False: it was asked to stop, and ends now."""
+
+    def may_run(self, attempt: Attempt) -> bool:
+        """Its body begins. False: it was stopped while it waited for the loop, and nothing of it may run."""
 
 
 class Runner:
@@ -39,6 +55,7 @@ class Runner:
         slots: int,
         nursery: Nursery,
         interrupt: Interrupt,
+        gate: Gate,
         finish: Callable[[Attempt, Verdict], None],
         on_linger: Callable[[], None],
     ) -> None:
@@ -49,6 +66,7 @@ class Runner:
         self._inline = slots == 1
         self._nursery = nursery
         self._interrupt = interrupt
+        self._gate = gate
         self._finish = finish
         self._on_linger = on_linger
         self.limit = 2**63
@@ -58,7 +76,7 @@ class Runner:
     # --- the body ---------------------------------------------------------------------------------
 
     def start(self, attempt: Attempt) -> None:
-        """Run an attempt that the table knows as begun. With one slot this may last as long as its body."""
+        """Run an attempt if it is not stopped before it begins. With one slot this may last as long as its body."""
         attempt.context.run(enter, attempt.task)
         if self._inline:
             self._load_and_run(attempt, Where.MAIN_THREAD)
@@ -66,8 +84,7 @@ class Runner:
             self._hands.give(lambda: self._load_and_run(attempt, Where.THREAD))
 
     def _load_and_run(self, attempt: Attempt, where: Where) -> None:
-        if attempt.is_asked:
-            self._end_body(attempt, None, ShutdownRequested("asked to stop before it began"))
+        if not self._gate.may_load(attempt):
             return
         attempt.context.run(_log.debug, "%s begins", attempt.words())
         attempt.where = where
@@ -75,29 +92,48 @@ class Runner:
         attempt.scope.threads[ident] = threading.current_thread().name
         interrupt = self._interrupt if where is Where.MAIN_THREAD else None
         value, error = guarded(
-            lambda: attempt.context.run(_load_and_call, attempt), interrupt, attempt
+            lambda: attempt.context.run(self._load_and_call, attempt), interrupt, attempt
         )
         if self._nursery.in_child:
             leave_child(error)
         attempt.scope.threads.pop(ident, None)
-        if isinstance(value, _Coroutine):
+        if not isinstance(value, _Coroutine):
+            self._end_body(attempt, value, error)
+        elif self._gate.may_wait(attempt):
             attempt.where = Where.LOOP
             self.loop.call(self._start_on_loop, attempt, value)
         else:
-            self._end_body(attempt, value, error)
+            self._end_body(attempt, None, ShutdownRequested(_TOO_LATE))
+
+    def _load_and_call(self, attempt: Attempt) -> Any:
+        """In the attempt's context: what loading imports and rebuilds is its doing, too."""
+        function = unpack_function(_bytes(attempt.row.function))
+        args, kwargs = unpack_arguments(_bytes(attempt.row.arguments))
+        if attempt.is_asked:
+            raise ShutdownRequested(_TOO_LATE)
+        if is_async(function):
+            return _Coroutine(function, args, kwargs)
+        if not self._nursery.in_child:
+            self._gate.may_run(attempt)
+        return function(*args, **kwargs)
 
     def _start_on_loop(self, attempt: Attempt, body: "_Coroutine") -> None:
         running = self.loop.running
         assert running is not None, "we are on its thread"
-        try:
-            attempt.root = loops.start_body(
-                running, attempt.context, body.function, body.args, body.kwargs
-            )
-        except BaseException as error:
-            attempt.scope.hold(attempt, "its end")
-            self._pack_and_end(attempt, None, error)
-            return
+        coro: Any = self._body(attempt, body)
+        coro.__qualname__ = name_of(body.function)  # what people know it by
+        attempt.root = running.create_task(coro, context=attempt.context)
         attempt.root.add_done_callback(lambda root: self._on_root_done(attempt, root))
+
+    async def _body(self, attempt: Attempt, body: "_Coroutine") -> Any:
+        """Its first step may come long after `_start_on_loop`: neighbours have their turns in between."""
+        if not self._gate.may_run(attempt):
+            return _REFUSED
+        if attempt.is_asked:
+            raise ShutdownRequested(_TOO_LATE)
+        coro = body.function(*body.args, **body.kwargs)
+        del body  # the arguments are the body's alone
+        return await coro
 
     def _on_root_done(self, attempt: Attempt, root: "asyncio.Task[Any]") -> None:
         """On the loop's thread: what the body left behind is cancelled, and awaited by the scope."""
@@ -106,6 +142,8 @@ class Runner:
             value = root.result()
         except BaseException as raised:
             error = raised
+        if value is _REFUSED:
+            return  # its end was told when it was stopped
         # Held until the verdict: else the last child's end could come first.
         attempt.scope.hold(attempt, "its end")
         loops.cancel_children(attempt.scope, root)
@@ -179,6 +217,11 @@ class Runner:
             loops.cancel_children(attempt.scope)
 
 
+#: What the task of an attempt gives that was stopped before it began.
+_REFUSED: Final = object()
+_TOO_LATE: Final = "asked to stop before its body began"
+
+
 class _Coroutine:
     """A body for the loop."""
 
@@ -190,15 +233,6 @@ class _Coroutine:
         self.function = function
         self.args = args
         self.kwargs = kwargs
-
-
-def _load_and_call(attempt: Attempt) -> Any:
-    """In the attempt's context: what loading imports and rebuilds is its doing, too."""
-    function = unpack_function(_bytes(attempt.row.function))
-    args, kwargs = unpack_arguments(_bytes(attempt.row.arguments))
-    if is_async(function):
-        return _Coroutine(function, args, kwargs)
-    return function(*args, **kwargs)
 
 
 def _bytes(payload: Sized) -> bytes:

@@ -70,6 +70,12 @@ class Scope:
         """Whether the body has ended."""
         return self._body_over
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing that it began goes on, besides the body."""
+        with self._lock:
+            return not self._holds
+
     def fork(self) -> None:
         """A child process is about to be started."""
         with self._lock:

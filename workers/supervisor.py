@@ -141,7 +141,11 @@ class Supervisor:
 
     def _turn(self) -> None:
         sent = self._link.flush()
-        for what, _ in self._poller.poll(self._timeout(sent)):
+        ready = self._poller.poll(self._timeout(sent))
+        while self._signals:
+            # Before the deaths that they may be the reason of.
+            self._on_end_wanted(self._signals.pop(0))
+        for what, _ in ready:
             if what is self._link.socket:
                 for message in self._link.receive():
                     self._hear(message)
@@ -164,8 +168,6 @@ class Supervisor:
         return int(max(0.0, min(times) - now) * 1000) + 1
 
     def _on_time(self) -> None:
-        while self._signals:
-            self._on_end_wanted(self._signals.pop(0))
         now = time.monotonic()
         due = self._session.due()
         if due is not None and due <= now:
@@ -211,8 +213,8 @@ class Supervisor:
                 self._start_worker(place, serial)
             case SetFlags(place, keys):
                 self._table.place(place).flag(set(keys))
-            case KillFor(serial, _, task_id, attempt):
-                self._kill_for(self._children[serial], task_id, attempt)
+            case KillFor():
+                self._kill_for(self._children[effect.serial], effect)
             case FreePlace(place):
                 self._table.place(place).clear()
             case AskToEnd():
@@ -266,21 +268,24 @@ class Supervisor:
         self._died(child.serial, pid, status, child.place)
 
     def _died(self, serial: int, pid: int, status: int, place: Place) -> None:
-        if self._session.kill_at is None:
-            how = "and is replaced" if place.ready else "before it was ready"
-            level = logging.WARNING if status or place.phases() else logging.INFO
-            _log.log(
-                level if place.ready else logging.ERROR,
-                "worker %d (pid %d) ended with status %d %s",
-                serial,
-                pid,
-                status,
-                how,
-            )
+        self._log_death(serial, pid, status, place)
         self._dying[serial] = (pid, status, place)
         ready = place.ready
         self._say(lambda session, now: session.worker_died(serial, status, ready, now))
         self._hunt()
+
+    def _log_death(self, serial: int, pid: int, status: int, place: Place) -> None:
+        """One that ends because its pool or the system does is no event, and nobody replaces it."""
+        in_order = status == 0 and all(row.phase is not Phase.BEGUN for row in place.phases())
+        if self._session.kill_at is not None:
+            level, how = logging.DEBUG, "with its pool"
+        elif not place.ready:
+            level, how = logging.ERROR, "before it was ready"
+        elif in_order:
+            level, how = logging.DEBUG, "as it was asked to"
+        else:
+            level, how = logging.WARNING, "and is replaced"
+        _log.log(level, "worker %d (pid %d) ended with status %d %s", serial, pid, status, how)
 
     def _hunt(self) -> None:
         """Kill and reap what dead workers left behind; report them once there is nothing left.
@@ -330,15 +335,22 @@ class Supervisor:
         for child in self._children.values():
             _send_signal(child.pidfd, number)
 
-    def _kill_for(self, child: _Child, task_id: int, attempt: int) -> None:
-        """SIGKILL, if the attempt runs. The process is stopped first, so that it does not end meanwhile."""
+    def _kill_for(self, child: _Child, order: KillFor) -> None:
+        """SIGKILL, if the attempt runs and none of the spared ones does.
+
+        The process is stopped first, so that none of them begins or ends meanwhile.
+        """
         _send_signal(child.pidfd, signal.SIGSTOP)
         deadline = time.monotonic() + _STOP_WITHIN
         # All its threads have stopped; or it is in the kernel, where it does not change the table either.
         while not _has_stopped(child.process.pid) and time.monotonic() < deadline:
             time.sleep(0.0005)
-        if child.place.phase(task_id, attempt) is Phase.BEGUN:
-            _log.info("worker %d is killed for task %d.%d", child.serial, task_id, attempt)
+        running = {
+            (row.task_id, row.attempt) for row in child.place.phases() if row.phase is Phase.BEGUN
+        }
+        target = (order.task_id, order.attempt)
+        if target in running and running.isdisjoint(map(tuple, order.spared)):
+            _log.info("worker %d is killed for task %d.%d", child.serial, *target)
             _send_signal(child.pidfd, signal.SIGKILL)
         else:
             _send_signal(child.pidfd, signal.SIGCONT)

@@ -61,12 +61,13 @@ class SetFlags(NamedTuple):
 
 
 class KillFor(NamedTuple):
-    """SIGKILL to this worker if the table says that it has begun the attempt and not ended it."""
+    """SIGKILL to this worker if the table says that the attempt runs and none of `spared` does."""
 
     serial: int
     place: int
     task_id: int
     attempt: int
+    spared: list[tuple[int, int]]
 
 
 class FreePlace(NamedTuple):
@@ -280,7 +281,8 @@ class SupervisorSession:
         serial = message.serial
         if serial not in self.alive or serial in self.dying:
             return []
-        return [KillFor(serial, self.alive[serial], message.task_id, message.attempt)]
+        place = self.alive[serial]
+        return [KillFor(serial, place, message.task_id, message.attempt, list(message.spared))]
 
     def _on_exit_taken(self, serial: int, now: float) -> Effects:
         report = self.reports.pop(serial, None)

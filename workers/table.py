@@ -73,7 +73,7 @@ class Place:
         self.index = index
         self._base = _HEADER_WORDS + index * _PLACE_WORDS
         self._entries = self._base + _HEADER_WORDS
-        #: All and only the entries whose phase is FREE. The worker's alone.
+        #: All and only the entries that no attempt has or will have. The worker's alone.
         self._free = list(range(ENTRIES - 1, -1, -1))
         #: Where each attempt is. The worker's alone.
         self._where: dict[AttemptKey, int] = {}
@@ -84,20 +84,30 @@ class Place:
         """This worker is registered and has loaded what it should: from now on its death is no failed start."""
         self.words[self._base + 2] = 1
 
-    def begin(self, task_id: TaskId, attempt: AttemptNumber) -> int:
-        """Note that an attempt begins, before its first instruction. Gives the entry.
+    def reserve(self, task_id: TaskId, attempt: AttemptNumber) -> int:
+        """Keep an entry, which this gives, for an attempt that has not begun: nobody else sees that.
 
         Raises:
-            IndexError: all entries are in use; the session never begins that many.
+            IndexError: all entries are in use; the session never hands over that many.
         """
         entry = self._free.pop()
         at = self._entries + entry * _ENTRY_WORDS
-        words = self.words
-        words[at] = task_id
-        words[at + 3] = 0
-        words[at + 1] = attempt << 8 | Phase.BEGUN
         self._where[(task_id, attempt)] = entry
+        self.words[at] = task_id
+        self.words[at + 3] = 0
         return entry
+
+    def begin(self, task_id: TaskId, attempt: AttemptNumber) -> int:
+        """Note that an attempt begins, before its first instruction. Gives the reserved entry, or a new one."""
+        entry = self._where.get((task_id, attempt))
+        if entry is None:
+            entry = self.reserve(task_id, attempt)
+        self.words[self._entries + entry * _ENTRY_WORDS + 1] = attempt << 8 | Phase.BEGUN
+        return entry
+
+    def put_off(self, task_id: TaskId, attempt: AttemptNumber) -> None:
+        """Nothing of this attempt runs any more or has to end: as before `begin`, its entry is reserved."""
+        self.words[self._entries + self._where[(task_id, attempt)] * _ENTRY_WORDS + 1] = 0
 
     def end(self, task_id: TaskId, attempt: AttemptNumber, phase: Phase) -> None:
         """Note how an attempt ended, after all that it began has ended."""

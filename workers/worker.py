@@ -42,12 +42,12 @@ from quiesce.workers.settings import PoolSettings
 from quiesce.workers.table import ENTRIES, Place, PoolTable, flag_key
 from quiesce.workers.worker_effects import (
     AskToStop,
-    Begin,
     Control,
     Data,
     Effects,
     ForceAttempt,
     Forget,
+    Hand,
     Identity,
     Limit,
     Look,
@@ -108,9 +108,9 @@ class Worker:
         self._speaker = 0
         self._deferred: deque[Event] = deque()
         self._main = threading.get_ident()
-        #: All and only what `session.running` holds, while nobody has the lock.
+        #: All and only what `session.handed` and `.running` hold, while nobody has the lock.
         self.attempts: dict[AttemptKey, Attempt] = {}
-        #: Begun by the session and the table; the main thread starts them.
+        #: Handed over by the session; the main thread starts them.
         self._to_start: deque[Attempt] = deque()
         #: Set once: nothing runs any more, and the process ends with this status.
         self.quitting: Quit | None = None
@@ -123,6 +123,7 @@ class Worker:
             identity.slots,
             self.nursery,
             self._interrupt,
+            self,
             finish=self._finish,
             on_linger=self._on_linger,
         )
@@ -240,10 +241,11 @@ class Worker:
                 self._control_link.outbox.append(message)
             case Data(message):
                 self._data.outbox.append(message)
-            case Begin(row):
-                self._begin(row)
+            case Hand(row):
+                self._hand(row)
             case Forget(task_id, attempt):
                 self._place.free(task_id, attempt)
+                self.attempts.pop((task_id, attempt), None)
             case Quit():
                 self.quitting = effect
             case _:
@@ -271,7 +273,7 @@ class Worker:
             return self._session.due()
 
     def running(self) -> list[Attempt]:
-        """All attempts that have begun and not ended."""
+        """All attempts that were handed over and have not ended."""
         with self._lock:
             return list(self.attempts.values())
 
@@ -281,14 +283,14 @@ class Worker:
             return [each for each in self.attempts.values() if each.scope.body_over]
 
     def find(self, task_id: int, number: int) -> Attempt | None:
-        """A running attempt."""
+        """An attempt that was handed over and has not ended."""
         return self.attempts.get((TaskId(task_id), AttemptNumber(number)))
 
     # --- attempts ---------------------------------------------------------------------------------
 
-    def _begin(self, row: AssignRow) -> None:
-        """Under the lock: note the attempt as begun before the first instruction of it can run."""
-        entry = self._place.begin(row.task_id, row.attempt)
+    def _hand(self, row: AssignRow) -> None:
+        """Under the lock: make the attempt; nothing of it has begun."""
+        entry = self._place.reserve(row.task_id, row.attempt)
         session, place = self._session, self._place
         info = TaskInfo(
             id=row.task_id,
@@ -322,6 +324,55 @@ class Worker:
         attempt = Attempt(row, task, scope)
         self.attempts[attempt.key] = attempt
         self._to_start.append(attempt)
+
+    # The gate. All of it is one step each under the lock, so an attempt either is stopped or begins. That it
+    # has begun is in the table before its first instruction can run.
+
+    def may_load(self, attempt: Attempt) -> bool:
+        """See Gate."""
+        return self._pass(attempt, lambda session, now: session.load(attempt.key, now))
+
+    def may_run(self, attempt: Attempt) -> bool:
+        """See Gate."""
+        return self._pass(attempt, lambda session, now: session.begin(attempt.key, now))
+
+    def _pass(self, attempt: Attempt, begin: Event) -> bool:
+        is_ours = False
+
+        def event(session: WorkerSession, now: float) -> Effects:
+            nonlocal is_ours
+            # Not by its key alone: it may have been stopped, and be assigned to us again.
+            is_ours = self.attempts.get(attempt.key) is attempt
+            if not is_ours:
+                return []
+            if attempt.key in session.handed:
+                self._place.begin(*attempt.key)
+                attempt.task.update(started_at=time.time())
+            return begin(session, now)
+
+        self.say(event)
+        if threading.get_ident() == self._main:
+            with self._interrupt.shield:
+                self._data.flush()  # what waits now would wait for the body
+        return is_ours
+
+    def may_wait(self, attempt: Attempt) -> bool:
+        """See Gate. What has left a thread or a process behind has begun, and stays so."""
+        asked = None
+
+        def event(session: WorkerSession, now: float) -> Effects:
+            nonlocal asked
+            asked = session.asked.get(attempt.key)
+            effects = session.put_off(attempt.key) if attempt.scope.is_bare else []
+            if attempt.key in session.handed:
+                self._place.put_off(*attempt.key)
+            return effects
+
+        self.say(event)
+        if asked is not None:
+            # The control thread is about to, but its end is judged here.
+            attempt.task.root.cancel(asked.reason)
+        return asked is None
 
     def _finish(self, attempt: Attempt, verdict: Verdict) -> None:
         """All that the attempt began has ended: say so, once its spawns are acknowledged."""

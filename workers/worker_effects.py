@@ -33,8 +33,8 @@ class Data(NamedTuple):
     message: Any
 
 
-class Begin(NamedTuple):
-    """Note this attempt in the table as begun, and run it."""
+class Hand(NamedTuple):
+    """Give this attempt to whoever is to run it, who asks before anything of it begins."""
 
     row: AssignRow
 
@@ -55,7 +55,7 @@ class ForceAttempt(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """The broker has the end of this attempt: its entry of the table is free."""
+    """The broker has the end of this attempt, or it was handed over and must not begin: its entry is free."""
 
     task_id: TaskId
     attempt: Attempt
@@ -91,7 +91,7 @@ class Quit(NamedTuple):
     text: str
 
 
-Effect = Control | Data | Begin | AskToStop | ForceAttempt | Forget | Settle | Look | Limit | Quit
+Effect = Control | Data | Hand | AskToStop | ForceAttempt | Forget | Settle | Look | Limit | Quit
 Effects = list[Effect]
 
 

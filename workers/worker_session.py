@@ -2,9 +2,13 @@
 
 What an attempt goes through here:
 
-    Assign -> received -> running -> held -> (EndedTaken) gone
-                  |
-                  Stop -> held (NEVER_RAN)          Stop before its Assign -> tombstone -> held (NEVER_RAN)
+    Assign -> received -> handed -> running -> held -> (EndedTaken) gone
+                  |          |
+                  +----------+-- Stop -> held (NEVER_RAN)      Stop before its Assign -> tombstone -> held
+
+Whoever was handed an attempt asks before anything of it begins: the loop may be blocked by a neighbour for
+long, and a Stop does not wait for it. Loading a function runs user code, so it counts as running; a coroutine
+that is loaded and left nothing behind is handed over again, to the loop, as if it had not begun.
 
 A worker without registration (at its start, after a lost connection, when the broker does not know it) keeps
 what it has to say and says it once it is registered. Nothing that has begun depends on the broker being there.
@@ -17,18 +21,18 @@ from typing import Any, Final
 
 from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
-from quiesce.registry.rows import AssignRow, EndedRow
+from quiesce.registry.rows import EndedRow
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.workers.worker_effects import (
     RESEND,
     Asked,
     AskToStop,
-    Begin,
     Control,
     Data,
     Effects,
     ForceAttempt,
     Forget,
+    Hand,
     Held,
     Limit,
     Look,
@@ -41,6 +45,8 @@ from quiesce.workers.worker_state import WorkerState
 RESEND_SLOWEST: Final = 8.0
 #: Seconds between two Progress messages.
 PROGRESS_EVERY: Final = 1.0
+#: Seconds that an attempt may load until the broker is told that it has begun.
+LOADING: Final = 1.0
 #: Seconds that an exiting worker waits for the broker to take its last ends.
 LAST_ENDS: Final = 5.0
 
@@ -99,10 +105,12 @@ class WorkerSession(WorkerState):
         self.hello_at = now + self.hello_interval
         self.hello_interval = min(2 * self.hello_interval, RESEND_SLOWEST)
         identity = self.identity
+        unsaid = [key for key, (_, told) in self.loading.items() if not told]
         begun = [
-            *self.running,
+            *(key for key in self.running if key not in unsaid),
             *(key for key, held in self.held.items() if held.begun_at is not None),
         ]
+        received = [*unsaid, *self.handed, *self.received]
         hello = from_worker.Hello(
             PROTOCOL_VERSION,
             identity.runtime,
@@ -115,7 +123,7 @@ class WorkerSession(WorkerState):
             self.epoch,
             self.last_assign,
             [(task, attempt) for task, attempt in begun],
-            [(task, attempt) for task, attempt in self.received],
+            [(task, attempt) for task, attempt in received],
         )
         return [Control(hello)]
 
@@ -139,11 +147,8 @@ class WorkerSession(WorkerState):
             Limit(message.payload_limit),
             Data(from_worker.Attach(self.incarnation, self.epoch)),
         ]
-        if self.running:
-            rows: list[tuple[int, int, float]] = [
-                (task, attempt, now - at) for (task, attempt), at in self.running.items()
-            ]
-            effects.append(Data(from_worker.Begun(rows)))
+        told = [key for key in self.running if self.loading.get(key, (None, True))[1]]
+        effects += self._say_begun(told, now)
         effects += self._send_held(now, everything=True)
         effects += [
             Control(from_worker.Lingering(task, attempt, what))
@@ -164,7 +169,9 @@ class WorkerSession(WorkerState):
             self.last_assign = max(self.last_assign, row.assign_number)
             if key in self.tombstones:
                 ended.append(key)
-            elif key not in self.received and key not in self.running and key not in self.held:
+            elif not any(
+                key in place for place in (self.received, self.handed, self.running, self.held)
+            ):
                 self.received[key] = row
         self.tombstones = {
             key: number
@@ -173,26 +180,61 @@ class WorkerSession(WorkerState):
         }
         for key in ended:
             self._hold_unbegun(key, now)
-        return [*self._send_held(now), *self._begin(now)]
+        return [*self._send_held(now), *self._hand()]
 
-    def _begin(self, now: float) -> Effects:
-        """Begin what the slots allow."""
+    def _hand(self) -> Effects:
+        """Hand over what the slots allow."""
         if self.exiting_since is not None:
             return []
-        rows: list[AssignRow] = []
+        effects: Effects = []
         while (
             self.received
-            and len(self.running) < self.identity.slots
-            and len(self.running) + len(self.held) < self.identity.capacity
+            and (busy := len(self.handed) + len(self.running)) < self.identity.slots
+            and busy + len(self.held) < self.identity.capacity
         ):
             key = next(iter(self.received))
-            rows.append(self.received.pop(key))
+            self.handed[key] = self.received.pop(key)
+            effects.append(Hand(self.handed[key]))
+        return effects
+
+    def load(self, key: AttemptKey, now: float) -> Effects:
+        """A handed attempt begins to load its function. Not told at once if it may have to wait again.
+
+        With one slot no neighbour makes it wait, and the thread that loads is the one that sends.
+        """
+        told = self.identity.slots == 1
+        self.loading[key] = (self.handed.pop(key), told)
+        self.running[key] = now
+        return self._say_begun([key], now) if told else []
+
+    def put_off(self, key: AttemptKey) -> Effects:
+        """A coroutine is loaded and nothing of it runs: it waits for the loop, unless it is asked to stop."""
+        if key not in self.asked and self.exiting_since is None:
+            self.handed[key] = self.loading.pop(key)[0]
+            del self.running[key]
+        return []
+
+    def begin(self, key: AttemptKey, now: float) -> Effects:
+        """The body of a handed or loading attempt begins."""
+        _, told = self.loading.pop(key, (None, False))
+        if self.handed.pop(key, None) is not None:
             self.running[key] = now
-        if not rows:
-            return []
-        begun: list[tuple[int, int, float]] = [(row.task_id, row.attempt, 0.0) for row in rows]
-        said: Effects = [Data(from_worker.Begun(begun))] if self.registered else []
-        return [*said, *(Begin(row) for row in rows)]
+        return [] if told else self._say_begun([key], now)
+
+    def _say_begun(self, keys: Iterable[AttemptKey], now: float) -> Effects:
+        rows: list[tuple[int, int, float]] = [(*key, now - self.running[key]) for key in keys]
+        return [Data(from_worker.Begun(rows))] if rows and self.registered else []
+
+    def _say_slow(self, now: float) -> Effects:
+        """What loads for long has begun, for all that the broker can tell: its own timeout counts."""
+        slow = [
+            key
+            for key, (_, told) in self.loading.items()
+            if not told and now >= self.running[key] + LOADING
+        ]
+        for key in slow:
+            self.loading[key] = (self.loading[key][0], True)
+        return self._say_begun(slow, now)
 
     def ended(
         self, key: AttemptKey, outcome: Outcome, text: str, result: Any, now: float
@@ -200,6 +242,7 @@ class WorkerSession(WorkerState):
         """A running attempt has ended, with all that it began, and its nested spawns are acknowledged."""
         begun_at = self.running.pop(key)
         asked = self.asked.pop(key, None)
+        self.loading.pop(key, None)
         self.lingering.pop(key, None)
         self.progress.pop(key, None)
         self.unsent.append(key)
@@ -215,7 +258,7 @@ class WorkerSession(WorkerState):
             now,
             RESEND,
         )
-        return [*self._send_held(now), *self._begin(now), *self._leave(now)]
+        return [*self._send_held(now), *self._hand(), *self._leave(now)]
 
     def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
         self.unsent.append(key)
@@ -275,7 +318,7 @@ class WorkerSession(WorkerState):
                 self.unsent.remove(key)
             if held is not None and held.begun_at is not None:
                 effects.append(Forget(*key))
-        return [*effects, *self._begin(now), *self._leave(now)]
+        return [*effects, *self._hand(), *self._leave(now)]
 
     # --- requests to stop -------------------------------------------------------------------------
 
@@ -290,23 +333,27 @@ class WorkerSession(WorkerState):
             elif key in self.held and self.held[key].begun_at is not None:
                 seen.append(from_worker.StopSeenRow(*key, "over", 0.0, None))
             else:
-                self._bury(key, order.last_assign, now)
+                effects += self._bury(key, order.last_assign, now)
                 seen.append(from_worker.StopSeenRow(*key, "never-began", 0.0, None))
         acknowledged: Effects = [Control(from_worker.StopSeen(seen))] if seen else []
-        return [*effects, *acknowledged, *self._send_held(now)]
+        return [*effects, *acknowledged, *self._send_held(now), *self._hand()]
 
-    def _bury(self, key: AttemptKey, last_assign: int, now: float) -> None:
+    def _bury(self, key: AttemptKey, last_assign: int, now: float) -> Effects:
         """Make sure that an attempt which has not begun never does.
 
         One that is unknown though its assignment has passed was lost on the way (or the broker has its
         end and forgot): no assignment of that number is accepted any more.
         """
         if key in self.held:
-            return
+            return []
+        if self.handed.pop(key, None) is not None:
+            self._hold_unbegun(key, now)
+            return [Forget(*key)]
         if self.received.pop(key, None) is None and last_assign > self.last_assign:
             self.tombstones[key] = last_assign
         else:
             self._hold_unbegun(key, now)
+        return []
 
     def _ask(self, key: AttemptKey, reason: str, now: float) -> Effects:
         asked = self.asked.get(key)
@@ -336,9 +383,10 @@ class WorkerSession(WorkerState):
         key = (TaskId(message.task_id), Attempt(message.attempt))
         if key in self.running:
             return [*self._ask(key, "", now), ForceAttempt(*key)]
-        if key in self.received:
-            self._bury(key, 0, now)
-        return self._send_held(now)
+        buried: Effects = []
+        if key in self.received or key in self.handed:
+            buried = self._bury(key, 0, now)
+        return [*buried, *self._send_held(now), *self._hand()]
 
     # --- what running attempts ask ----------------------------------------------------------------
 
@@ -397,10 +445,13 @@ class WorkerSession(WorkerState):
     # --- the end, and time ------------------------------------------------------------------------
 
     def exit(self, now: float) -> Effects:
-        """Take no more work; Quit follows when nothing runs any more."""
+        """Take no more work; Quit follows when nothing runs any more. What has not begun never does."""
+        forgotten: Effects = [Forget(*key) for key in self.handed]
+        self.received = {**self.handed, **self.received}
+        self.handed = {}
         if self.exiting_since is None:
             self.exiting_since = now
-        return self._leave(now)
+        return [*forgotten, *self._leave(now)]
 
     def exit_asking(self, reason: str, now: float) -> Effects:
         """As `exit`, and ask what runs to stop: the pool goes without the broker's doing."""
@@ -423,11 +474,15 @@ class WorkerSession(WorkerState):
         effects: Effects = []
         if self.hello_at is not None and now >= self.hello_at:
             effects += self._hello(now)
-        return [*effects, *self._send_held(now), *self._send_progress(now), *self._leave(now)]
+        effects += [*self._say_slow(now), *self._send_held(now), *self._send_progress(now)]
+        return [*effects, *self._leave(now)]
 
     def due(self) -> float | None:
         """When `tick` has something to do; None: not before something else happens."""
         times = [] if self.hello_at is None else [self.hello_at]
+        times += [
+            self.running[key] + LOADING for key, (_, told) in self.loading.items() if not told
+        ]
         if self.registered:
             if self.held:
                 times.append(self.resend_at)

@@ -25,10 +25,14 @@ class WorkerState:
         self.hello_interval = RESEND
         #: The highest number of an assignment that has arrived.
         self.last_assign = 0
-        #: All and only the attempts that arrived and have neither begun nor been stopped, oldest first.
+        #: All and only the attempts that arrived and were neither handed over nor stopped, oldest first.
         self.received: dict[AttemptKey, AssignRow] = {}
+        #: All and only the attempts given to a thread or the loop of which nothing runs: each has a slot.
+        self.handed: dict[AttemptKey, AssignRow] = {}
         #: All and only the attempts that have begun and not ended: when each began.
         self.running: dict[AttemptKey, float] = {}
+        #: The running ones that are being loaded, their bodies not begun; and whether Begun was said.
+        self.loading: dict[AttemptKey, tuple[AssignRow, bool]] = {}
         #: The running ones that were asked to stop.
         self.asked: dict[AttemptKey, Asked] = {}
         #: The running ones whose body has ended, and what they wait for.
@@ -62,7 +66,9 @@ class WorkerState:
             self.hello_interval,
             self.last_assign,
             tuple((key, tuple(row)) for key, row in self.received.items()),
+            tuple((key, tuple(row)) for key, row in self.handed.items()),
             tuple(self.running.items()),
+            tuple((key, tuple(row), told) for key, (row, told) in self.loading.items()),
             tuple((key, tuple(asked)) for key, asked in self.asked.items()),
             tuple(self.lingering.items()),
             tuple((key, tuple(held)) for key, held in self.held.items()),
@@ -88,7 +94,9 @@ class WorkerState:
             session.hello_interval,
             session.last_assign,
             received,
+            handed,
             running,
+            loading,
             asked,
             lingering,
             held,
@@ -102,7 +110,9 @@ class WorkerState:
             session.exiting_since,
         ) = frozen
         session.received = {key: AssignRow(*row) for key, row in received}
+        session.handed = {key: AssignRow(*row) for key, row in handed}
         session.running = dict(running)
+        session.loading = {key: (AssignRow(*row), told) for key, row, told in loading}
         session.asked = {key: Asked(*row) for key, row in asked}
         session.lingering = dict(lingering)
         session.held = {key: Held(*row) for key, row in held}
@@ -116,6 +126,7 @@ class WorkerState:
         """Assert what the attributes say of themselves. For tests."""
         places: list[dict[AttemptKey, Any]] = [
             self.received,
+            self.handed,
             self.running,
             self.held,
             self.tombstones,
@@ -123,7 +134,9 @@ class WorkerState:
         keys = [key for place in places for key in place]
         assert len(keys) == len(set(keys)), f"an attempt is in two places: {keys}"
         assert set(self.unsent) <= self.held.keys()
+        assert self.loading.keys() <= self.running.keys()
         assert self.asked.keys() <= self.running.keys()
         assert self.lingering.keys() <= self.running.keys()
-        assert len(self.running) <= self.identity.slots
+        assert len(self.handed) + len(self.running) <= self.identity.slots
+        assert not self.handed or self.exiting_since is None
         assert all(number > self.last_assign for number in self.tombstones.values())

@@ -5,6 +5,8 @@ A context variable holds the current attempt. It follows the body into coroutine
 attempt and hands in what reaches beyond the process: the port to the broker and the client factory.
 """
 
+import dataclasses
+import threading
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -48,6 +50,7 @@ class TaskContext:
     """
 
     __slots__ = (
+        "_changing",
         "_observed",
         "check_index",
         "flag_index",
@@ -82,6 +85,13 @@ class TaskContext:
         #: All that the attempt has begun; the worker's own, opaque here.
         self.scope = scope
         self._observed = False
+        # Reentrant: the garbage collector may run code of the task in the midst of a change.
+        self._changing = threading.RLock()
+
+    def update(self, **changes: Any) -> None:
+        """Change what the task sees of itself. Any thread; no change is lost."""
+        with self._changing:
+            self.info = dataclasses.replace(self.info, **changes)
 
     def is_shutdown_requested(self) -> bool:
         """A read of shared memory: no lock, no message, no GIL of another thread."""
@@ -205,7 +215,10 @@ def checkpoint() -> None:
 
 
 def current_task() -> TaskInfo | None:
-    """The current task as it was when this attempt began, or last associated; None outside of a task.
+    """The current task as it was when this attempt began, last associated or was asked to stop.
+
+    None outside of a task. `.stopping` and `.reason` are those of the broker's own word, which may come a
+    moment after `is_shutdown_requested()` is true.
 
     `.fence` grows with each new owner of the task: hand it to storage that refuses writes of older ones.
     """

@@ -161,6 +161,24 @@ def associate(tenant: str | None, timeline: str | None) -> tuple[str | None, str
     return info.tenant_id, info.timeline_id
 
 
+def asked_and_associated(folder: str) -> list[tuple[bool, str, str | None]]:
+    """What it sees of itself: before it is asked to stop, after that, and once it has moved."""
+    seen = []
+
+    def look() -> None:
+        info = current_task()
+        assert info is not None
+        seen.append((info.stopping, info.reason, info.tenant_id))
+
+    look()
+    mark(folder, "begun")
+    wait_for_shutdown()
+    look()
+    associate_with("other", None)
+    look()
+    return seen
+
+
 def progress(folder: str) -> None:
     for done in range(1000):
         report_progress(done, 1000, "counting")
@@ -389,6 +407,18 @@ async def async_raise(kind: type[BaseException]) -> None:
 async def async_process(code: str) -> int:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     return await process.wait()
+
+
+async def spin_loop(folder: str) -> None:
+    """Compute, and give the loop to nobody."""
+    mark(folder, "spinning")
+    while not (Path(folder) / "go").exists():
+        pass
+
+
+async def tick_and_wait(folder: str, name: str) -> None:
+    tick(folder, name)
+    await shutdown_watcher()
 
 
 async def block_loop(folder: str) -> None:
