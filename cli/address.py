@@ -97,6 +97,12 @@ def clean_up(settings: BrokerSettings, *, remove_folder: bool) -> None:
             os.rmdir(folder)
 
 
+def forget_epoch(settings: BrokerSettings) -> None:
+    """Remove the first epoch of a broker that could not start: it has told it to nobody."""
+    with suppress(OSError):
+        os.unlink(os.path.join(settings.state, "epoch"))
+
+
 @contextmanager
 def _taken(lock: str) -> Iterator[bool]:
     """Whether a lock file is there and nobody holds it; then it is ours in the block, and removed after it.

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from quiesce.cli import children
-from quiesce.cli.address import claimed, clean_up, is_bound_by
+from quiesce.cli.address import claimed, clean_up, forget_epoch, is_bound_by
 from quiesce.cli.children import PYTHON, Child, Orphans, describe
 from quiesce.cli.config import Config
 from quiesce.cli.pool import MAX_FAILURES, SUPERVISOR_COMMAND, Pool
@@ -111,6 +111,8 @@ class Up:
             code = self._run(settings.to_json())
             if self.broker_status not in (BROKER_STOPPED, BROKER_TASK_FAILED, BROKER_NOT_STARTED):
                 clean_up(settings, remove_folder=remove_folder)
+            if self.broker_status == BROKER_NOT_STARTED and settings.state in new:
+                forget_epoch(settings)
         return code
 
     def _run(self, settings: str) -> int:

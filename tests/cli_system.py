@@ -67,10 +67,11 @@ class CommandSystem:
     def text(self, kind: str = "err", number: int = 0) -> str:
         return (self.folder / f"{kind}-{number}").read_text()
 
-    def run(self, *words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str, code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
             [sys.executable, "-m", "quiesce", *words],
             cwd=self.folder,
+            env={**os.environ, **env},
             capture_output=True,
             text=True,
             check=False,

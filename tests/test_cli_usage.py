@@ -2,6 +2,7 @@
 """What the command line says to wrong usage, to what can't be done, and to --help."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,14 +107,21 @@ def test_without_a_broker_a_verb_says_so(system: CommandSystem) -> None:
 
 def test_a_broker_that_can_not_start_is_json(system: CommandSystem) -> None:
     """Also after its pools have been started; and it leaves no state folder that was not there."""
-    (system.folder / "q").mkdir(mode=0o755)
-    done = system.run("up", "--json", code=1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        done = system.run("up", "--json", code=1, QUIESCE_ADDRESS=taken)
     assert done.stdout == ""
     assert json.loads(done.stderr.splitlines()[-1]) == {
         "error": "BrokerUnavailableError",
         "message": "the broker could not start; its message is above",
     }
+    assert f"can't bind {taken}: Address already in use" in done.stderr
+    assert not (system.folder / "state").exists()
+
+    (system.folder / "q").mkdir(mode=0o755)
+    done = system.run("up", code=1)
     assert "must be yours alone" in done.stderr
+    assert done.stderr.endswith("the broker could not start; its message is above\n")
     assert not (system.folder / "state").exists()
 
 

@@ -178,15 +178,19 @@ def test_kill_spares_who_has_begun_meanwhile(start: Start, tmp_path: Path) -> No
 def _block_the_loop(broker: FakeBroker, folder: Path) -> tuple[Key, list[Key]]:
     """One coroutine computes; those behind it are loaded and wait for the loop."""
 
-    async def by_value(folder: str, name: str) -> None:
-        await bodies.tick_and_wait(folder, name)
+    async def by_value(sign: bodies.LoadSign) -> None:
+        await bodies.tick_and_wait(sign)
 
-    broker.await_peer()
+    assert broker.call(lambda: 7) == 7  # what loads functions by value is imported
+    broker.begun.clear()
     spinning = broker.run(bodies.spin_loop, str(folder))
     broker.await_file(folder / "spinning")
     functions = [bodies.tick_and_wait, by_value] * 3
-    waiting = [broker.run(fn, str(folder), f"ticks{n}") for n, fn in enumerate(functions)]
-    broker.settle(0.3)
+    signs = [bodies.LoadSign(str(folder), f"ticks{n}") for n in range(len(functions))]
+    waiting = [broker.run(fn, sign) for fn, sign in zip(functions, signs, strict=True)]
+    for _, name in (sign.state for sign in signs):
+        broker.await_file(folder / f"loaded-{name}")
+    broker.settle(0.2)
     assert broker.begun == [spinning]
     return spinning, waiting
 
@@ -226,6 +230,7 @@ def test_what_waited_for_the_loop_begins_with_it(start: Start, tmp_path: Path) -
     broker = start(slots=16).broker
     spinning, waiting = _block_the_loop(broker, tmp_path)
     bodies.mark(str(tmp_path), "go")
+    broker.wait(lambda: len(list(tmp_path.glob("ticks*"))) == len(waiting), "their first steps")
     broker.wait(lambda: sorted(broker.begun) == [spinning, *waiting], "their begins")
     broker.stop(*waiting)
     for key in waiting:

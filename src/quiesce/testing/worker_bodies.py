@@ -416,8 +416,19 @@ async def spin_loop(folder: str) -> None:
         pass
 
 
-async def tick_and_wait(folder: str, name: str) -> None:
-    tick(folder, name)
+class LoadSign:
+    """An argument that leaves a sign when a worker loads it."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.state = (folder, name)
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        mark(self.state[0], f"loaded-{self.state[1]}")
+
+
+async def tick_and_wait(sign: LoadSign) -> None:
+    tick(*sign.state)
     await shutdown_watcher()
 
 
