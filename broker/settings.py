@@ -32,7 +32,6 @@ class BrokerSettings:
     payload_limit: int = 64 * 1024 * 1024
     session_timeout: float = 300.0
     history: int = 10_000
-    result_bytes: int = 256 * 1024 * 1024
     log_level: str = "INFO"
     parent_pid: int = 0
 

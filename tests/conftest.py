@@ -16,9 +16,13 @@ from leaks import LeakCheck, become_subreaper
 
 def pytest_configure() -> None:
     become_subreaper()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # Started in the background of a script: what the tests start must hear its SIGINT all the same.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Started in the background of a script, or by nohup: what the tests start must hear signals all the same.
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     for name in list(os.environ):
         if name.startswith("QUIESCE_"):
             del os.environ[name]  # the caller's own broker and settings are no part of the tests
