@@ -218,10 +218,8 @@ def _died_under(turn: Turn, task: Task, worker: Worker, status: int) -> None:
 
 def on_late_due(turn: Turn, task_id: TaskId) -> None:
     """The Ended of a dead worker did not arrive: its outcome is known from the table, its result is lost."""
-    task = turn.state.tasks.get(task_id)
-    worker = None if task is None else turn.state.workers.get(task.worker)
-    if task is None or worker is None or task_id not in worker.orphans:
-        return
+    task = turn.state.tasks[task_id]
+    worker = turn.state.workers[task.worker]
     outcome = worker.orphans[task_id]
     end(
         turn,

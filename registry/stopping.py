@@ -1,6 +1,5 @@
 """shutdown_tasks: close and mark in one step, ask until heard, force after grace, report when all have ended."""
 
-import math
 from typing import Final
 
 from quiesce.registry import effects, events, facts
@@ -129,7 +128,6 @@ def on_continue(turn: Turn, event: events.Continue) -> None:
     stop = turn.state.open_stops.get(event.stop_id)
     if stop is not None:
         end_queued(turn, stop)
-        turn.touched.add(stop.id)
 
 
 def ask(turn: Turn, task: Task, reason: str, stop: Stop | None, *, timed_out: bool = False) -> None:
@@ -159,8 +157,6 @@ def _set_force(turn: Turn, task: Task, stop: Stop | None) -> None:
     if ask_ is None or ask_.forced:
         return
     when = turn.now.tick + max(0.0, turn.state.grace(task, stop)) + ask_.extended
-    if when == math.inf:
-        return
     present = turn.timers.when(("force", task.id))
     if present is None or when < present:
         turn.timers.set(("force", task.id), when)

@@ -59,6 +59,32 @@ def test_nobody_releases_the_block_of_another(desk: Desk) -> None:
     assert desk.closed() == [("tenant_id=x", "block")]
 
 
+def test_a_reopening_by_an_unknown_session(desk: Desk) -> None:
+    desk.stop(**X, keep_closed=True)
+    desk.reopen(session="C", **X)
+    desk.expect(effects.WantHello(session_id("C")))
+    assert desk.closed() == [("tenant_id=x", "kept")]
+
+
+@pytest.mark.parametrize(
+    ("scope", "error", "text"),
+    [
+        ({"kind": "gb"}, "UnknownKindError", "unknown kind 'gb'; did you mean 'gc'?"),
+        ({"runtime": "pol"}, "UnknownRuntimeError", "unknown runtime 'pol'; did you mean 'pool'?"),
+    ],
+)
+def test_a_scope_of_a_name_that_nobody_declared(
+    desk: Desk, scope: dict[str, str], error: str, text: str
+) -> None:
+    """Found empty, a typo would pass for "nothing runs"."""
+    for ask in (desk.stop, desk.reopen):
+        ask(**scope)
+        desk.expect_facts()
+        refused = desk.one(effects.RefuseRequest)
+        assert (refused.error, refused.text.partition(" Known")[0]) == (error, text)
+        desk.expect(effects.RefuseRequest)
+
+
 def test_a_release_by_an_unknown_session(desk: Desk) -> None:
     stop = desk.stop(**X, hold=True)
     desk.release(stop, session="C")
@@ -161,6 +187,14 @@ def test_a_task_that_comes_into_a_kept_scope_is_asked(desk: Desk) -> None:
     assert desk.take(effects.ForceTask) == [effects.ForceTask(worker, 1, 1)]
 
 
+def test_it_is_told_why_the_scope_is_closed(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, Y)
+    desk.stop(**X, keep_closed=True, reason="detached")
+    desk.associate(worker, 1, "x")
+    assert desk.one(facts.TaskAsked).reason == "detached"
+
+
 def test_a_caller_that_comes_into_a_scope_that_others_keep_is_asked(desk: Desk) -> None:
     worker = desk.worker()
     desk.running(worker, X, X)
@@ -231,6 +265,13 @@ def test_an_equal_or_wider_stop_that_succeeds_opens_it(
     assert ("tenant_id=x", "timed-out") in stubborn.closed()
     stubborn.obey(2, 1)
     assert ([holder for _, holder in stubborn.closed()] == []) is cleared
+    assert len(stubborn.take(facts.ScopesReopened)) == cleared
+
+
+def test_a_stop_that_succeeds_reopens_nothing_else(desk: Desk) -> None:
+    desk.stop(**X, keep_closed=True)
+    desk.stop()
+    assert desk.take(facts.ScopesReopened) == []
 
 
 def test_a_stop_that_times_out_too_opens_nothing(stubborn: Desk) -> None:

@@ -198,10 +198,11 @@ def test_a_stop_that_waits_for_ever_does_not_hold_up_one_that_does_not(desk: Des
     assert steps(desk, 2.5) == [(7.0, "ForceTask")]
 
 
-def test_a_new_stop_does_not_start_the_ladder_again(desk: Desk) -> None:
+@pytest.mark.parametrize("grace", [0.0, 5.0])
+def test_a_new_stop_does_not_move_the_ladder(desk: Desk, grace: float) -> None:
     stopped(desk, X, grace=1.0)
     desk.wait(1.5)
-    desk.stop("B", **X, grace=5.0)
+    desk.stop("B", **X, grace=grace)
     assert steps(desk, 2.0) == [(2.0, "ForceTask"), (3.0, "KillWorker")]
 
 
@@ -255,6 +256,12 @@ def test_nonsense_extends_nothing(desk: Desk, seconds: float) -> None:
     worker = stopped(desk, X)
     extend(desk, worker, seconds)
     assert steps(desk, GRACE + 0.5) == [(GRACE, "ForceTask")]
+
+
+def test_what_is_never_forced_needs_no_more_time(desk: Desk) -> None:
+    worker = stopped(desk, X, grace=math.inf)
+    extend(desk, worker, 5.0)
+    assert steps(desk, 50.0) == []
 
 
 def test_too_late_for_more_time(desk: Desk) -> None:

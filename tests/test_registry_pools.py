@@ -6,6 +6,7 @@ import pytest
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation
+from quiesce.registry.limits import KindLimits
 from registry_helpers import WALL, Desk, assign_row, fact_types, supervisor_id
 
 POOL = supervisor_id("pool")
@@ -161,12 +162,53 @@ def test_a_task_that_had_begun_has_crashed(desk: Desk) -> None:
     assert desk.take(effects.TakeExit) == [effects.TakeExit(POOL, 1)]
 
 
-@pytest.mark.parametrize("status", [0, 3, -9])
-def test_no_exit_status_is_innocent(desk: Desk, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "said"), [(0, "exit status 0"), (3, "exit status 3"), (-9, "signal 9")]
+)
+def test_no_exit_status_is_innocent(desk: Desk, status: int, said: str) -> None:
     worker = desk.worker()
     desk.running(worker, {})
     desk.exit(worker, status)
     assert desk.life(1) == "crashed REAPED"
+    assert f"ended with {said} while" in desk.results()[0].text
+
+
+def test_a_beginning_that_was_never_reported_is_dated_by_the_end(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.spawn({}, {})
+    desk.wait(2.0)
+    desk.exit(worker, -9, {1: "begun", 2: "completed"})
+    assert desk.one(facts.TaskEnded).started_at == WALL + 2.0
+    desk.wait(0.3)
+    assert desk.one(facts.TaskEnded).started_at == WALL + 2.3
+
+
+def test_a_beginning_that_was_reported_keeps_its_date(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {})
+    desk.wait(2.0)
+    desk.exit(worker, -9, {1: "completed"})
+    desk.wait(0.3)
+    assert desk.one(facts.TaskEnded).started_at == WALL
+
+
+def test_a_dead_worker_can_not_attach(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {})
+    desk.exit(worker, -9, {1: "completed"})
+    desk.say(events.WorkerAttached(worker))
+    desk.expect_nothing()
+
+
+def test_what_goes_back_to_the_queue_makes_room_under_its_limit() -> None:
+    """Its place goes to a task of the same kind in a pool that lives."""
+    desk = Desk(kinds=[KindLimits(name="gc", max_running=1)])
+    desk.session()
+    pool, solo = desk.worker(), desk.worker("solo")
+    desk.spawn({"runtime": "pool"}, {"runtime": "solo"})
+    desk.exit(pool)
+    assert [desk.life(1), desk.life(2)] == ["queued", "assigned"]
+    assert [row.task_id for row in desk.assigned(solo)] == [2]
 
 
 @pytest.mark.parametrize(
@@ -435,5 +477,11 @@ def test_usage_is_written_down_without_a_fact(desk: Desk) -> None:
     assert desk.task(1).last_check_at == WALL + 4.75
     known = desk.registry.state.workers[worker]
     assert (known.cpu_seconds, known.memory_bytes) == (2.5, 3000)
+    pool = desk.registry.state.supervisors[POOL]
+    assert (pool.cpu_seconds, pool.memory_bytes, pool.ended_cpu) == (1.5, 2000, 0.5)
+    desk.worker()
+    for serial, attempt in ((1, 2), (2, 1)):
+        desk.say(usage._replace(workers=[(serial, 1000, 2.5, 3000, [(1, attempt, 9.0)])]))
+        assert desk.task(1).last_check_at == WALL + 4.75
     desk.say(usage._replace(supervisor=b"unknown."))
     desk.expect_nothing()

@@ -325,6 +325,28 @@ def test_what_a_stop_waits_for_is_said_after_a_second_of_silence_then_each_minut
     desk.expect()
 
 
+@pytest.mark.parametrize(("count", "said"), [(5, "5 tasks: "), (6, "6 tasks: "), (8, "8 tasks: ")])
+def test_it_names_a_few_of_many(desk: Desk, count: int, said: str) -> None:
+    worker = desk.worker(slots=10)
+    desk.running(worker, *[X] * count)
+    desk.stop(**X)
+    desk.wait(1.0)
+    (log,) = desk.take(effects.Log)
+    named = ", ".join(f"{task} gc 't'" for task in range(1, 6))
+    more = f" and {count - 5} more" if count > 5 else ""
+    assert log.text == f"stop 1 of [tenant_id=x] still waits for {said}{named}{more}"
+
+
+def test_a_report_says_when_it_was_asked_for_and_made(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.wait(1.0)
+    desk.stop(**X)
+    desk.wait(0.25)
+    desk.obey(worker, 1)
+    assert (desk.report().requested_at, desk.report().completed_at) == (WALL + 1, WALL + 1.25)
+
+
 def test_a_quick_stop_says_nothing(desk: Desk) -> None:
     worker = desk.worker()
     desk.running(worker, X)

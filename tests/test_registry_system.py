@@ -261,7 +261,9 @@ def test_who_comes_when_the_pools_leave_is_told_so_too(desk: Desk) -> None:
     desk.hello(5)
     desk.say(events.WorkerAttached(Incarnation(3)))
     assert desk.take(effects.ExitWorker) == [effects.ExitWorker(Incarnation(3))]
+    assert desk.registry.state.workers[Incarnation(3)].exiting
     desk.supervisor(number=2)
+    assert desk.registry.state.supervisors[supervisor_id("pool", 2)].exiting
     assert desk.effects == [
         effects.WelcomeSupervisor(supervisor_id("pool", 2), Incarnation(4)),
         effects.ExitSupervisor(supervisor_id("pool", 2), 0.0),
