@@ -138,7 +138,7 @@ class Incoming:
     ) -> None:
         if hello.version not in Speaks:
             text = _other_version(hello.version)
-            self._peers.send_to_route(channel, route, to_supervisor.Refused(text))
+            self._peers.send_to_route(channel, route, to_supervisor.Refused(text, 0.0))
             return
         if channel != "control" or len(hello.supervisor) != 8:
             self.malformed += 1
@@ -153,12 +153,17 @@ class Incoming:
                 hello.host,
                 hello.processes,
                 hello.slots,
+                hello.incarnation,
+                hello.run,
+                hello.sent_at,
+                hello.armed,
                 None
                 if before is None
                 else events.Predecessor(
                     before.supervisor,
                     before.pid,
                     before.status,
+                    before.fenced,
                     [_exit_row(row) for row in before.workers],
                 ),
             )
@@ -267,9 +272,8 @@ class Incoming:
             )
         )
 
-    def supervisor_heartbeat(self, peer: Peer, message: from_supervisor.Heartbeat) -> None:
-        del message
-        self._peers.send(peer, "control", to_supervisor.Alive(self.epoch))
+    def renew(self, peer: Peer, message: from_supervisor.Renew) -> None:
+        self._handle(events.LeaseRenewed(peer.key[1], message.sent_at, message.armed))
 
     def supervisor_goodbye(self, peer: Peer, message: from_supervisor.Goodbye) -> None:
         del message
@@ -340,6 +344,6 @@ _HANDLERS: Final[dict[type, Callable[[Incoming, Peer, Any], None]]] = {
     from_worker.Stacks: Incoming.stacks,
     from_supervisor.WorkerExited: Incoming.worker_exited,
     from_supervisor.Usage: Incoming.usage,
-    from_supervisor.Heartbeat: Incoming.supervisor_heartbeat,
+    from_supervisor.Renew: Incoming.renew,
     from_supervisor.Goodbye: Incoming.supervisor_goodbye,
 }

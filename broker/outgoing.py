@@ -119,11 +119,24 @@ class Outgoing:
         self._say(
             ("supervisor", effect.supervisor),
             "control",
-            to_supervisor.Registered(PROTOCOL_VERSION, self.epoch, effect.incarnation),
+            to_supervisor.Registered(
+                PROTOCOL_VERSION, self.epoch, effect.incarnation, effect.sent_at, effect.lease
+            ),
         )
 
     def refuse_supervisor(self, effect: effects.RefuseSupervisor) -> None:
-        self._say(("supervisor", effect.supervisor), "control", to_supervisor.Refused(effect.text))
+        self._say(
+            ("supervisor", effect.supervisor),
+            "control",
+            to_supervisor.Refused(effect.text, effect.grace),
+        )
+
+    def grant_lease(self, effect: effects.GrantLease) -> None:
+        self._say(
+            ("supervisor", effect.supervisor),
+            "control",
+            to_supervisor.Grant(self.epoch, effect.sent_at, effect.lease),
+        )
 
     def welcome_worker(self, effect: effects.WelcomeWorker) -> None:
         key = ("worker", (effect.supervisor, effect.serial))
@@ -222,6 +235,7 @@ _CARRY: Final[dict[type, Callable[[Outgoing, Any], None]]] = {
     effects.RefuseRequest: Outgoing.refuse_request,
     effects.WelcomeSupervisor: Outgoing.welcome_supervisor,
     effects.RefuseSupervisor: Outgoing.refuse_supervisor,
+    effects.GrantLease: Outgoing.grant_lease,
     effects.WelcomeWorker: Outgoing.welcome_worker,
     effects.RefuseWorker: Outgoing.refuse_worker,
     effects.AssignTasks: Outgoing.assign_tasks,

@@ -15,7 +15,9 @@ class BrokerSettings:
     `address` as users write it; `control` and `data` the two endpoints it stands for. `lock_path`: the file
     that is locked before binding, so that a second broker refuses. `shutdown_order`: kinds, in the order in
     which a stop of the whole system asks them; all others come after "*". `parent_pid`: 0, or whose death
-    must end the broker.
+    must end the broker. `run` names the `quiesce up` that starts the broker, "" if none does; `swept`: the
+    runs before it of which nothing lives any more. `lease`, `lease_bound`, `clock_drift` and `kill_delay` are L,
+    Lb, rho and K of `registry.leases`.
     """
 
     address: str
@@ -28,12 +30,17 @@ class BrokerSettings:
     shutdown_order: tuple[str, ...] = ()
     stop_timeout: float = 30.0
     lease: float = 30.0
+    lease_bound: float = 33.0
+    clock_drift: float = 0.03
+    kill_delay: float = 1.0
     durability: str = "crash"
     payload_limit: int = 64 * 1024 * 1024
     session_timeout: float = 300.0
     history: int = 10_000
     log_level: str = "INFO"
     parent_pid: int = 0
+    run: str = ""
+    swept: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """As one line of JSON; infinities as the string "inf"."""
@@ -58,4 +65,5 @@ class BrokerSettings:
         values["runtimes"] = tuple(RuntimeLimits(**revive(item)) for item in values["runtimes"])
         values["kinds"] = tuple(KindLimits(**revive(item)) for item in values["kinds"])
         values["shutdown_order"] = tuple(values["shutdown_order"])
+        values["swept"] = tuple(values["swept"])
         return cls(**values)

@@ -29,18 +29,23 @@ class WorkerExitedRow(NamedTuple):
 
 
 class Predecessor(NamedTuple):
-    """A supervisor of the same pool that died and was reaped with its workers, by who started this one."""
+    """A supervisor of the same pool that died and was reaped with its workers, by who started this one.
+
+    `fenced`: it was the timer of its own lease that killed it.
+    """
 
     supervisor: bytes
     pid: int
     status: int
+    fenced: bool
     workers: list[WorkerExitedRow]
 
 
 class Hello(NamedTuple):
     """First message, and after each HelloWanted. `incarnation` is 0 at the start, later what Registered gave.
 
-    `supervisor`: 8 random bytes that name this process for its whole life.
+    `supervisor`: 8 random bytes that name this process for its whole life. `run`: names the `quiesce up` that
+    started it, "" if none did. `sent_at` and `armed` as in Renew: a Hello asks for the lease, too.
     """
 
     version: int
@@ -53,6 +58,9 @@ class Hello(NamedTuple):
     slots: int
     incarnation: int
     epoch: int
+    run: str
+    sent_at: float
+    armed: bool
     predecessor: Predecessor | None
 
 
@@ -84,10 +92,17 @@ class Usage(NamedTuple):
     workers: list[WorkerUsage]
 
 
-class Heartbeat(NamedTuple):
-    """Keeps the registration known; answered by Alive."""
+class Renew(NamedTuple):
+    """Asks for the lease anew; answered by Grant. Sent each sixth of a lease.
+
+    `sent_at`: this moment on the supervisor's CLOCK_BOOTTIME, in seconds; means nothing to anybody else and
+    comes back in Grant. `armed`: a timer of the kernel kills this supervisor when its lease is over; from the
+    first time on it always will. No task is assigned to its workers before.
+    """
 
     supervisor: bytes
+    sent_at: float
+    armed: bool
 
 
 class Goodbye(NamedTuple):
@@ -96,4 +111,13 @@ class Goodbye(NamedTuple):
     supervisor: bytes
 
 
-MESSAGES = (Hello, WorkerExited, Usage, Heartbeat, Goodbye)
+class Dumped(NamedTuple):
+    """Answers Dump: the stacks of all threads as faulthandler wrote them, or, with `error`, why there are none."""
+
+    request: int
+    serial: int
+    text: str
+    error: str
+
+
+MESSAGES = (Hello, WorkerExited, Usage, Renew, Goodbye, Dumped)

@@ -109,6 +109,14 @@ class Stacks(NamedTuple):
     rows: list[tuple[int, int, list[str]]]
 
 
+class Waiting(NamedTuple):
+    """Control: (task, attempt, other): the attempt blocks until task `other` has ended; 0: no longer. Telemetry:
+    said of waits that last, all again after Registered.
+    """
+
+    rows: list[tuple[int, int, int]]
+
+
 MESSAGES = (
     Hello,
     Attach,
@@ -120,4 +128,5 @@ MESSAGES = (
     Progress,
     ExtendGrace,
     Stacks,
+    Waiting,
 )

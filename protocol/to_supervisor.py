@@ -4,17 +4,20 @@ from typing import NamedTuple
 
 
 class Registered(NamedTuple):
-    """Answers Hello."""
+    """Answers Hello. `sent_at` and `lease` as in Grant, which this is too."""
 
     version: int
     epoch: int
     incarnation: int
+    sent_at: float
+    lease: float
 
 
 class Refused(NamedTuple):
-    """Answers Hello: this supervisor must end; the text says why."""
+    """Answers Hello: this supervisor must end; the text says why. `grace`: seconds that its tasks get to stop."""
 
     text: str
+    grace: float
 
 
 class HelloWanted(NamedTuple):
@@ -23,10 +26,12 @@ class HelloWanted(NamedTuple):
     epoch: int
 
 
-class Alive(NamedTuple):
-    """Answers Heartbeat."""
+class Grant(NamedTuple):
+    """Answers Renew. The supervisor lives until `sent_at`, which is Renew's own, plus `lease` seconds."""
 
     epoch: int
+    sent_at: float
+    lease: float
 
 
 class FlagRow(NamedTuple):
@@ -71,4 +76,12 @@ class Exit(NamedTuple):
     grace: float
 
 
-MESSAGES = (Registered, Refused, HelloWanted, Alive, Flag, Kill, ExitTaken, Exit)
+class Dump(NamedTuple):
+    """Have this worker write the stacks of its threads without its interpreter, and send them in Dumped."""
+
+    epoch: int
+    request: int
+    serial: int
+
+
+MESSAGES = (Registered, Refused, HelloWanted, Grant, Flag, Kill, ExitTaken, Exit, Dump)

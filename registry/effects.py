@@ -63,13 +63,28 @@ class RefuseRequest(NamedTuple):
 
 
 class WelcomeSupervisor(NamedTuple):
+    """Its lease is granted, too."""
+
     supervisor: bytes
     incarnation: Incarnation
+    sent_at: float
+    lease: float
+
+
+class GrantLease(NamedTuple):
+    """The supervisor may live until `sent_at`, on its own clock, plus `lease` seconds."""
+
+    supervisor: bytes
+    sent_at: float
+    lease: float
 
 
 class RefuseSupervisor(NamedTuple):
+    """`grace`: seconds that its tasks get to stop."""
+
     supervisor: bytes
     text: str
+    grace: float
 
 
 class WelcomeWorker(NamedTuple):
@@ -175,6 +190,7 @@ Effect = (
     | AnswerDone
     | RefuseRequest
     | WelcomeSupervisor
+    | GrantLease
     | RefuseSupervisor
     | WelcomeWorker
     | RefuseWorker
@@ -194,4 +210,4 @@ Effect = (
 )
 
 #: Effects that leave at once, whatever the journal does.
-HASTY: Final = frozenset({AskStops, RaiseFlags, ForceTask, KillWorker, Log, Again})
+HASTY: Final = frozenset({AskStops, RaiseFlags, ForceTask, GrantLease, KillWorker, Log, Again})

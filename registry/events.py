@@ -114,16 +114,20 @@ class ExitRow(NamedTuple):
 
 
 class Predecessor(NamedTuple):
-    """A supervisor that was reaped with its workers."""
+    """A supervisor that was reaped with its workers. `fenced`: the timer of its own lease killed it."""
 
     supervisor: SupervisorId
     pid: int
     status: int
+    fenced: bool
     workers: list[ExitRow]
 
 
 class SupervisorHello(NamedTuple):
-    """A supervisor is there, for the first time or again."""
+    """A supervisor is there, for the first time (`incarnation` 0) or again; it asks for its lease, too.
+
+    `run`: the `quiesce up` that started it. `sent_at`, `armed`: see LeaseRenewed.
+    """
 
     supervisor: SupervisorId
     runtime: str
@@ -131,7 +135,21 @@ class SupervisorHello(NamedTuple):
     host: str
     processes: int
     slots: int
+    incarnation: int
+    run: str
+    sent_at: float
+    armed: bool
     predecessor: Predecessor | None
+
+
+class LeaseRenewed(NamedTuple):
+    """A supervisor asks for its lease anew. `sent_at` is its own and goes back to it; `armed`: a timer of the
+    kernel kills it when its lease is over.
+    """
+
+    supervisor: SupervisorId
+    sent_at: float
+    armed: bool
 
 
 class SupervisorGoodbye(NamedTuple):
@@ -237,9 +255,22 @@ class UsageSaid(NamedTuple):
 
 
 class EpochBegan(NamedTuple):
-    """The broker starts; the first event of its life."""
+    """The broker starts; the first event of its life, said to what was recovered of the lives before.
+
+    Args:
+        epoch: higher than any before.
+        boot_id: names this boot of the broker's machine.
+        run: names the `quiesce up` that started the broker; another one than before: a stop of the whole
+            system that was going on is over.
+        swept: runs that are over: of what they started, nothing lives any more.
+        complete: nothing that was ever acknowledged can be missing from what was recovered.
+    """
 
     epoch: int
+    boot_id: str = ""
+    run: str = ""
+    swept: tuple[str, ...] = ()
+    complete: bool = True
 
 
 class SystemStopAsked(NamedTuple):
@@ -268,6 +299,7 @@ Event = (
     | ReleaseAsked
     | ReopenAsked
     | SupervisorHello
+    | LeaseRenewed
     | SupervisorGoodbye
     | WorkerExited
     | WorkerHello

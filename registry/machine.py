@@ -46,6 +46,7 @@ HANDLERS: Final[dict[type, Handler]] = {
     events.ReleaseAsked: stopping.on_release_asked,
     events.ReopenAsked: stopping.on_reopen_asked,
     events.SupervisorHello: pools.on_supervisor_hello,
+    events.LeaseRenewed: pools.on_lease_renewed,
     events.SupervisorGoodbye: pools.on_supervisor_goodbye,
     events.WorkerHello: pools.on_worker_hello,
     events.WorkerAttached: pools.on_worker_attached,

@@ -23,12 +23,12 @@ def on_supervisor_hello(turn: Turn, event: events.SupervisorHello) -> None:
     if event.runtime not in state.runtimes:
         turn.send(
             effects.RefuseSupervisor(
-                event.supervisor, unknown("runtime", event.runtime, state.runtimes)
+                event.supervisor, unknown("runtime", event.runtime, state.runtimes), 0.0
             )
         )
         return
     if event.supervisor in state.gone_supervisors:
-        turn.send(effects.RefuseSupervisor(event.supervisor, "its end was reported before"))
+        turn.send(effects.RefuseSupervisor(event.supervisor, "its end was reported before", 0.0))
         return
     known = state.supervisors.get(event.supervisor)
     if known is None:
@@ -46,10 +46,17 @@ def on_supervisor_hello(turn: Turn, event: events.SupervisorHello) -> None:
             )
         )
         known = state.supervisors[event.supervisor]
-    turn.send(effects.WelcomeSupervisor(event.supervisor, known.incarnation))
+    turn.send(
+        effects.WelcomeSupervisor(event.supervisor, known.incarnation, event.sent_at, 30.0)
+    )
     if state.leaving:
         known.exiting = True
         turn.send(effects.ExitSupervisor(event.supervisor, 0.0))
+
+
+def on_lease_renewed(turn: Turn, event: events.LeaseRenewed) -> None:
+    if event.supervisor in turn.state.supervisors:
+        turn.send(effects.GrantLease(event.supervisor, event.sent_at, 30.0))
 
 
 def _predecessor_died(turn: Turn, predecessor: events.Predecessor) -> None:

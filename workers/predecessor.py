@@ -23,6 +23,7 @@ def describe(
         "supervisor": table.supervisor.hex(),
         "pid": pid,
         "status": status,
+        "fenced": False,
         "workers": [
             {
                 "serial": place.serial,
@@ -52,5 +53,9 @@ def parse(account: Mapping[str, Any] | None) -> Predecessor | None:
         for each in account["workers"]
     ]
     return Predecessor(
-        bytes.fromhex(account["supervisor"]), account["pid"], account["status"], workers
+        bytes.fromhex(account["supervisor"]),
+        account["pid"],
+        account["status"],
+        account["fenced"],
+        workers,
     )

@@ -13,6 +13,7 @@ class PoolSettings:
     `current_client()`; workers do not import the client themselves. `table_fd`: an inherited descriptor of
     the shared table's memory, so that whoever started the supervisor can read it after its death; -1: the
     supervisor makes its own. `parent_pid`: 0, or whose death must end the supervisor.
+    `run` names the `quiesce up` that starts the supervisor, "" if none does.
     `predecessor`: None, or a JSON-able account of the reaped predecessor (fields of from_supervisor.Predecessor).
     """
 
@@ -31,6 +32,7 @@ class PoolSettings:
     log_level: str = "INFO"
     table_fd: int = -1
     parent_pid: int = 0
+    run: str = ""
     predecessor: dict[str, object] | None = None
     env: dict[str, str] = field(default_factory=dict)
 

@@ -228,6 +228,9 @@ class SupervisorSession:
                     identity.slots,
                     self.incarnation,
                     self.epoch,
+                    "",
+                    now,
+                    True,
                     identity.predecessor,
                 )
             )
@@ -246,7 +249,7 @@ class SupervisorSession:
                 self.hello_at, self.hello_interval = None, RESEND
                 self.heartbeat_at = now + HEARTBEAT_EVERY
                 return self._send_reports(now, everything=True)
-            case to_supervisor.Refused(text):
+            case to_supervisor.Refused(text=text):
                 self.status = 1
                 self.why = f"the broker refused it: {text}"
                 return [Quit(1, self.why)] if self._is_empty() else self.end(0.0, now)
@@ -325,7 +328,7 @@ class SupervisorSession:
             effects += self._hello(now)
         if self.registered and now >= self.heartbeat_at:
             self.heartbeat_at = now + HEARTBEAT_EVERY
-            effects.append(Send(from_supervisor.Heartbeat(self.identity.supervisor)))
+            effects.append(Send(from_supervisor.Renew(self.identity.supervisor, now, True)))
         effects += self._send_reports(now)
         effects += self._fill(now)
         effects += self._kill(now)
