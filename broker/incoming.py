@@ -120,8 +120,10 @@ class Incoming:
                 hello.pid,
                 hello.host,
                 hello.slots,
-                hello.incarnation if hello.epoch == self.epoch else 0,
+                hello.incarnation,
                 hello.last_assign,
+                hello.begun,
+                hello.received,
             )
         )
 

@@ -131,6 +131,11 @@ class Outgoing:
             to_supervisor.Refused(effect.text, effect.grace),
         )
 
+    def want_supervisor(self, effect: effects.WantSupervisor) -> None:
+        self._say(
+            ("supervisor", effect.supervisor), "control", to_supervisor.HelloWanted(self.epoch)
+        )
+
     def grant_lease(self, effect: effects.GrantLease) -> None:
         self._say(
             ("supervisor", effect.supervisor),
@@ -236,6 +241,7 @@ _CARRY: Final[dict[type, Callable[[Outgoing, Any], None]]] = {
     effects.WelcomeSupervisor: Outgoing.welcome_supervisor,
     effects.RefuseSupervisor: Outgoing.refuse_supervisor,
     effects.GrantLease: Outgoing.grant_lease,
+    effects.WantSupervisor: Outgoing.want_supervisor,
     effects.WelcomeWorker: Outgoing.welcome_worker,
     effects.RefuseWorker: Outgoing.refuse_worker,
     effects.AssignTasks: Outgoing.assign_tasks,

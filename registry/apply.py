@@ -58,8 +58,18 @@ def move(task: Task, to: TaskState) -> None:
 
 
 def epoch_started(state: State, fact: facts.EpochStarted) -> None:
+    """A stop of the whole system is over with the `quiesce up` that was stopped."""
+    for supervisor in state.supervisors.values():
+        if supervisor.silent_since is None or fact.boot_id != state.boot_id:
+            supervisor.silent_since = fact.tick
+    if fact.run != state.run or not fact.run:
+        state.stopping = state.failed = state.fast = False
+        state.stop_reason = ""
+        apply_stops.system_goes_on(state)
     state.epoch = Epoch(fact.epoch)
     state.epoch_at = fact.at
+    state.boot_id = fact.boot_id
+    state.run = fact.run
 
 
 def session_opened(state: State, fact: facts.SessionOpened) -> None:
@@ -229,9 +239,16 @@ def task_associated(state: State, fact: facts.TaskAssociated) -> None:
 
 def task_asked(state: State, fact: facts.TaskAsked) -> None:
     task = state.tasks[TaskId(fact.task_id)]
-    task.ask = Ask(fact.at, fact.reason)
+    task.ask = Ask(fact.at, fact.reason, fact.force_at)
     task.ask.timed_out = fact.timed_out
     task.ask.stopped = bool(task.stops)
+
+
+def force_moved(state: State, fact: facts.ForceMoved) -> None:
+    ask = state.tasks[TaskId(fact.task_id)].ask
+    if ask is not None:
+        ask.force_at = fact.force_at
+        ask.extended = fact.extended
 
 
 def stop_delivered(state: State, fact: facts.StopDelivered) -> None:
@@ -313,7 +330,16 @@ def supervisor_registered(state: State, fact: facts.SupervisorRegistered) -> Non
         fact.host,
         fact.processes,
         fact.slots,
+        fact.run,
     )
+
+
+def supervisor_returned(state: State, fact: facts.SupervisorReturned) -> None:
+    state.supervisors[fact.supervisor].silent_since = None
+
+
+def supervisor_armed(state: State, fact: facts.SupervisorArmed) -> None:
+    state.supervisors[fact.supervisor].armed = True
 
 
 def supervisor_gone(state: State, fact: facts.SupervisorGone) -> None:
@@ -366,6 +392,8 @@ def system_stopping(state: State, fact: facts.SystemStopping) -> None:
 APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
     facts.EpochStarted: epoch_started,
     facts.SupervisorRegistered: supervisor_registered,
+    facts.SupervisorReturned: supervisor_returned,
+    facts.SupervisorArmed: supervisor_armed,
     facts.SupervisorGone: supervisor_gone,
     facts.WorkerRegistered: worker_registered,
     facts.WorkerReachable: worker_reachable,
@@ -382,6 +410,7 @@ APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
     facts.TaskRequeued: task_requeued,
     facts.TaskAssociated: task_associated,
     facts.TaskAsked: task_asked,
+    facts.ForceMoved: force_moved,
     facts.StopJoined: apply_stops.stop_joined,
     facts.StopDelivered: stop_delivered,
     facts.StopObserved: stop_observed,

@@ -52,6 +52,7 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
             fact.at,
             keep=fact.keep_closed,
             caller=None if caller is None else caller.id,
+            system=not fact.session,
         )
         state.closures[stop_id] = closure
         state.closed.setdefault(closure.scope, set()).add(stop_id)
@@ -151,6 +152,15 @@ def scopes_reopened(state: State, fact: facts.ScopesReopened) -> None:
                 closure.left = ()
             else:
                 _open(state, stop_id)
+
+
+def system_goes_on(state: State) -> None:
+    """The stop of the whole system is over: what it closed is open. Its own stops run to their end."""
+    for stop_id, closure in list(state.closures.items()):
+        if closure.system and stop_id in state.open_stops:
+            closure.keep = state.stops[stop_id].keep_closed = False
+        elif closure.system:
+            _open(state, stop_id)
 
 
 def sessions_stops(state: State, session: Session) -> None:

@@ -21,8 +21,13 @@ def on_tasks_begun(turn: Turn, event: events.TasksBegun) -> None:
         task = held(turn, event.worker, task_id, attempt)
         if task is not None and task.state is TaskState.ASSIGNED:
             turn.emit(facts.TaskBegan(task.id, max(task.created_at, turn.now.wall - age)))
-            if task.spawn.timeout is not None and task.ask is None:
-                turn.timers.set(("limit", task.id), turn.now.tick + task.spawn.timeout - age)
+            set_limit(turn, task, age)
+
+
+def set_limit(turn: Turn, task: Task, age: float) -> None:
+    """A task that began so many seconds ago has its own timeout."""
+    if task.spawn.timeout is not None and task.ask is None:
+        turn.timers.set(("limit", task.id), turn.now.tick + task.spawn.timeout - age)
 
 
 def on_limit_due(turn: Turn, task_id: TaskId) -> None:
@@ -82,6 +87,7 @@ def on_stops_seen(turn: Turn, event: events.StopsSeen) -> None:
         task = held(turn, event.worker, task_id, attempt)
         if task is None or task.ask is None:
             continue
+        stopping.heard(turn, task)
         if task.ask.delivered_at is None:
             turn.emit(facts.StopDelivered(task.id, _placed(turn, task.ask, delivered_age)))
             turn.timers.clear(("resend", task.id))

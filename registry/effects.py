@@ -79,6 +79,12 @@ class GrantLease(NamedTuple):
     lease: float
 
 
+class WantSupervisor(NamedTuple):
+    """A supervisor that is not registered in this epoch must say hello."""
+
+    supervisor: bytes
+
+
 class RefuseSupervisor(NamedTuple):
     """`grace`: seconds that its tasks get to stop."""
 
@@ -191,6 +197,7 @@ Effect = (
     | RefuseRequest
     | WelcomeSupervisor
     | GrantLease
+    | WantSupervisor
     | RefuseSupervisor
     | WelcomeWorker
     | RefuseWorker

@@ -176,6 +176,8 @@ class WorkerHello(NamedTuple):
     slots: int
     incarnation: int
     last_assign: int
+    begun: list[tuple[int, int]]
+    received: list[tuple[int, int]]
 
 
 class WorkerAttached(NamedTuple):
@@ -279,6 +281,12 @@ class SystemStopAsked(NamedTuple):
     reason: str
 
 
+class RoomSaid(NamedTuple):
+    """Whether the journal has room for more tasks. Makes no fact."""
+
+    room: bool
+
+
 class Continue(NamedTuple):
     """The driver hands back an `Again` effect: the next slice of a long stop."""
 
@@ -314,6 +322,7 @@ Event = (
     | UsageSaid
     | EpochBegan
     | SystemStopAsked
+    | RoomSaid
     | Continue
     | Tick
 )

@@ -12,8 +12,13 @@ from quiesce.registry.scope import Scope
 
 
 class EpochStarted(NamedTuple):
+    """A broker started. `tick`: on CLOCK_BOOTTIME of the boot that `boot_id` names. `run`: see EpochBegan."""
+
     epoch: int
     at: float
+    tick: float
+    boot_id: str
+    run: str
 
 
 class SupervisorRegistered(NamedTuple):
@@ -24,6 +29,19 @@ class SupervisorRegistered(NamedTuple):
     host: str
     processes: int
     slots: int
+    run: str
+
+
+class SupervisorReturned(NamedTuple):
+    """It has said hello in this epoch, too."""
+
+    supervisor: bytes
+
+
+class SupervisorArmed(NamedTuple):
+    """From now on the kernel kills it when its lease is over."""
+
+    supervisor: bytes
 
 
 class SupervisorGone(NamedTuple):
@@ -132,12 +150,24 @@ class TaskAssociated(NamedTuple):
 
 
 class TaskAsked(NamedTuple):
-    """The task is asked to stop; from now on `stopping`. `timed_out`: by its own timeout, not by a stop."""
+    """The task is asked to stop; from now on `stopping`. `timed_out`: by its own timeout, not by a stop.
+
+    `force_at`: when its grace is over; None: never.
+    """
 
     task_id: int
     at: float
     reason: str
+    force_at: float | None
     timed_out: bool = False
+
+
+class ForceMoved(NamedTuple):
+    """Another stop with a shorter grace, or the task's own wish, which has got it `extended` seconds in all."""
+
+    task_id: int
+    force_at: float | None
+    extended: float
 
 
 class StopJoined(NamedTuple):
@@ -246,6 +276,8 @@ class SystemStopping(NamedTuple):
 Fact = (
     EpochStarted
     | SupervisorRegistered
+    | SupervisorReturned
+    | SupervisorArmed
     | SupervisorGone
     | WorkerRegistered
     | WorkerReachable
@@ -262,6 +294,7 @@ Fact = (
     | TaskRequeued
     | TaskAssociated
     | TaskAsked
+    | ForceMoved
     | StopJoined
     | StopDelivered
     | StopObserved

@@ -25,9 +25,12 @@ def on_force_due(turn: Turn, task_id: TaskId) -> None:
     if worker.status is not None:
         return
     step = task.ask.forced
+    if step and task.ask.delivered_at is None:
+        step = KILL_STEP  # who does not hear a request to stop does not hear force
     task.ask.forced = min(step, KILL_STEP) + 1
     if step >= KILL_STEP:
-        why_not = spared(turn.state, task, worker)
+        frozen = turn.now.tick - task.ask.heard > turn.state.lease
+        why_not = spared(turn.state, task, worker, frozen=frozen)
         if why_not is None:
             task.ask.killed = True
             held = [turn.state.tasks[other] for other in worker.tasks]

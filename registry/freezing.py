@@ -3,10 +3,11 @@
 A frozen registry is hashable, and equal registries freeze to equal tuples. What follows from the rest
 (indexes, queues, counts) is left out and built again. The configuration is no part of it.
 
-Payloads are never looked at: bytes are kept, anything else is kept as its length and thaws to a Blob.
+Payloads are never looked at: bytes are kept, anything else is kept as its length and thaws to a Blob; or, for a
+journal, all are kept as they are.
 """
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +37,8 @@ Frozen = tuple[Any, ...]
 _STATE: Final = (
     "epoch",
     "epoch_at",
+    "boot_id",
+    "run",
     "last_task_id",
     "last_incarnation",
     "last_stop_id",
@@ -56,12 +59,13 @@ _TASK: Final = (
     "lingering",
 )
 _TASK_VOLATILE: Final = ("last_check_at", "progress", "restarts")
-_ASK: Final = ("delivered_at", "observed_at", "timed_out", "stopped")
-_ASK_VOLATILE: Final = ("forced", "killed", "extended")
+_ASK: Final = ("extended", "delivered_at", "observed_at", "timed_out", "stopped")
+_ASK_VOLATILE: Final = ("forced", "heard", "killed")
 _WORKER: Final = ("incarnation", "supervisor", "serial", "runtime", "pid", "host", "slots")
 _WORKER_MORE: Final = ("status", "last_assign")
 _WORKER_VOLATILE: Final = ("attached", "arrived", "exiting", "cpu_seconds", "memory_bytes")
-_SUPERVISOR: Final = ("id", "incarnation", "runtime", "pid", "host", "processes", "slots")
+_SUPERVISOR: Final = ("id", "incarnation", "runtime", "pid", "host", "processes", "slots", "run")
+_SUPERVISOR_MORE: Final = ("armed", "silent_since")
 _SUPERVISOR_VOLATILE: Final = ("exiting", "cpu_seconds", "ended_cpu", "memory_bytes")
 _SESSION: Final = ("id", "pid", "host", "worker")
 _SESSION_MORE: Final = ("spawned", "forgotten")
@@ -80,17 +84,17 @@ _STOP: Final = (
     "caller",
 )
 _STOP_MORE: Final = ("open", "timed_out", "completed_at")
-_CLOSURE: Final = ("holder", "reason", "since", "keep", "caller", "left")
+_CLOSURE: Final = ("holder", "reason", "since", "keep", "caller", "left", "system")
 _ENDED: Final = tuple(name for name in EndedTask.__slots__ if name != "progress")
 
 _get_state: Final = attrgetter(*_STATE)
 _get_task: Final = attrgetter(*_TASK)
 _get_task_volatile: Final = attrgetter(*_TASK_VOLATILE)
-_get_ask: Final = attrgetter("at", "reason", *_ASK)
+_get_ask: Final = attrgetter("at", "reason", "force_at", *_ASK)
 _get_ask_volatile: Final = attrgetter(*_ASK_VOLATILE)
 _get_worker: Final = attrgetter(*_WORKER, *_WORKER_MORE)
 _get_worker_volatile: Final = attrgetter(*_WORKER_VOLATILE)
-_get_supervisor: Final = attrgetter(*_SUPERVISOR)
+_get_supervisor: Final = attrgetter(*_SUPERVISOR, *_SUPERVISOR_MORE)
 _get_supervisor_volatile: Final = attrgetter(*_SUPERVISOR_VOLATILE)
 _get_session: Final = attrgetter(*_SESSION, *_SESSION_MORE)
 _get_stop: Final = attrgetter("id", *_STOP, *_STOP_MORE)
@@ -98,17 +102,18 @@ _get_closure: Final = attrgetter("scope", *_CLOSURE)
 _get_ended: Final = attrgetter(*_ENDED)
 
 
-def freeze(registry: "Registry", *, volatile: bool = True) -> Frozen:
-    """All of its state. Without the volatile part: what the facts alone say."""
+def freeze(registry: "Registry", *, volatile: bool = True, payloads: bool = False) -> Frozen:
+    """All of its state. Without the volatile part: what the facts alone say. `payloads`: kept as they are."""
     state = registry.state
+    keep = _keep if payloads else _payload
     return (
         _get_state(state),
-        tuple([_freeze_task(task, volatile) for task in state.tasks.values()]),
+        tuple([_freeze_task(task, volatile, keep) for task in state.tasks.values()]),
         tuple([(name, queue.turns()) for name, queue in state.queues.items() if len(queue)]),
         tuple([_freeze_worker(worker, volatile) for worker in state.workers.values()]),
         tuple([_freeze_supervisor(each, volatile) for each in state.supervisors.values()]),
         tuple(sorted(state.gone_supervisors)),
-        tuple([_freeze_session(session, volatile) for session in state.sessions.values()]),
+        tuple([_freeze_session(session, volatile, keep) for session in state.sessions.values()]),
         tuple([_freeze_stop(stop, state) for stop in state.stops.values()]),
         tuple([(stop_id, _get_closure(each)) for stop_id, each in sorted(state.closures.items())]),
         tuple(
@@ -127,25 +132,34 @@ def _freeze_rest(registry: "Registry") -> Frozen:
     return (
         tuple(registry.timers.items()),
         registry.state.leaving,
+        registry.state.certain_at,
+        registry.state.full,
         (system.phase, tuple(sorted(system.pending)), system.over),
     )
 
 
-def _payload(payload: Sized) -> bytes | int:
+Keep = Callable[[Sized], Sized | int]
+
+
+def _payload(payload: Sized) -> Sized | int:
     return payload if type(payload) is bytes else len(payload)
 
 
-def _freeze_spawn(row: SpawnRow) -> Frozen:
+def _keep(payload: Sized) -> Sized | int:
+    return payload
+
+
+def _freeze_spawn(row: SpawnRow, keep: Keep) -> Frozen:
     if type(row.function) is bytes and type(row.arguments) is bytes:
         return row
-    return (*row[:-2], _payload(row.function), _payload(row.arguments))
+    return (*row[:-2], keep(row.function), keep(row.arguments))
 
 
-def _freeze_task(task: Task, volatile: bool) -> Frozen:
+def _freeze_task(task: Task, volatile: bool, keep: Keep) -> Frozen:
     ask = task.ask
     return (
         task.id,
-        _freeze_spawn(task.spawn),
+        _freeze_spawn(task.spawn, keep),
         task.created_at,
         str(task.state),
         _get_task(task),
@@ -153,7 +167,7 @@ def _freeze_task(task: Task, volatile: bool) -> Frozen:
         None if ask is None else _get_ask(ask),
         None if ask is None or not volatile else _get_ask_volatile(ask),
         tuple(task.watchers),
-        tuple([(session, _freeze_spawn(row)) for session, row in task.parked]),
+        tuple([(session, _freeze_spawn(row, keep)) for session, row in task.parked]),
     )
 
 
@@ -175,11 +189,11 @@ def _freeze_supervisor(supervisor: Supervisor, volatile: bool) -> Frozen:
     )
 
 
-def _freeze_session(session: Session, volatile: bool) -> Frozen:
+def _freeze_session(session: Session, volatile: bool, keep: Keep) -> Frozen:
     return (
         _get_session(session),
         tuple(session.answers.values()),
-        tuple([(*row[:-1], _payload(row.result)) for row in session.results.values()]),
+        tuple([(*row[:-1], keep(row.result)) for row in session.results.values()]),
         tuple(sorted(session.requests.items())),
         tuple(sorted(session.blocks)),
         tuple(session.reports.items()),
@@ -237,7 +251,8 @@ def thaw(registry: "Registry", frozen: Frozen) -> None:
 
 
 def _thaw_rest(registry: "Registry", frozen: Frozen) -> None:
-    timers, registry.state.leaving, (phase, pending, over) = frozen
+    state = registry.state
+    timers, state.leaving, state.certain_at, state.full, (phase, pending, over) = frozen
     for due, tick in timers:
         registry.timers.set(due, tick)
     registry.system.phase = phase
@@ -272,7 +287,7 @@ def _set(record: object, names: tuple[str, ...], values: Frozen) -> None:
         setattr(record, name, value)
 
 
-def _thaw_payload(frozen: bytes | int) -> Sized:
+def _thaw_payload(frozen: Sized | int) -> Sized:
     return Blob(frozen) if isinstance(frozen, int) else frozen
 
 
@@ -291,8 +306,8 @@ def _thaw_task(state: State, frozen: Frozen) -> None:
     if volatile is not None:
         _set(task, _TASK_VOLATILE, volatile)
     if ask is not None:
-        task.ask = Ask(*ask[:2])
-        _set(task.ask, _ASK, ask[2:])
+        task.ask = Ask(*ask[:3])
+        _set(task.ask, _ASK, ask[3:])
         if ask_volatile is not None:
             _set(task.ask, _ASK_VOLATILE, ask_volatile)
     task.watchers = list(watchers)
@@ -315,7 +330,8 @@ def _thaw_worker(state: State, frozen: Frozen) -> None:
 
 def _thaw_supervisor(state: State, frozen: Frozen) -> None:
     plain, workers, dead, volatile = frozen
-    supervisor = Supervisor(*plain)
+    supervisor = Supervisor(*plain[: len(_SUPERVISOR)])
+    _set(supervisor, _SUPERVISOR_MORE, plain[len(_SUPERVISOR) :])
     supervisor.workers = dict(workers)
     supervisor.dead_serials = set(dead)
     if volatile is not None:

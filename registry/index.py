@@ -41,6 +41,10 @@ class ScopeIndex:
             if not members:
                 del self._sets[key]
 
+    def has(self, *, kind: str | None = None, runtime: str | None = None) -> bool:
+        """Whether a live task is of this kind, or this runtime."""
+        return ("k", kind) in self._sets or ("r", runtime) in self._sets
+
     def find(self, scope: Scope, tasks: dict[TaskId, Task]) -> list[TaskId]:
         """The ids of all tasks in the scope, ascending."""
         keys: list[Key] = []

@@ -15,6 +15,7 @@ from quiesce.registry.forcing import KILL_STEP
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
 from quiesce.registry.records import Stop, Task, Worker
+from quiesce.registry.scheduling import takes
 from quiesce.registry.spawning import seen_all
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
@@ -94,7 +95,6 @@ def _each_task(state: State, task: Task) -> None:
         ("a queued task does not linger", not queued or not task.lingering),
         ("a queued task is not asked: it ends at once", not queued or ask is None),
         ("a held task that a stop waits for is asked", queued or not task.stops or bool(ask)),
-        ("the kind is known", task.spawn.kind in state.kinds),
         (
             "retries are used up one by one, beside restarts",
             task.retries + task.attempt == task.spawn.retries + 1
@@ -141,7 +141,7 @@ def _counts(state: State) -> None:
     tenants = Counter((task.spawn.kind, task.tenant_id) for task in held)
     _same("held tasks are counted by kind and tenant", state.held_tenant, dict(tenants))
     for kind, count in kinds.items():
-        limit = state.kinds[kind].max_running
+        limit = state.kind(kind).max_running
         if limit is not None and count > limit:
             raise _fault("no more of a kind are held than max_running", f"{count} of {kind!r}")
     total = len(state.tasks) + sum(state.ended_total.values())
@@ -334,7 +334,9 @@ def _closures(state: State) -> None:
 
 
 def _settled(state: State) -> None:
-    """What `_settle` leaves nothing of."""
+    """What `_settle` leaves nothing of, once stops are answered."""
+    if state.certain_at is not None:
+        return
     for stop in state.open_stops.values():
         if not stop.remaining and seen_all(state.sessions.get(stop.session), stop.last_spawn):
             raise _fault("a stop that is complete has ended", f"stop {stop.id} of [{stop.scope}]")
@@ -342,11 +344,7 @@ def _settled(state: State) -> None:
 
 def _slots(state: State) -> None:
     for runtime, queue in state.queues.items():
-        free = [
-            worker
-            for worker in state.pool[runtime].values()
-            if worker.attached and not worker.exiting and len(worker.tasks) < worker.slots
-        ]
+        free = [worker for worker in state.pool[runtime].values() if takes(state, worker)]
         waiting = queue.peek(state.allowed)
         if free and waiting is not None:
             raise _fault(
@@ -363,6 +361,8 @@ def _timers(registry: "Registry") -> None:
     times = dict(registry.timers.items())
     wanted: set[Due] = {("session", name) for name in state.sessions}
     wanted |= {("word", stop_id) for stop_id in state.open_stops}
+    wanted |= {("lease", name) for name in state.supervisors}
+    wanted |= {("certain", 0)} if state.certain_at is not None else set()
     for stop in state.open_stops.values():
         if stop.timeout is not None and stop.timeout != math.inf:
             wanted.add(("stop", stop.id))

@@ -38,13 +38,13 @@ def safe_bound(lease: float, drift: float = DRIFT, kill_delay: float = KILL_DELA
         ("kill_delay", kill_delay, -1.0, math.inf),
     ):
         if not low < value < high or value < 0:
-            raise ValueError(f"{name} must be a number from {max(low, 0.0):g} to {high:g}, not {value!r}")
+            raise ValueError(
+                f"{name} must be a number from {max(low, 0.0):g} to {high:g}, not {value!r}"
+            )
     return (1.0 + drift) * (lease / (1.0 - drift) + kill_delay)
 
 
-def default_bound(
-    lease: float, drift: float = DRIFT, kill_delay: float = KILL_DELAY
-) -> float:
+def default_bound(lease: float, drift: float = DRIFT, kill_delay: float = KILL_DELAY) -> float:
     """The Lb that is taken where none is configured: the least safe one, up to the next half of a second."""
     return math.ceil(2 * safe_bound(lease, drift, kill_delay)) / 2
 

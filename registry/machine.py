@@ -12,11 +12,12 @@ from typing import Any, Final
 from quiesce.registry import (
     attempts,
     events,
-    facts as fact_types,
     forcing,
     freezing,
     invariants,
+    leases,
     pools,
+    recovery,
     sessions,
     spawning,
     stopping,
@@ -36,6 +37,8 @@ from quiesce.registry.turn import Turn
 Handler = Callable[[Turn, Any], None]
 
 HANDLERS: Final[dict[type, Handler]] = {
+    events.EpochBegan: recovery.on_epoch_began,
+    events.RoomSaid: spawning.on_room_said,
     events.SessionHello: sessions.on_session_hello,
     events.SessionHeard: sessions.on_session_heard,
     events.SessionGoodbye: sessions.on_session_goodbye,
@@ -73,6 +76,8 @@ class Registry:
         session_timeout: seconds of silence after which a client session is forgotten.
         history: how many ended tasks are kept to be listed.
         payload_limit: bytes of function and arguments that one spawn may have.
+        lease: seconds for which a supervisor lives without the broker.
+        lease_bound: seconds after which its silence proves it dead; see `leases`.
     """
 
     def __init__(
@@ -85,12 +90,16 @@ class Registry:
         session_timeout: float = 300.0,
         history: int = 10_000,
         payload_limit: int = 64 * 1024 * 1024,
+        lease: float = leases.LEASE,
+        lease_bound: float | None = None,
     ) -> None:
         self.state = State(
             {runtime.name: runtime for runtime in runtimes},
             {kind.name: kind for kind in kinds},
             history_limit=history,
             payload_limit=payload_limit,
+            lease=lease,
+            lease_bound=lease_bound,
         )
         self.timers = Timers()
         self.system = SystemStop(shutdown_order, stop_timeout)
@@ -107,12 +116,12 @@ class Registry:
         kind = type(event)
         if kind is events.Tick:
             self._on_tick(turn)
-        elif kind is events.EpochBegan:
-            turn.emit(fact_types.EpochStarted(event.epoch, now.wall))  # type: ignore[union-attr]  # narrowed by kind
         elif kind is events.SystemStopAsked:
             self._on_system_stop_asked(turn, event.reason)  # type: ignore[union-attr]  # narrowed by kind
         else:
             HANDLERS[kind](turn, event)
+            if kind is events.EpochBegan and self.state.stopping:
+                self.system.resume(turn)
         self._settle(turn)
         return turn.facts, turn.effects
 
@@ -120,14 +129,15 @@ class Registry:
         """Replay one fact of the past."""
         apply(self.state, fact)
 
-    def freeze(self, *, volatile: bool = True) -> tuple[Any, ...]:
+    def freeze(self, *, volatile: bool = True, payloads: bool = False) -> tuple[Any, ...]:
         """The whole of it as plain, hashable tuples; see `freezing`.
 
         Args:
             volatile: False leaves out what no fact speaks of (timers, telemetry, progress of a stop of the
                 system), so that a replay of the facts freezes to the same.
+            payloads: True keeps them as they are, for a journal.
         """
-        return freezing.freeze(self, volatile=volatile)
+        return freezing.freeze(self, volatile=volatile, payloads=payloads)
 
     @classmethod
     def thaw(cls, frozen: tuple[Any, ...], **configuration: Any) -> "Registry":
@@ -161,6 +171,10 @@ class Registry:
                 attempts.on_limit_due(turn, TaskId(int(key)))
             elif what == "late":
                 pools.on_late_due(turn, TaskId(int(key)))
+            elif what == "lease":
+                pools.on_lease_due(turn, key)  # type: ignore[arg-type]  # supervisors are named by bytes
+            elif what == "certain":
+                stopping.on_certain_due(turn)
             elif what == "stop":
                 stopping.on_stop_due(turn, StopId(int(key)))
             elif what == "word":

@@ -32,5 +32,7 @@ def undeclared(state: State, kind: str | None, runtime: str | None) -> Refusal |
 
 
 def undeclared_in(state: State, scope: Scope) -> Refusal | None:
-    """The same for a scope."""
-    return undeclared(state, scope.kind, scope.runtime)
+    """The same for a scope. A name of live tasks is known, even if the configuration has lost it since."""
+    kind = None if state.index.has(kind=scope.kind) else scope.kind
+    runtime = None if state.index.has(runtime=scope.runtime) else scope.runtime
+    return undeclared(state, kind, runtime)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from quiesce.registry import effects, events, facts, stopping
+from quiesce.registry import effects, events, facts, leasing, stopping
 from quiesce.registry.ending import end, has_more, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.names import unknown
@@ -14,23 +14,27 @@ from quiesce.registry.turn import Turn
 
 #: What the shared table may say of an attempt that has ended; what else it says has begun.
 ENDED: Final = frozenset({"completed", "failed", "cancelled", "crashed"})
+#: Seconds that the tasks of a supervisor which is refused get to stop, or a part of its lease.
+REFUSED: Final = 10.0
 #: Seconds that an Ended which was on its way may take after its worker's death.
 LATE: Final = 0.3
 
 
 def on_supervisor_hello(turn: Turn, event: events.SupervisorHello) -> None:
+    """Register a supervisor, or take it up again; its lease begins anew."""
     state = turn.state
-    if event.runtime not in state.runtimes:
-        turn.send(
-            effects.RefuseSupervisor(
-                event.supervisor, unknown("runtime", event.runtime, state.runtimes), 0.0
-            )
-        )
-        return
-    if event.supervisor in state.gone_supervisors:
-        turn.send(effects.RefuseSupervisor(event.supervisor, "its end was reported before", 0.0))
-        return
     known = state.supervisors.get(event.supervisor)
+    refusal = None
+    if event.runtime not in state.runtimes:
+        refusal = unknown("runtime", event.runtime, state.runtimes)
+    elif event.supervisor in state.gone_supervisors:
+        refusal = "its end was reported before"
+    elif known is None and event.incarnation:
+        refusal = "this broker knows nothing of its tasks: their registration was not recovered"
+    if refusal is not None:
+        grace = min(REFUSED, state.lease / 4)
+        turn.send(effects.RefuseSupervisor(event.supervisor, refusal, grace))
+        return
     if known is None:
         if event.predecessor is not None:
             _predecessor_died(turn, event.predecessor)
@@ -43,20 +47,22 @@ def on_supervisor_hello(turn: Turn, event: events.SupervisorHello) -> None:
                 event.host,
                 event.processes,
                 event.slots,
+                event.run,
             )
         )
         known = state.supervisors[event.supervisor]
+    elif known.silent_since is not None:
+        turn.emit(facts.SupervisorReturned(event.supervisor))
+        turn.dirty.add(event.runtime)
+    leasing.renew(turn, known, event.armed)
     turn.send(
-        effects.WelcomeSupervisor(event.supervisor, known.incarnation, event.sent_at, 30.0)
+        effects.WelcomeSupervisor(
+            event.supervisor, known.incarnation, event.sent_at, turn.state.lease
+        )
     )
     if state.leaving:
         known.exiting = True
         turn.send(effects.ExitSupervisor(event.supervisor, 0.0))
-
-
-def on_lease_renewed(turn: Turn, event: events.LeaseRenewed) -> None:
-    if event.supervisor in turn.state.supervisors:
-        turn.send(effects.GrantLease(event.supervisor, event.sent_at, 30.0))
 
 
 def _predecessor_died(turn: Turn, predecessor: events.Predecessor) -> None:
@@ -64,26 +70,60 @@ def _predecessor_died(turn: Turn, predecessor: events.Predecessor) -> None:
     supervisor = turn.state.supervisors.get(predecessor.supervisor)
     if supervisor is None:
         return
+    how = "its lease was over" if predecessor.fenced else f"status {predecessor.status}"
     turn.log(
         "ERROR",
-        f"the supervisor of pool {supervisor.runtime!r} (pid {predecessor.pid}) died with status "
-        f"{predecessor.status}; its workers went with it, a successor has taken over",
+        f"the supervisor of pool {supervisor.runtime!r} (pid {predecessor.pid}) died ({how}); its "
+        "workers went with it, a successor has taken over",
     )
-    told = {row.serial: row for row in predecessor.workers}
+    supervisor_died(turn, supervisor, predecessor.workers, fenced=predecessor.fenced)
+
+
+def on_lease_renewed(turn: Turn, event: events.LeaseRenewed) -> None:
+    """Grant it. One that is not registered in this epoch must say hello."""
+    supervisor = turn.state.supervisors.get(event.supervisor)
+    if supervisor is None or supervisor.silent_since is not None:
+        turn.send(effects.WantSupervisor(event.supervisor))
+        return
+    leasing.renew(turn, supervisor, event.armed)
+    turn.send(effects.GrantLease(event.supervisor, event.sent_at, turn.state.lease))
+
+
+def on_lease_due(turn: Turn, supervisor_id: bytes) -> None:
+    """It has not renewed its lease for so long that its kernel has killed it, and its workers with it.
+
+    (One that was never armed has not been given a task.)
+    """
+    supervisor = turn.state.supervisors[supervisor_id]
+    if supervisor.armed:
+        turn.log(
+            "ERROR",
+            f"the supervisor of pool {supervisor.runtime!r} (pid {supervisor.pid} on "
+            f"{supervisor.host}) has not been heard of for {turn.state.lease_bound:g} s: its lease proves "
+            "that it and its workers are dead",
+        )
+    supervisor_died(turn, supervisor, [], fenced=True)
+
+
+def supervisor_died(
+    turn: Turn, supervisor: Supervisor, rows: list[events.ExitRow], *, fenced: bool
+) -> None:
+    """It is dead, with all its workers. `rows`: what is known of these."""
+    told = {row.serial: row for row in rows}
     for serial in sorted(set(supervisor.workers) - set(told)):
         told[serial] = events.ExitRow(serial, 0, -9, False, [])
     for serial in sorted(told):
-        _worker_died(turn, supervisor, told[serial])
-    turn.emit(facts.SupervisorGone(predecessor.supervisor))
+        _worker_died(turn, supervisor, told[serial], fenced=fenced)
+    leasing.forget(turn, supervisor)
+    turn.emit(facts.SupervisorGone(supervisor.id))
 
 
 def on_supervisor_goodbye(turn: Turn, event: events.SupervisorGoodbye) -> None:
     supervisor = turn.state.supervisors.get(event.supervisor)
     if supervisor is None:
         return
-    for serial in sorted(supervisor.workers):
-        _worker_died(turn, supervisor, events.ExitRow(serial, 0, 0, False, []))
-    turn.emit(facts.SupervisorGone(event.supervisor))
+    rows = [events.ExitRow(serial, 0, 0, False, []) for serial in supervisor.workers]
+    supervisor_died(turn, supervisor, rows, fenced=False)
 
 
 def on_worker_hello(turn: Turn, event: events.WorkerHello) -> None:
@@ -91,6 +131,8 @@ def on_worker_hello(turn: Turn, event: events.WorkerHello) -> None:
 
     What was on its way to it may be lost, so it gets no new task until it has attached again, and then
     first those that it says it has not received: assignments arrive in the order of their numbers.
+    What it runs and must not, since the registry has given up on that attempt or has never known it, is asked
+    to stop.
     """
     state = turn.state
     supervisor = state.supervisors.get(event.supervisor)
@@ -127,6 +169,16 @@ def on_worker_hello(turn: Turn, event: events.WorkerHello) -> None:
     worker.arrived = event.last_assign
     for task_id in worker.tasks:
         stopping.tell(turn, state.tasks[task_id])
+    for number, attempt in (*event.begun, *event.received):
+        task = state.tasks.get(TaskId(number))
+        if task is None or task.worker != incarnation or task.attempt != attempt:
+            row = (
+                number,
+                attempt,
+                worker.last_assign,
+                "the registry has given up on this attempt",
+            )
+            turn.ask_stop(incarnation, row)
 
 
 def on_worker_attached(turn: Turn, event: events.WorkerAttached) -> None:
@@ -148,11 +200,11 @@ def on_worker_attached(turn: Turn, event: events.WorkerAttached) -> None:
 def on_worker_exited(turn: Turn, event: events.WorkerExited) -> None:
     supervisor = turn.state.supervisors.get(event.supervisor)
     if supervisor is not None and event.row.serial not in supervisor.dead_serials:
-        _worker_died(turn, supervisor, event.row)
+        _worker_died(turn, supervisor, event.row, fenced=False)
     turn.send(effects.TakeExit(event.supervisor, event.row.serial))
 
 
-def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow) -> None:
+def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow, *, fenced: bool) -> None:
     """Every task it held ends, goes back to the queue, or (ended by the table) waits a moment for its Ended."""
     state = turn.state
     incarnation = supervisor.workers.get(row.serial)
@@ -177,7 +229,10 @@ def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow) -> Non
             begun.append(task)
     _collateral(turn, begun, row.status)
     for task in begun:
-        _died_under(turn, task, worker, row.status)
+        if fenced:
+            _fenced(turn, task, worker, row)
+        else:
+            _died_under(turn, task, worker, row.status)
     for task in not_begun:
         if task.ask is not None:
             never_ran(turn, task)
@@ -219,6 +274,28 @@ def _died_under(turn: Turn, task: Task, worker: Worker, status: int) -> None:
         started_at=task.started_at or turn.now.wall,
         at=turn.now.wall,
         exit_status=status,
+        text=text,
+    )
+
+
+def _fenced(turn: Turn, task: Task, worker: Worker, row: events.ExitRow) -> None:
+    """The lease proves the process dead. What became of the attempt before that, nobody knows."""
+    text = (
+        f"process {worker.pid} of runtime {worker.runtime!r} on {worker.host} was out of reach of the broker "
+        f"until its lease was over, and is dead; it had task {task.id}.{task.attempt} {task.spawn.kind} "
+        f"{task.spawn.name!r} (tenant {task.tenant_id!r}, timeline {task.timeline_id!r})"
+    )
+    if task.ask is None:
+        fatal = task.spawn.shutdown_process_on_error and not has_more(turn, task)
+        turn.log("ERROR", text + ("; the whole system stops because of it" if fatal else ""))
+    end(
+        turn,
+        task,
+        outcome=Outcome.LOST,
+        evidence=Evidence.FENCED,
+        started_at=task.started_at,
+        at=turn.now.wall,
+        exit_status=row.status if row.table_known else None,
         text=text,
     )
 

@@ -26,7 +26,9 @@ class Ask:
         "at",
         "delivered_at",
         "extended",
+        "force_at",
         "forced",
+        "heard",
         "killed",
         "observed_at",
         "reason",
@@ -34,9 +36,11 @@ class Ask:
         "timed_out",
     )
 
-    def __init__(self, at: float, reason: str) -> None:
+    def __init__(self, at: float, reason: str, force_at: float | None = None) -> None:
         self.at = at
         self.reason = reason
+        #: When its grace is over; None: never.
+        self.force_at = force_at
         #: It ran longer than its own timeout, and will have failed.
         self.timed_out = False
         #: A stop has waited for the task since; it may have given up.
@@ -46,6 +50,8 @@ class Ask:
         #: How often it has been forced, counted up to `forcing.KILL_STEP + 1`. Like the next two it is
         #: volatile: kept beside the timers, not in facts.
         self.forced = 0
+        #: The tick at which its worker last answered to it; at first, when it was asked.
+        self.heard = 0.0
         #: Its process has been sent a kill because of it.
         self.killed = False
         #: Seconds of grace that the task has asked for beyond its own.
@@ -232,6 +238,7 @@ class Supervisor:
     """One registered supervisor process."""
 
     __slots__ = (
+        "armed",
         "cpu_seconds",
         "dead_serials",
         "ended_cpu",
@@ -242,7 +249,9 @@ class Supervisor:
         "memory_bytes",
         "pid",
         "processes",
+        "run",
         "runtime",
+        "silent_since",
         "slots",
         "workers",
     )
@@ -256,6 +265,7 @@ class Supervisor:
         host: str,
         processes: int,
         slots: int,
+        run: str,
     ) -> None:
         self.id = supervisor
         self.incarnation = incarnation
@@ -264,6 +274,13 @@ class Supervisor:
         self.host = host
         self.processes = processes
         self.slots = slots
+        #: The `quiesce up` that started it; "" if none did.
+        self.run = run
+        #: The kernel kills it when its lease is over. Until then its workers get no task.
+        self.armed = False
+        #: None once it has said hello in this epoch; else the tick at which the first epoch began in which it
+        #: has not, on the present boot: all its leases were granted before.
+        self.silent_since: float | None = None
         #: It has been told to exit. Volatile.
         self.exiting = False
         #: serial -> incarnation of its living registered workers.
@@ -397,10 +414,17 @@ class Stop:
 class Closure:
     """One stop's reason why a scope is closed."""
 
-    __slots__ = ("caller", "holder", "keep", "left", "reason", "scope", "since")
+    __slots__ = ("caller", "holder", "keep", "left", "reason", "scope", "since", "system")
 
     def __init__(
-        self, scope: Scope, reason: str, since: float, *, keep: bool, caller: TaskId | None
+        self,
+        scope: Scope,
+        reason: str,
+        since: float,
+        *,
+        keep: bool,
+        caller: TaskId | None,
+        system: bool = False,
     ) -> None:
         self.scope = scope
         #: "stop", "block", "kept" or "timed-out".
@@ -411,6 +435,8 @@ class Closure:
         self.keep = keep
         #: The task that made the call, if one did: it is not asked to stop because of it.
         self.caller = caller
+        #: It belongs to the stop of the whole system, and is over with the run that is stopped.
+        self.system = system
         #: What remained when the stop timed out; some of it may have ended since.
         self.left: tuple[TaskId, ...] = ()
 

@@ -6,6 +6,7 @@ from quiesce.registry import facts
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Task, Worker
 from quiesce.registry.rows import AssignRow
+from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
 
 
@@ -24,7 +25,7 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     free = [
         (len(worker.tasks), worker.incarnation)
         for worker in state.pool[runtime].values()
-        if _takes(worker)
+        if takes(state, worker)
     ]
     heapq.heapify(free)
     while free and len(queue):
@@ -39,8 +40,12 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
             heapq.heappop(free)
 
 
-def _takes(worker: Worker) -> bool:
-    return worker.attached and not worker.exiting and len(worker.tasks) < worker.slots
+def takes(state: State, worker: Worker) -> bool:
+    """Whether one more task may be handed to this worker: only if its supervisor dies with its lease."""
+    if not worker.attached or worker.exiting or len(worker.tasks) >= worker.slots:
+        return False
+    supervisor = state.supervisors[worker.supervisor]
+    return supervisor.armed and supervisor.silent_since is None
 
 
 def assign(turn: Turn, task_id: TaskId, incarnation: Incarnation) -> None:

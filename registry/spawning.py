@@ -37,6 +37,14 @@ def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
     turn.touched.update(session.requests.values())
 
 
+def on_room_said(turn: Turn, event: events.RoomSaid) -> None:
+    """Whether tasks can be noted; those that are registered are never touched by it."""
+    if turn.state.full is event.room:
+        turn.state.full = not event.room
+        what = "has room again" if event.room else "has no room on its disk: spawns are refused"
+        turn.log("WARNING", f"the journal {what}")
+
+
 def decide(turn: Turn, session: SessionId, row: SpawnRow) -> None:
     """Register one spawn, or say why not."""
     state = turn.state
@@ -82,6 +90,12 @@ def _refusal(state: State, row: SpawnRow) -> Refusal | None:
     refusal = undeclared(state, row.kind, row.runtime)
     if refusal is not None:
         return refusal
+    if state.full:
+        text = (
+            f"nothing was started: there is no room on the broker's disk for the journal to note {row.name!r}; "
+            "what is registered goes on, and can be stopped. Make room in the broker's state folder"
+        )
+        return "QueueFullError", text
     if row.parent is not None:
         parent = state.tasks.get(row.parent[0])
         if parent is None or parent.attempt != row.parent[1]:
@@ -132,7 +146,7 @@ def _closed(row: SpawnRow, closure: Closure) -> Refusal:
 
 def _full(state: State, row: SpawnRow, wanted: int) -> Refusal | None:
     """Why so many more may not be queued, or be parked to be queued later; None if they may."""
-    limit = state.runtimes[row.runtime].max_queue
+    limit = state.runtime(row.runtime).max_queue
     queued = len(state.queues[row.runtime])
     if queued + wanted <= limit and state.parked + wanted <= limit:
         return None

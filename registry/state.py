@@ -5,6 +5,7 @@
 
 from collections import OrderedDict
 
+from quiesce.registry import leases
 from quiesce.registry.ids import Epoch, Incarnation, SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
 from quiesce.registry.limits import KindLimits, RuntimeLimits
@@ -21,8 +22,29 @@ from quiesce.registry.records import (
 from quiesce.registry.scope import Scope
 
 
+class Queues(dict[str, RuntimeQueue]):
+    """By runtime; one for each that has ever been declared, as far as anything is queued there."""
+
+    def __missing__(self, runtime: str) -> RuntimeQueue:
+        queue = self[runtime] = RuntimeQueue()
+        return queue
+
+
+class Pools(dict[str, dict[Incarnation, Worker]]):
+    """By runtime; as Queues."""
+
+    def __missing__(self, runtime: str) -> dict[Incarnation, Worker]:
+        pool: dict[Incarnation, Worker] = {}
+        self[runtime] = pool
+        return pool
+
+
 class State:
-    """What stands. `runtimes` and `kinds` are the configuration, the rest follows from the facts."""
+    """What stands. `runtimes` and `kinds` are the configuration, the rest follows from the facts.
+
+    A configuration may have lost a runtime or a kind of which there are tasks: they wait until it is declared
+    again, or are stopped; `runtime` and `kind` give limits for all.
+    """
 
     def __init__(
         self,
@@ -31,13 +53,21 @@ class State:
         *,
         history_limit: int,
         payload_limit: int,
+        lease: float = leases.LEASE,
+        lease_bound: float | None = None,
     ) -> None:
         self.runtimes = runtimes
         self.kinds = kinds
         self.history_limit = history_limit
         self.payload_limit = payload_limit
+        #: L and Lb of `leases`.
+        self.lease = lease
+        self.lease_bound = leases.default_bound(lease) if lease_bound is None else lease_bound
         self.epoch = Epoch(0)
         self.epoch_at = 0.0
+        #: The broker's boot, and the `quiesce up` that started it.
+        self.boot_id = ""
+        self.run = ""
         self.last_task_id = TaskId(0)
         self.last_incarnation = Incarnation(0)
         self.last_stop_id = StopId(0)
@@ -46,8 +76,8 @@ class State:
         self.tasks: dict[TaskId, Task] = {}
         #: Indexes `tasks` by scope.
         self.index = ScopeIndex()
-        #: For each declared runtime, all and only its QUEUED tasks that no stop waits for.
-        self.queues: dict[str, RuntimeQueue] = {name: RuntimeQueue() for name in runtimes}
+        #: For each runtime, all and only its QUEUED tasks that no stop waits for.
+        self.queues = Queues({name: RuntimeQueue() for name in runtimes})
         #: All and only the unique keys of live tasks, and who holds each.
         self.unique: dict[tuple[str, str | None, str | None, str], TaskId] = {}
         #: How many tasks of a kind, and of a (kind, tenant), workers hold. No zeros.
@@ -62,7 +92,7 @@ class State:
         #: Registered workers: the living, and the dead that still have orphans.
         self.workers: dict[Incarnation, Worker] = {}
         #: For each runtime, all and only its living workers.
-        self.pool: dict[str, dict[Incarnation, Worker]] = {name: {} for name in runtimes}
+        self.pool = Pools({name: {} for name in runtimes})
         #: Registered supervisors.
         self.supervisors: dict[bytes, Supervisor] = {}
         #: Those that are gone: a hello of theirs that was still on its way registers nothing.
@@ -84,6 +114,10 @@ class State:
         self.stop_reason = ""
         #: The pools have been told to exit; who comes now is told so too. Volatile.
         self.leaving = False
+        #: Before this tick something may still run that nothing here knows of: no stop is answered. Volatile.
+        self.certain_at: float | None = None
+        #: The journal has no room for more tasks. Volatile.
+        self.full = False
 
         #: Counters for statistics: all tasks ever registered; ended ones by runtime and outcome.
         self.spawned_total = 0
@@ -120,13 +154,17 @@ class State:
                 found.update(task_id for task_id in closure.left if task_id in self.tasks)
         return found
 
-    def room(self, runtime: str) -> int:
-        """How many more spawns the queue of this runtime takes."""
-        return self.runtimes[runtime].max_queue - len(self.queues[runtime])
+    def runtime(self, name: str) -> RuntimeLimits:
+        """Its limits; the default ones if it is not declared any more."""
+        return self.runtimes.get(name) or RuntimeLimits(name=name)
+
+    def kind(self, name: str) -> KindLimits:
+        """Its limits; the default ones if it is not declared any more."""
+        return self.kinds.get(name) or KindLimits(name=name)
 
     def allowed(self, tenant_id: str | None, kind: str) -> bool:
         """Whether the limits of the kind let one more of this tenant run."""
-        limits = self.kinds[kind]
+        limits = self.kind(kind)
         if limits.max_running is not None and self.held_kind.get(kind, 0) >= limits.max_running:
             return False
         per_tenant = limits.max_running_per_tenant
@@ -134,7 +172,7 @@ class State:
 
     def sharing(self, kind: str, runtime: str) -> list[str]:
         """The runtimes in which something may be assigned once a task of this kind is let go."""
-        limits = self.kinds[kind]
+        limits = self.kind(kind)
         if limits.max_running is None and limits.max_running_per_tenant is None:
             return [runtime]
         return list(self.runtimes)
@@ -143,7 +181,7 @@ class State:
         """Seconds from the request to force: of the call, else the runtime, else the kind."""
         if stop is not None and stop.grace is not None:
             return stop.grace
-        runtime = self.runtimes[task.spawn.runtime]
+        runtime = self.runtime(task.spawn.runtime)
         if runtime.stop_grace is not None:
             return runtime.stop_grace
-        return self.kinds[task.spawn.kind].stop_grace
+        return self.kind(task.spawn.kind).stop_grace

@@ -1,12 +1,13 @@
 """shutdown_tasks: close and mark in one step, ask until heard, force after grace, report when all have ended."""
 
+import math
 from typing import Final
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ending import never_ran
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.names import undeclared_in
-from quiesce.registry.records import Stop, Task
+from quiesce.registry.records import Ask, Stop, Task
 from quiesce.registry.sessions import release_silent
 from quiesce.registry.spawning import refuse_parked, seen_all
 from quiesce.registry.states import State as TaskState
@@ -119,7 +120,7 @@ def end_queued(turn: Turn, stop: Stop) -> None:
                 return
             left -= 1
             first = turn.state.stops[min(task.stops)]
-            turn.emit(facts.TaskAsked(task.id, first.at, _reason(first)))
+            turn.emit(facts.TaskAsked(task.id, first.at, _reason(first), None))
             never_ran(turn, task)
         stop.todo.pop()  # it has ended, by this slice or by one of another stop
 
@@ -132,11 +133,22 @@ def on_continue(turn: Turn, event: events.Continue) -> None:
 
 def ask(turn: Turn, task: Task, reason: str, stop: Stop | None, *, timed_out: bool = False) -> None:
     """Mark a task that a worker holds, tell the worker, and set the time of force."""
+    grace = max(0.0, turn.state.grace(task, stop))
     if task.ask is None:
-        turn.emit(facts.TaskAsked(task.id, turn.now.wall, reason, timed_out))
+        force_at = turn.now.wall + grace if grace < math.inf else None
+        turn.emit(facts.TaskAsked(task.id, turn.now.wall, reason, force_at, timed_out))
+        turn.timers.set(("force", task.id), turn.now.tick + grace)
         turn.timers.clear(("limit", task.id))
+        heard(turn, task)
         tell(turn, task)
-    _set_force(turn, task, stop)
+    else:
+        _move_force(turn, task, task.ask, grace)
+
+
+def heard(turn: Turn, task: Task) -> None:
+    """Its worker has answered just now, or had no request to answer to."""
+    if task.ask is not None:
+        task.ask.heard = turn.now.tick
 
 
 def tell(turn: Turn, task: Task) -> None:
@@ -151,15 +163,12 @@ def tell(turn: Turn, task: Task) -> None:
     turn.timers.set(("resend", task.id), turn.now.tick + RESEND)
 
 
-def _set_force(turn: Turn, task: Task, stop: Stop | None) -> None:
+def _move_force(turn: Turn, task: Task, ask_: Ask, grace: float) -> None:
     """The earliest of the graces of all that asked counts."""
-    ask_ = task.ask
-    if ask_ is None or ask_.forced:
-        return
-    when = turn.now.tick + max(0.0, turn.state.grace(task, stop)) + ask_.extended
+    when = turn.now.tick + grace + ask_.extended
     present = turn.timers.when(("force", task.id))
-    if present is None or when < present:
-        turn.timers.set(("force", task.id), when)
+    if not ask_.forced and when < (math.inf if present is None else present):
+        _set_force(turn, task, when, ask_.extended)
 
 
 def extend(turn: Turn, task: Task, seconds: float) -> None:
@@ -170,8 +179,13 @@ def extend(turn: Turn, task: Task, seconds: float) -> None:
         return
     more = min(seconds, 2 * turn.state.grace(task, None) - ask_.extended)
     if more > 0:
-        ask_.extended += more
-        turn.timers.set(("force", task.id), present + more)
+        _set_force(turn, task, present + more, ask_.extended + more)
+
+
+def _set_force(turn: Turn, task: Task, tick: float, extended: float) -> None:
+    turn.timers.set(("force", task.id), tick)
+    at = turn.now.wall + tick - turn.now.tick
+    turn.emit(facts.ForceMoved(task.id, at if at < math.inf else None, extended))
 
 
 def join_covering(turn: Turn, task: Task) -> None:
@@ -203,12 +217,25 @@ def check(turn: Turn, stop_id: StopId) -> None:
         return
     if not seen_all(state.sessions.get(stop.session), stop.last_spawn):
         return
+    if state.certain_at is not None and not _is_system(turn, stop):
+        return
     _end(turn, stop, timed_out=False)
     if stop.closes and any(
         closure.holder == "timed-out" and stop.scope.covers(closure.scope)
         for closure in state.closures.values()
     ):
         turn.emit(facts.ScopesReopened(stop.scope, True))
+
+
+def _is_system(turn: Turn, stop: Stop) -> bool:
+    closure = turn.state.closures.get(stop.id)
+    return closure is not None and closure.system
+
+
+def on_certain_due(turn: Turn) -> None:
+    """By now all is dead that was started before and is not known here: stops may be answered."""
+    turn.state.certain_at = None
+    turn.touched.update(turn.state.open_stops)
 
 
 def _end(turn: Turn, stop: Stop, *, timed_out: bool) -> None:

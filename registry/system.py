@@ -63,6 +63,14 @@ class SystemStop:
         turn.timers.set(("system", 0), turn.now.tick + self.timeout)
         self.advance(turn)
 
+    def resume(self, turn: Turn) -> None:
+        """The broker was started again in the midst of it: all is asked again, in order."""
+        turn.log("WARNING", f"the system goes on stopping: {turn.state.stop_reason}")
+        fast = turn.state.fast
+        turn.timers.set(("system", 0), turn.now.tick + (HURRY if fast else self.timeout))
+        if fast:
+            self._stop_everything(turn, 0.0)
+
     def hurry(self, turn: Turn) -> None:
         """Said again: everything at once, no grace."""
         if turn.state.fast or self.phase >= len(self._phases(turn.state)):

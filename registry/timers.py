@@ -4,7 +4,7 @@ import heapq
 import math
 
 #: What is due, and for whom: ("resend", task id), ("force", task id), ("late", task id), ("stop", stop id),
-#: ("word", stop id), ("session", session id), ("system", 0).
+#: ("word", stop id), ("session", session id), ("lease", supervisor id), ("certain", 0), ("system", 0).
 Due = tuple[str, int | bytes]
 
 

@@ -144,7 +144,9 @@ def stops(state: State) -> list[StopRow]:
 def statistics(state: State) -> dict[str, Any]:
     """Counts of everything, by runtime and by kind. Plain values, fit for JSON."""
     runtimes: dict[str, dict[str, Any]] = {}
-    for name, limits in state.runtimes.items():
+    lost = {name for name in (*state.queues, *state.pool) if state.index.has(runtime=name)}
+    for name in (*state.runtimes, *sorted(lost - state.runtimes.keys())):
+        limits = state.runtime(name)
         pool = state.pool[name].values()
         supervisors = [each for each in state.supervisors.values() if each.runtime == name]
         runtimes[name] = {

@@ -12,7 +12,9 @@ def waiting_for(state: State, task: Task) -> str:
     ask = task.ask
     if ask is not None:
         worker = state.workers.get(task.worker)
-        why_not = spared(state, task, worker) if worker is not None and ask.forced else None
+        why_not = None
+        if worker is not None and ask.forced:
+            why_not = spared(state, task, worker, frozen=False)
         beside = (
             f"; its grace is over, but its process can't be killed: {why_not}" if why_not else ""
         )
@@ -24,6 +26,8 @@ def waiting_for(state: State, task: Task) -> str:
     if task.state is not TaskState.QUEUED:
         return ""
     runtime = task.spawn.runtime
+    if runtime not in state.runtimes:
+        return f"runtime {runtime!r}, which the configuration does not declare any more"
     if not state.pool[runtime]:
         return f"a worker of runtime {runtime!r}: none is connected"
     if not state.allowed(task.tenant_id, task.spawn.kind):
@@ -31,11 +35,12 @@ def waiting_for(state: State, task: Task) -> str:
     return f"a free slot of runtime {runtime!r}"
 
 
-def spared(state: State, task: Task, worker: Worker) -> str | None:
+def spared(state: State, task: Task, worker: Worker, *, frozen: bool) -> str | None:
     """Why this worker may not be killed for this task, or None if it may.
 
     It may when nobody else runs in it (what has not begun is queued again), when the others are being forced
-    too, or when the runtime allows it; never when that would take an unasked task marked
+    too, when the runtime allows it, or when it is `frozen`: for as long as a lease lasts it has answered to
+    nothing, so its other tasks are beyond help too. Never when that would take an unasked task marked
     shutdown_process_on_error.
     """
     neighbours = [
@@ -47,7 +52,7 @@ def spared(state: State, task: Task, worker: Worker) -> str | None:
     for other in innocent:
         if other.spawn.shutdown_process_on_error and other.ask is None:
             return f"task {other.id}, marked shutdown_process_on_error, runs there too"
-    if innocent and not state.runtimes[worker.runtime].kill_neighbours:
+    if innocent and not frozen and not state.runtime(worker.runtime).kill_neighbours:
         named = ", ".join(f"{other.id} {other.spawn.name!r}" for other in innocent[:3])
         others = "1 other task runs" if len(innocent) == 1 else f"{len(innocent)} other tasks run"
         return f"{others} there too ({named}), and kill_neighbours of runtime {worker.runtime!r} is false"

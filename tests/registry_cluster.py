@@ -12,9 +12,12 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.effects import Effect
 from quiesce.registry.ids import Attempt, AttemptKey, Incarnation, TaskId
 from quiesce.registry.limits import KindLimits, RuntimeLimits
+from quiesce.registry.machine import Registry
 from quiesce.registry.rows import TIMED_OUT, AssignRow, EndedRow, SpawnRow
-from quiesce.registry.scope import Scope
-from registry_helpers import Desk, ended_row, supervisor_id
+from registry_helpers import Desk, ended_row, session_id, supervisor_id
+
+#: Seconds of a lease here.
+L = 20.0
 
 Labels = tuple[str, str | None, str | None, str]
 
@@ -75,6 +78,8 @@ class Process:
                 2,
                 self.incarnation,
                 self.last_assign,
+                [*sorted(self.running), *self.held],
+                list(self.received),
             )
         )
 
@@ -191,6 +196,7 @@ class Cluster:
                 KindLimits(name="gc", stop_grace=1.0, max_running=2),
                 KindLimits(name="flush", stop_grace=2.0, max_running_per_tenant=1),
             ],
+            lease=L,
             shutdown_order=("flush",),
             session_timeout=1e9,
             history=5,
@@ -205,17 +211,57 @@ class Cluster:
         self.sent: dict[str, int] = {}
         self.rows: dict[tuple[str, int], SpawnRow] = {}
         self.requests = 0
-        #: Scope and caller of each stop.
-        self.stops: dict[int, tuple[Scope, int | None, int | None]] = {}
+        #: The stops that were asked for and not answered, by session and request; and whom each may leave running.
+        self.asked: dict[tuple[bytes, int], tuple[events.StopAsked, int | None]] = {}
+        #: Spawns that have arrived and were not answered, by session.
+        self.unanswered: dict[bytes, list[events.SpawnsAsked]] = {}
         self.blocks: list[tuple[str, int]] = []
         #: Deaths that the supervisors have not reported.
         self.pending_exits: list[events.WorkerExited] = []
-        for runtime, name in self.supervisors.items():
+        #: Deaths that they have reported and the broker has not taken.
+        self.untaken: dict[tuple[bytes, int], events.WorkerExited] = {}
+        #: What the journal holds; and the turns that it does not hold yet, with the effects that wait for it.
+        self.durable = Registry(**self.desk.configuration)
+        self.uncommitted: list[tuple[list[facts.Fact], list[Effect]]] = []
+        #: The journal commits each turn at once.
+        self.prompt = True
+        #: Which incarnation each supervisor was given, and the predecessor that each speaks of.
+        self.welcomed: dict[bytes, int] = {}
+        self.before: dict[bytes, events.Predecessor] = {}
+        #: When each supervisor last renewed its lease; those that can't any more.
+        self.renewed: dict[bytes, float] = {}
+        self.cut: set[bytes] = set()
+        for runtime in self.supervisors:
+            self.supervise(runtime)
+
+    def supervise(self, runtime: str, before: events.Predecessor | None = None) -> None:
+        """The supervisor of this runtime says hello."""
+        name = self.supervisors[runtime]
+        if before is not None:
+            self.before[name] = before
+        if name not in self.cut:
+            self.renewed[name] = self.desk.tick
             self.say(
                 events.SupervisorHello(
-                    name, runtime, 1, "here", processes=2, slots=2, predecessor=None
+                    name,
+                    runtime,
+                    pid=1,
+                    host="here",
+                    processes=2,
+                    slots=2,
+                    incarnation=self.welcomed.get(name, 0),
+                    run="run",
+                    sent_at=1.0,
+                    armed=True,
+                    predecessor=self.before.get(name),
                 )
             )
+
+    def succeed(self, runtime: str, before: events.Predecessor | None = None) -> None:
+        """Another supervisor takes over."""
+        self.generation += 1
+        self.supervisors[runtime] = supervisor_id(runtime, self.generation)
+        self.supervise(runtime, before)
 
     # --- the registry -----------------------------------------------------------------------------
 
@@ -224,15 +270,86 @@ class Cluster:
             for process in self.processes:
                 if process.incarnation == event.worker and process.alive:
                     process.found["data"] = True
+        if isinstance(event, events.SpawnsAsked):
+            self.unanswered.setdefault(event.session, []).append(event)
         self.desk.say(event)
         self.follow()
 
     def follow(self) -> None:
-        """Judge what was decided, carry out what was asked."""
-        for fact in self.desk.facts:
-            self.judge(fact)
+        """What need not wait for the journal is carried out at once."""
+        patient = []
         for effect in self.desk.effects:
-            self.carry_out(effect)
+            if type(effect) in effects.HASTY:
+                self.carry_out(effect)
+            else:
+                patient.append(effect)
+        self.uncommitted.append((self.desk.facts, patient))
+        if self.prompt:
+            self.commit()
+
+    def commit(self) -> None:
+        """The journal has it: judge what was decided, carry out what was asked."""
+        while self.uncommitted:
+            decided, patient = self.uncommitted.pop(0)
+            for fact in decided:
+                self.durable.apply(fact)
+            for fact in decided:
+                self.judge(fact)
+            for effect in patient:
+                self.carry_out(effect)
+
+    def restart(self) -> None:
+        """The broker dies with what the journal has not got; the next one recovers, and all say hello again."""
+        self.uncommitted.clear()
+        self.desk.replayed = Registry.thaw(
+            self.durable.freeze(volatile=False), **self.desk.configuration
+        )
+        for process in self.processes:
+            if process.alive:
+                process.reconnect()
+            else:
+                for queue in process.says.values():
+                    queue.clear()
+        self.desk.restart(run="run")
+        self.follow()
+        for runtime in self.supervisors:
+            self.supervise(runtime)
+        for exited in list(self.untaken.values()):
+            self.say(exited)
+        for name in ("A", "B"):
+            session = session_id(name)
+            self.say(events.SessionHello(session, 1, "here", 0, resumed=True))
+            lost, self.unanswered[session] = self.unanswered.get(session, []), []
+            self.spawns[name] = deque([*lost, *self.spawns[name]])
+        for event, _ in list(self.asked.values()):
+            self.say(event)
+
+    def pass_time(self, seconds: float) -> None:
+        """Supervisors renew their leases; the kernel ends those that can't."""
+        for runtime, name in self.supervisors.items():
+            if name in self.cut:
+                if self.renewed[name] + L <= self.desk.tick + seconds:
+                    self.fence(runtime, name)
+            else:
+                self.renewed[name] = self.desk.tick
+                self.say(events.LeaseRenewed(name, 1.0, True))
+        self.desk.wait(seconds)
+        self.follow()
+
+    def fence(self, runtime: str, name: bytes) -> None:
+        for process in self.processes:
+            if process.supervisor == name and process.alive:
+                process.die(table_known=False)
+        self.forget_exits(name)
+        self.succeed(runtime)
+
+    def forget_exits(self, name: bytes) -> list[events.WorkerExited]:
+        """This supervisor is dead: the deaths of which the broker may not have heard from it."""
+        told = [event for event in self.pending_exits if event.supervisor == name]
+        self.pending_exits = [event for event in self.pending_exits if event.supervisor != name]
+        untaken = [event for (of, _), event in self.untaken.items() if of == name]
+        self.untaken = {key: event for key, event in self.untaken.items() if key[0] != name}
+        return [*told, *untaken]
 
     def judge(self, fact: facts.Fact) -> None:
         match fact:
@@ -264,7 +381,7 @@ class Cluster:
         )
         assert not self.truth.runs(last), f"{last} runs, and the registry says {fact}"
         if fact.evidence == "NEVER_RAN":
-            history = self.desk.registry.state.history
+            history = self.durable.state.history
             attempt = history[fact.task_id].attempt if fact.task_id in history else 1  # type: ignore[index]  # ids are plain here
             assert (fact.task_id, attempt) not in self.truth.begun, f"it ran: {fact}"
         elif fact.evidence == "RETURNED":
@@ -281,6 +398,10 @@ class Cluster:
                     if (process.supervisor, process.serial) == effect[:2] and process.alive:
                         process.found["control"] = True
                         process.to["control"].append(effect)
+            case effects.WelcomeSupervisor():
+                self.welcomed[effect.supervisor] = effect.incarnation
+            case effects.TakeExit():
+                self.untaken.pop((effect.supervisor, effect.serial), None)
             case effects.AssignTasks() | effects.TakeEnds() | effects.AskStops():
                 channel = "control" if isinstance(effect, effects.AskStops) else "data"
                 for process in self.processes:
@@ -288,6 +409,13 @@ class Cluster:
                         process.to[channel].append(effect)
             case effects.KillWorker():
                 self.kill_if_begun(effect)
+            case effects.AnswerSpawns():
+                answered = {row.number for row in effect.rows}
+                self.unanswered[effect.session] = [
+                    event
+                    for event in self.unanswered.get(effect.session, [])
+                    if not {row.number for row in event.rows} <= answered
+                ]
             case effects.AnswerStop():
                 self.reported(effect)
 
@@ -302,9 +430,13 @@ class Cluster:
 
     def reported(self, answer: effects.AnswerStop) -> None:
         """The caller may remove its files now: nothing of its scope runs, nor ever did what it names."""
-        scope, task_id, caller = self.stops[answer.stop_id]
-        if answer.timed_out:
-            return
+        event, caller = self.asked.pop((answer.session, answer.request), (None, None))
+        if event is None or answer.timed_out:
+            return  # answered before
+        if event.hold:
+            name = answer.session.decode()[:1]
+            self.blocks.append((name, answer.stop_id))
+        scope, task_id = event.scope, event.task_id
         for process in self.processes:
             for key in process.running if process.alive else ():
                 inside = key[0] == task_id if task_id else scope.matches(*self.truth.labels[key[0]])

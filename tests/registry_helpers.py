@@ -31,6 +31,8 @@ from quiesce.registry.scope import Scope
 
 #: The wall clock when the desk's tick is 0.
 WALL: Final = 1_000_000.0
+#: So that no lease is over by the way.
+LEASE: Final = 1e6
 #: Seconds of grace of the kinds here.
 GRACE: Final = 10.0
 
@@ -49,6 +51,7 @@ def configuration(**changes: Any) -> dict[str, Any]:
             KindLimits(name="gc", stop_grace=GRACE),
             KindLimits(name="listen", stop_grace=GRACE),
         ],
+        "lease": LEASE,
         **changes,
     }
 
@@ -183,6 +186,21 @@ class Desk:
             hash(copy.freeze())
             check(self.registry)
             self.compare_replay()
+
+    def restart(
+        self,
+        *,
+        epoch: int | None = None,
+        run: str = "",
+        boot_id: str = "boot",
+        swept: tuple[str, ...] = (),
+        complete: bool = True,
+    ) -> None:
+        """The broker dies; the next one recovers what the facts say."""
+        self.registry = Registry.thaw(self.replayed.freeze(volatile=False), **self.configuration)
+        self.again = []
+        number = self.registry.state.epoch + 1 if epoch is None else epoch
+        self.say(events.EpochBegan(number, boot_id, run, swept, complete))
 
     def compare_replay(self) -> None:
         """What the facts say is what stands."""
@@ -342,7 +360,17 @@ class Desk:
         """A supervisor says hello."""
         name = supervisor_id(runtime, number)
         hello = events.SupervisorHello(
-            name, runtime, pid=500 + number, host="here", processes=1, slots=3, predecessor=None
+            name,
+            runtime,
+            pid=500 + number,
+            host="here",
+            processes=1,
+            slots=3,
+            incarnation=0,
+            run="",
+            sent_at=77.0,
+            armed=True,
+            predecessor=None,
         )
         self.say(hello._replace(**changes))
         return name
@@ -356,6 +384,8 @@ class Desk:
         incarnation: int = 0,
         last_assign: int = 0,
         slots: int | None = None,
+        begun: Sequence[tuple[int, int]] = (),
+        received: Sequence[tuple[int, int]] = (),
     ) -> None:
         """A worker says hello."""
         self.say(
@@ -368,6 +398,8 @@ class Desk:
                 slots=slots or {"pool": 3, "solo": 1}[runtime],
                 incarnation=incarnation,
                 last_assign=last_assign,
+                begun=list(begun),
+                received=list(received),
             )
         )
 

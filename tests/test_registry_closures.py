@@ -8,7 +8,7 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, RequestNumber
 from quiesce.registry.scope import Scope
 from quiesce.registry.sessions import LOOK
-from registry_helpers import WALL, Desk, session_id
+from registry_helpers import GRACE, WALL, Desk, session_id
 
 X = {"tenant_id": "x"}
 Y = {"tenant_id": "y"}
@@ -181,7 +181,7 @@ def test_a_task_that_comes_into_a_kept_scope_is_asked(desk: Desk) -> None:
     desk.associate(worker, 1, "x")
     desk.expect_facts(
         facts.TaskAssociated(1, "x", None),
-        facts.TaskAsked(1, WALL, "the scope [tenant_id=x] is closed"),
+        facts.TaskAsked(1, WALL, "the scope [tenant_id=x] is closed", WALL + GRACE),
     )
     desk.wait(10.0)
     assert desk.take(effects.ForceTask) == [effects.ForceTask(worker, 1, 1)]

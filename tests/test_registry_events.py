@@ -190,7 +190,12 @@ FOLLOWS: dict[str, dict[str, str]] = {
     "associate": {
         state: "TaskAssociated > AnswerAssociate" for state in STATES if state not in PAST
     },
-    "grace": {},
+    "grace": {
+        "asked assigned": "ForceMoved >",
+        "asked running": "ForceMoved >",
+        "delivered": "ForceMoved >",
+        "observed": "ForceMoved >",
+    },
     "progress": {},
 }
 #: And in those that are.
@@ -384,7 +389,7 @@ def test_every_event_is_handled() -> None:
 def test_the_epoch_is_noted() -> None:
     desk = Desk()
     desk.say(events.EpochBegan(7))
-    desk.expect_facts(facts.EpochStarted(7, desk.wall))
+    desk.expect_facts(facts.EpochStarted(7, desk.wall, desk.tick, "", ""))
     assert (desk.registry.state.epoch, desk.registry.state.epoch_at) == (7, desk.wall)
 
 

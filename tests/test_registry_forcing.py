@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from quiesce.registry import effects, events
+from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation
 from quiesce.registry.limits import KindLimits, RuntimeLimits
-from registry_helpers import GRACE, Desk, supervisor_id
+from registry_helpers import GRACE, WALL, Desk, supervisor_id
 
 X = {"tenant_id": "x"}
 Y = {"tenant_id": "y"}
@@ -211,7 +211,15 @@ def test_a_new_stop_does_not_move_the_ladder(desk: Desk, grace: float) -> None:
 
 def extend(desk: Desk, worker: Incarnation, seconds: float) -> None:
     desk.say(events.GraceAsked(worker, 1, 1, seconds))
-    desk.expect_nothing()
+    desk.expect()
+
+
+def test_more_time_is_a_fact(desk: Desk) -> None:
+    worker = stopped(desk, X)
+    extend(desk, worker, 5.0)
+    desk.expect_facts(facts.ForceMoved(1, WALL + GRACE + 5, 5.0))
+    extend(desk, worker, 1.0)
+    desk.expect_facts(facts.ForceMoved(1, WALL + GRACE + 6, 6.0))
 
 
 def test_a_task_may_ask_for_more_time(desk: Desk) -> None:
@@ -247,6 +255,7 @@ def test_a_kind_that_is_never_forced_may_ask_for_ever() -> None:
     desk.session()
     worker = stopped(desk, X, grace=1.0)
     extend(desk, worker, math.inf)
+    desk.expect_facts(facts.ForceMoved(1, None, math.inf))
     assert steps(desk, 100.0) == []
     assert desk.registry.next_deadline() != math.inf
 

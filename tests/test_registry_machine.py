@@ -116,12 +116,14 @@ def test_payloads_that_are_not_bytes_are_kept_as_their_length() -> None:
         lambda desk: setattr(desk.task(1), "progress", (1.0, None, "")),
         lambda desk: setattr(desk.task(1).ask, "forced", 3),
         lambda desk: setattr(desk.task(1).ask, "killed", True),
-        lambda desk: setattr(desk.task(1).ask, "extended", 1.0),
+        lambda desk: setattr(desk.task(1).ask, "heard", 1.0),
         lambda desk: setattr(desk.registry.state.workers[4], "attached", False),
         lambda desk: setattr(desk.registry.state.workers[4], "arrived", 1),
         lambda desk: setattr(desk.registry.state.workers[4], "cpu_seconds", 1.0),
         lambda desk: setattr(desk.registry.state.sessions[A], "last_heard", 1.0),
         lambda desk: setattr(desk.registry.state, "leaving", True),
+        lambda desk: setattr(desk.registry.state, "certain_at", 5.0),
+        lambda desk: setattr(desk.registry.state, "full", True),
         lambda desk: setattr(desk.registry.system, "phase", 2),
     ],
 )
@@ -400,4 +402,5 @@ def test_limits_are_checked() -> None:
 def test_what_is_hasty_does_not_wait_for_the_journal() -> None:
     """A stalled disk holds up no request to stop; but nothing is promised before it is written."""
     hasty = {kind.__name__ for kind in effects.HASTY}
-    assert hasty == {"AskStops", "RaiseFlags", "ForceTask", "KillWorker", "Log", "Again"}
+    asking = {"AskStops", "RaiseFlags", "ForceTask", "KillWorker"}
+    assert hasty == {*asking, "GrantLease", "Log", "Again"}

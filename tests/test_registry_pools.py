@@ -7,7 +7,7 @@ import pytest
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation
 from quiesce.registry.limits import KindLimits
-from registry_helpers import WALL, Desk, assign_row, fact_types, supervisor_id
+from registry_helpers import LEASE, WALL, Desk, assign_row, fact_types, supervisor_id
 
 POOL = supervisor_id("pool")
 X = {"tenant_id": "x"}
@@ -29,11 +29,14 @@ def errors(desk: Desk) -> list[str]:
 
 def test_a_supervisor_is_registered_once(desk: Desk) -> None:
     desk.supervisor()
-    desk.expect_facts(facts.SupervisorRegistered(POOL, 1, "pool", 501, "here", 1, 3))
-    desk.expect(effects.WelcomeSupervisor(POOL, Incarnation(1)))
+    desk.expect_facts(
+        facts.SupervisorRegistered(POOL, 1, "pool", 501, "here", 1, 3, ""),
+        facts.SupervisorArmed(POOL),
+    )
+    desk.expect(effects.WelcomeSupervisor(POOL, Incarnation(1), 77.0, LEASE))
     desk.supervisor()
     desk.expect_facts()
-    desk.expect(effects.WelcomeSupervisor(POOL, Incarnation(1)))
+    desk.expect(effects.WelcomeSupervisor(POOL, Incarnation(1), 77.0, LEASE))
 
 
 def test_a_pool_that_is_not_declared_is_refused(desk: Desk) -> None:
@@ -43,6 +46,7 @@ def test_a_pool_that_is_not_declared_is_refused(desk: Desk) -> None:
         effects.RefuseSupervisor(
             supervisor_id("sole"),
             "unknown runtime 'sole'; did you mean 'solo'? Known: pool, solo",
+            10.0,
         )
     )
 
@@ -390,7 +394,7 @@ def test_what_it_had_asked_for_is_granted_even_now(desk: Desk) -> None:
 
 
 def successor(desk: Desk, *rows: events.ExitRow) -> None:
-    desk.supervisor(number=2, predecessor=events.Predecessor(POOL, 501, -9, list(rows)))
+    desk.supervisor(number=2, predecessor=events.Predecessor(POOL, 501, -9, False, list(rows)))
 
 
 def test_a_predecessor_was_reaped_with_its_workers(desk: Desk) -> None:
@@ -402,18 +406,18 @@ def test_a_predecessor_was_reaped_with_its_workers(desk: Desk) -> None:
     assert fact_types(desk) == [
         *["TaskEnded", "TaskRequeued", "WorkerGone"],
         *["TaskEnded", "WorkerGone"],
-        *["SupervisorGone", "SupervisorRegistered"],
+        *["SupervisorGone", "SupervisorRegistered", "SupervisorArmed"],
     ]
     assert [desk.life(task) for task in (1, 2, 3)] == ["crashed REAPED", "crashed REAPED", "queued"]
     assert errors(desk)[0] == (
-        "the supervisor of pool 'pool' (pid 501) died with status -9; its workers went with it, a "
+        "the supervisor of pool 'pool' (pid 501) died (status -9); its workers went with it, a "
         "successor has taken over"
     )
 
 
 def test_a_predecessor_that_is_not_known_says_nothing(desk: Desk) -> None:
     successor(desk)
-    assert fact_types(desk) == ["SupervisorRegistered"]
+    assert fact_types(desk) == ["SupervisorRegistered", "SupervisorArmed"]
 
 
 def test_the_successor_says_it_once(desk: Desk) -> None:
@@ -429,7 +433,7 @@ def test_the_last_words_of_a_predecessor_bring_nothing_back(desk: Desk) -> None:
     successor(desk)
     desk.supervisor()
     desk.expect_facts()
-    desk.expect(effects.RefuseSupervisor(POOL, "its end was reported before"))
+    desk.expect(effects.RefuseSupervisor(POOL, "its end was reported before", 10.0))
     desk.hello(1, incarnation=worker)
     desk.expect_nothing()
     desk.end(worker, 1)

@@ -31,7 +31,7 @@ from quiesce.registry.ids import (
 )
 from quiesce.registry.scope import Scope
 from registry_cluster import Cluster, Process
-from registry_helpers import session_id, spawn_row, supervisor_id
+from registry_helpers import session_id, spawn_row
 
 EXAMPLES = int(os.environ.get("RANDOM_EXAMPLES", "0"))
 STEPS = 60
@@ -112,6 +112,7 @@ class Machine(RuleBasedStateMachine):
         self.cluster.spawns[name] = deque()
         self.cluster.sent[name] = 0
         self.cluster.say(events.SessionHello(session_id(name), 1, "here", 0))
+        self.cluster.commit()
 
     @rule(name=NAMES, rows=st.lists(ROWS, min_size=1, max_size=3), atomic=st.booleans())
     def spawn(self, name: str, rows: list[dict[str, Any]], atomic: bool) -> None:
@@ -148,9 +149,10 @@ class Machine(RuleBasedStateMachine):
     )
     def stop(self, name, scope, like, task, timeout, grace, keep, hold, caller, again) -> None:  # type: ignore[no-untyped-def]  # drawn by hypothesis
         cluster = self.cluster
-        live = list(cluster.desk.registry.state.tasks)
+        live = list(cluster.desk.registry.state.tasks.values())
         if live and like % 2:  # a scope that surely has somebody in it
-            labels = cluster.truth.labels[live[like // 2 % len(live)]]
+            of = live[like // 2 % len(live)]
+            labels = (of.spawn.kind, of.tenant_id, of.timeline_id, of.spawn.runtime)
             scope = Scope(*[a if like >> bit & 1 else None for bit, a in enumerate(labels, 3)])
         running = [key for _, key in self.running()]
         call = running[caller % len(running)] if running and caller % 5 == 0 else None
@@ -158,16 +160,10 @@ class Machine(RuleBasedStateMachine):
         inside = call is not None and (
             call[0] == task if task else scope.matches(*cluster.truth.labels[call[0]])
         )
-        stop_id = cluster.desk.registry.state.last_stop_id + 1
-        cluster.stops[stop_id] = (
-            Scope() if task else scope,
-            task,
-            call[0] if call is not None and inside else None,
-        )
         event = events.StopAsked(
             session_id(name),
             RequestNumber(cluster.requests),
-            cluster.stops[stop_id][0],
+            Scope() if task else scope,
             task,
             grace,
             timeout,
@@ -177,9 +173,9 @@ class Machine(RuleBasedStateMachine):
             cluster.sent[name],
             call,
         )
+        left_out = call[0] if call is not None and inside else None
+        cluster.asked[(event.session, event.request)] = (event, left_out)
         cluster.say(event)
-        if hold:
-            cluster.blocks.append((name, stop_id))
         if again:
             cluster.say(event)
 
@@ -205,7 +201,11 @@ class Machine(RuleBasedStateMachine):
     def client_dies(self, name: str, pick: int) -> None:
         if pick % 9 == 4:
             self.cluster.say(events.SessionGoodbye(session_id(name)))
+            self.cluster.commit()
             self.cluster.blocks = [block for block in self.cluster.blocks if block[0] != name]
+            self.cluster.unanswered.pop(session_id(name), None)
+            for key in [key for key in self.cluster.asked if key[0] == session_id(name)]:
+                del self.cluster.asked[key]
             self.open(name)
 
     # --- pools ------------------------------------------------------------------------------------
@@ -305,6 +305,7 @@ class Machine(RuleBasedStateMachine):
     @rule(twice=st.booleans())
     def exit_is_reported(self, twice: bool) -> None:
         event = self.cluster.pending_exits.pop(0)
+        self.cluster.untaken[(event.supervisor, event.row.serial)] = event
         for _ in range(1 + twice):
             self.cluster.say(event)
         self.start(event.supervisor.decode()[:4])
@@ -314,26 +315,37 @@ class Machine(RuleBasedStateMachine):
         cluster = self.cluster
         if pick % 7 == 3:
             old = cluster.supervisors[runtime]
-            told = [event for event in cluster.pending_exits if event.supervisor == old]
+            told = cluster.forget_exits(old)
             told += [
                 process.die(table_known=bool(pick % 2))
                 for process in cluster.processes
                 if process.alive and process.supervisor == old
             ]
-            cluster.pending_exits = [
-                event for event in cluster.pending_exits if event.supervisor != old
-            ]
-            cluster.generation += 1
-            new = cluster.supervisors[runtime] = supervisor_id(runtime, cluster.generation)
-            before = events.Predecessor(old, 1, -9, [event.row for event in told])
-            cluster.say(events.SupervisorHello(new, runtime, 1, "here", 2, 2, before))
+            cluster.succeed(
+                runtime,
+                events.Predecessor(old, 1, -9, bool(pick % 3), [event.row for event in told]),
+            )
+
+    @rule(runtime=st.sampled_from(["pool", "solo"]), pick=PICK)
+    def supervisor_is_cut_off(self, runtime: str, pick: int) -> None:
+        if pick % 9 == 5:
+            self.cluster.cut.add(self.cluster.supervisors[runtime])
+
+    @rule(prompt=st.booleans())
+    def journal_commits(self, prompt: bool) -> None:
+        self.cluster.commit()
+        self.cluster.prompt = prompt
+
+    @rule(pick=PICK)
+    def broker_dies(self, pick: int) -> None:
+        if pick % 5 == 2:
+            self.cluster.restart()
 
     # --- time -------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([0.1, 0.6, 2.0, 5.0]))
     def time_passes(self, seconds: float) -> None:
-        self.cluster.desk.wait(seconds)
-        self.cluster.follow()
+        self.cluster.pass_time(seconds)
 
     @precondition(lambda self: self.cluster.desk.again)
     @rule()
@@ -353,18 +365,21 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "cluster"):
             return
         cluster = self.cluster
-        state = cluster.desk.registry.state
+        cluster.prompt = True
+        cluster.commit()
         for runtime in ("pool", "solo"):
             self.start(runtime)
-        for _ in range(60):
-            self._round()
+        for turn in range(120):
+            self._round(0.6 if turn < 60 else 5.0)
+            state = cluster.desk.registry.state
             if not state.tasks and not state.open_stops:
                 break
+        state = cluster.desk.registry.state
         stuck = [stop.scope for stop in state.open_stops.values()]
         assert not state.open_stops, f"these stops are never complete: {stuck}"
         assert not state.tasks or state.leaving, f"these tasks never end: {sorted(state.tasks)}"
 
-    def _round(self) -> None:
+    def _round(self, seconds: float) -> None:
         cluster = self.cluster
         while cluster.pending_exits:
             self.exit_is_reported(False)
@@ -374,7 +389,7 @@ class Machine(RuleBasedStateMachine):
             process.end(key, "cancelled")
         self.ends_are_said_again()
         self.slices_go_on()
-        self.time_passes(0.6)
+        self.time_passes(seconds)
         for runtime in ("pool", "solo"):
             self.start(runtime)
 

@@ -4,7 +4,7 @@ import pytest
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, RequestNumber
-from registry_helpers import WALL, Desk, fact_types, session_id, spawn_row, supervisor_id
+from registry_helpers import GRACE, WALL, Desk, fact_types, session_id, spawn_row, supervisor_id
 
 X = {"tenant_id": "x"}
 Y = {"tenant_id": "y"}
@@ -364,7 +364,7 @@ def test_a_task_that_comes_into_the_closed_scope_is_asked_and_waited_for(desk: D
     desk.expect_facts(
         facts.TaskAssociated(2, "x", None),
         facts.StopJoined(stop, 2),
-        facts.TaskAsked(2, WALL, "detach"),
+        facts.TaskAsked(2, WALL, "detach", WALL + GRACE),
     )
     desk.expect(*ask(worker, 2, 2, "detach"), effects.AnswerAssociate(worker, 1, None, ""))
     desk.obey(worker, 1)

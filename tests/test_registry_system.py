@@ -8,7 +8,7 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation
 from quiesce.registry.scope import Scope
 from quiesce.registry.system import phases
-from registry_helpers import Desk, fact_types, supervisor_id
+from registry_helpers import LEASE, Desk, fact_types, supervisor_id
 
 ORDER = ("listen", "*", "flush")
 POOL = supervisor_id("pool")
@@ -265,7 +265,7 @@ def test_who_comes_when_the_pools_leave_is_told_so_too(desk: Desk) -> None:
     desk.supervisor(number=2)
     assert desk.registry.state.supervisors[supervisor_id("pool", 2)].exiting
     assert desk.effects == [
-        effects.WelcomeSupervisor(supervisor_id("pool", 2), Incarnation(4)),
+        effects.WelcomeSupervisor(supervisor_id("pool", 2), Incarnation(4), 77.0, LEASE),
         effects.ExitSupervisor(supervisor_id("pool", 2), 0.0),
     ]
     desk.supervisor()
