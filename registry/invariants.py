@@ -39,8 +39,8 @@ def check(registry: "Registry", *, volatile: bool = True) -> None:
     for look in (_tasks, _queues, _workers, _supervisors, _sessions, _parked, _stops, _closures):
         look(state)
     _counts(state)
-    _settled(state)
     if volatile:
+        _settled(state)
         _slots(state)
         _timers(registry)
         _system(registry)
