@@ -16,7 +16,7 @@ import zmq
 from quiesce import __version__
 from quiesce.broker import news
 from quiesce.broker.incoming import Incoming
-from quiesce.broker.journal import Journal
+from quiesce.broker.journal import Journal, Recovered
 from quiesce.broker.outgoing import Outgoing
 from quiesce.broker.peers import Channel, PeerKey, Peers
 from quiesce.broker.queries import Queries
@@ -39,6 +39,28 @@ MOURNING: Final = 5.0
 COMPLAINTS: Final = 10
 
 
+def recover(settings: BrokerSettings, recovered: Recovered) -> Registry:
+    """The registry as it was when the journal was last written."""
+    configuration: dict[str, Any] = {
+        "runtimes": settings.runtimes,
+        "kinds": settings.kinds,
+        "shutdown_order": settings.shutdown_order,
+        "stop_timeout": settings.stop_timeout,
+        "session_timeout": settings.session_timeout,
+        "history": settings.history,
+        "payload_limit": settings.payload_limit,
+        "lease": settings.lease,
+        "lease_bound": settings.lease_bound,
+    }
+    if recovered.snapshot is None:
+        registry = Registry(**configuration)
+    else:
+        registry = Registry.thaw(recovered.snapshot, **configuration)
+    for fact in recovered.facts:
+        registry.apply(fact)
+    return registry
+
+
 class Broker:
     """Ties the sockets to the registry."""
 
@@ -49,20 +71,15 @@ class Broker:
         data: zmq.Socket[bytes],
         wakeup: int,
         journal: Journal,
+        recovered: Recovered,
         epoch: int,
+        boot_id: str,
     ) -> None:
+        """`recovered`: what the journal held. The broker of `epoch` goes on from there."""
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {"control": control, "data": data}
         self._wakeup = wakeup
         self._journal = journal
-        self.registry = Registry(
-            runtimes=settings.runtimes,
-            kinds=settings.kinds,
-            shutdown_order=settings.shutdown_order,
-            stop_timeout=settings.stop_timeout,
-            session_timeout=settings.session_timeout,
-            history=settings.history,
-            payload_limit=settings.payload_limit,
-        )
+        self.registry = recover(settings, recovered)
         self.peers = Peers(control, data)
         self._queries = Queries(
             self.registry,
@@ -80,7 +97,11 @@ class Broker:
         self._incoming.epoch = self._outgoing.epoch = epoch
         self._graves: deque[tuple[float, PeerKey]] = deque()
         self._complaints: deque[float] = deque()
-        self.handle(events.EpochBegan(epoch))
+        self.handle(
+            events.EpochBegan(epoch, boot_id, settings.run, settings.swept, recovered.complete)
+        )
+        if settings.stopping and not self.registry.state.stopping:
+            self.handle(events.SystemStopAsked(settings.stopping))
 
     def handle(self, event: events.Event) -> None:
         """One event into the registry; what must not wait for the journal is done at once."""
@@ -104,11 +125,18 @@ class Broker:
             self._graves.append((tick + MOURNING, worker))
 
     def run(self) -> bool:
-        """Serve until the system has stopped; whether a failure stopped it."""
+        """Serve until the system has stopped; whether a failure stopped it.
+
+        Raises:
+            JournalFailedError: nothing can be written any more. What is not acknowledged is given up; whoever
+                starts the broker again goes on from what was written.
+        """
         poller = zmq.Poller()
         for socket in self._sockets.values():
             poller.register(socket, zmq.POLLIN)
         poller.register(self._wakeup, zmq.POLLIN)
+        if self._journal.fileno() >= 0:
+            poller.register(self._journal.fileno(), zmq.POLLIN)
         while self._outgoing.stopped is None:
             poller.poll(self._timeout())
             self._take_signals()
@@ -168,6 +196,10 @@ class Broker:
         """What is safe by now leaves."""
         for effect in self._journal.committed():
             self._outgoing.carry_out(effect)
+        if self._journal.room() is self.registry.state.full:
+            self.handle(events.RoomSaid(self._journal.room()))
+        if self._journal.wants_snapshot():
+            self._journal.snapshot(self.registry.freeze(volatile=False, payloads=True))
         self._outgoing.flush()
         if self.peers.full:
             self.peers.flush()

@@ -1,7 +1,8 @@
 """The broker's process: `python -m quiesce.broker.serve`, with one line of BrokerSettings JSON on stdin.
 
 Exit status: 0 the system was stopped in order; 3 the same, because a task marked shutdown_process_on_error
-failed; 4 it could not start, with one line on stderr that says why. SIGTERM stops the system in order, again
+failed; 4 it could not start, with one line on stderr that says why; 5 its journal can't be written any more: the
+next broker goes on from what it holds. SIGTERM stops the system in order, again
 faster; SIGINT likewise where there is no parent (else a terminal's Ctrl-C is the parent's); SIGQUIT at once.
 """
 
@@ -17,15 +18,23 @@ from typing import Final
 import zmq
 from setproctitle import setproctitle
 
-from quiesce.broker.journal import MemoryJournal, next_epoch
+from quiesce.broker.journal import (
+    JournalDamagedError,
+    JournalFailedError,
+    next_epoch,
+    open_journal,
+)
 from quiesce.broker.locks import AlreadyLockedError, Lock
 from quiesce.broker.loop import Broker
 from quiesce.broker.settings import BrokerSettings
+from quiesce.registry import leases
 
 EXIT_STOPPED: Final = 0
 EXIT_FAILED: Final = 3
 EXIT_NO_START: Final = 4
+EXIT_JOURNAL_FAILED: Final = 5
 PR_SET_PDEATHSIG: Final = 1
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 #: Milliseconds that last messages get to leave.
 LINGER: Final = 1000
 #: Messages that may wait in ZeroMQ for one peer.
@@ -48,6 +57,9 @@ def main() -> int:
     setproctitle("quiesce broker")
     try:
         return serve(settings)
+    except JournalFailedError as error:
+        print(f"quiesce broker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - what `up` shows
+        return EXIT_JOURNAL_FAILED
     except (StartError, AlreadyLockedError) as error:
         print(f"quiesce broker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - what `up` shows
         return EXIT_NO_START
@@ -75,11 +87,27 @@ def serve(settings: BrokerSettings) -> int:
             sockets.make_folder()
             if Path(settings.lock_path) != state / "lock":
                 locks.append(Lock(Path(settings.lock_path), f"the address {settings.address}"))
-            epoch = next_epoch(state)
-        except (OSError, ValueError) as error:
+            if not leases.is_safe(
+                settings.lease_bound, settings.lease, settings.clock_drift, settings.kill_delay
+            ):
+                raise StartError(_unsafe(settings))
+            boot_id = BOOT_ID.read_text(encoding="ascii").strip()
+            journal, recovered = open_journal(state, settings.durability, boot_id=boot_id)
+            epoch = next_epoch(state, recovered.last_epoch)
+        except (OSError, ValueError, JournalDamagedError) as error:
             raise StartError(str(error)) from error
+        logging.getLogger("quiesce.broker").info("%s", recovered.words)
+        broker = Broker(
+            settings,
+            sockets.control,
+            sockets.data,
+            wakeup,
+            journal,
+            recovered,
+            epoch,
+            boot_id,
+        )
         sockets.bind()
-        broker = Broker(settings, sockets.control, sockets.data, wakeup, MemoryJournal(), epoch)
         logging.getLogger("quiesce.broker").info(
             "broker is ready: pid %d, epoch %d, address %s", os.getpid(), epoch, settings.address
         )
@@ -89,6 +117,15 @@ def serve(settings: BrokerSettings) -> int:
         for lock in reversed(locks):
             lock.release()
         sockets.remove_folder()
+
+
+def _unsafe(settings: BrokerSettings) -> str:
+    least = leases.safe_bound(settings.lease, settings.clock_drift, settings.kill_delay)
+    return (
+        f"lease_bound = {settings.lease_bound:g} s is too short for a lease of {settings.lease:g} s: with clock_drift "
+        f"= {settings.clock_drift:g} and kill_delay = {settings.kill_delay:g} s, less than {least:.3f} s would call "
+        "supervisors dead that may live"
+    )
 
 
 def _catch_signals(*, alone: bool) -> int:

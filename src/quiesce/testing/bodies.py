@@ -145,6 +145,23 @@ def until_checkpoint(path: str, slot: int) -> None:
         time.sleep(PAUSE)
 
 
+def stubborn(path: str, slot: int) -> None:
+    """Tick for ever, whoever asks, and whatever is raised in here."""
+    while True:
+        try:
+            while True:
+                opened(path).tick(slot)
+                time.sleep(PAUSE)
+        except BaseException:  # only a kill ends it
+            continue
+
+
+def tick_once(path: str, slot: int) -> int:
+    """Tick, and give how often this slot has ticked by now."""
+    opened(path).tick(slot)
+    return opened(path).read(slot).ticks
+
+
 # --- bodies that leave something running ----------------------------------------------------------
 
 
