@@ -12,6 +12,9 @@ from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 
 #: How the text of a task that ran longer than its own timeout begins; its outcome is failed.
 TIMED_OUT: Final = "TaskTimeoutError: "
+#: How the text of an attempt begins, whatever its outcome, that its own pool asked to stop because the lease of
+#: the pool was half over, and nobody else did; the reason follows, and after a line break what else it came to.
+LEASE_OVER: Final = "LeaseHalfOver: "
 #: What code a refusal carries: the name of a class in `quiesce.errors`.
 ErrorCode = str
 

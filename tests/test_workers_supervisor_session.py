@@ -6,7 +6,8 @@ import pytest
 
 from quiesce.protocol import PROTOCOL_VERSION, from_supervisor, to_supervisor
 from quiesce.protocol.from_supervisor import AttemptPhase, WorkerExitedRow
-from quiesce.workers.supervisor_session import (
+from quiesce.workers.lease import LONGEST, ArmLease, AskForLease, LeaseIsBack
+from quiesce.workers.supervisor_effects import (
     AskToEnd,
     FreePlace,
     Identity,
@@ -16,14 +17,17 @@ from quiesce.workers.supervisor_session import (
     Send,
     SetFlags,
     StartWorker,
-    SupervisorSession,
 )
+from quiesce.workers.supervisor_session import SupervisorSession
 
 NAME = b"s" * 8
-IDENTITY = Identity(NAME, "background", 4711, "here", "boot", processes=2, slots=4, places=4)
+IDENTITY = Identity(
+    NAME, "background", 4711, "here", "boot", processes=2, slots=4, places=4, run="run"
+)
+OVER = "no broker for 15 s: the lease of this pool is half over"
 
 
-def hello(incarnation: int = 0, epoch: int = 0) -> Send:
+def hello(at: float, incarnation: int = 0, epoch: int = 0, *, armed: bool = False) -> Send:
     return Send(
         from_supervisor.Hello(
             PROTOCOL_VERSION,
@@ -36,9 +40,20 @@ def hello(incarnation: int = 0, epoch: int = 0) -> Send:
             4,
             incarnation,
             epoch,
+            "run",
+            at,
+            armed,
             None,
         )
     )
+
+
+def registered(sent_at: float, lease: float = 30.0, epoch: int = 3) -> to_supervisor.Registered:
+    return to_supervisor.Registered(PROTOCOL_VERSION, epoch, 9, sent_at, lease)
+
+
+def renew(at: float, *, armed: bool = True) -> Send:
+    return Send(from_supervisor.Renew(NAME, at, armed))
 
 
 def row(serial: int) -> WorkerExitedRow:
@@ -82,25 +97,33 @@ class Driver:
 @pytest.fixture
 def pool() -> Driver:
     driver = Driver()
-    assert driver.do("start") == [hello(), StartWorker(0, 1), StartWorker(1, 2)]
-    assert driver(to_supervisor.Registered(PROTOCOL_VERSION, 3, 9)) == []
+    assert driver.do("start") == [hello(100.0), StartWorker(0, 1)]
+    assert driver.session.due() == 0.0
+    assert driver.do("tick") == [StartWorker(1, 2)]
+    assert driver(registered(100.0)) == [ArmLease(130.0, 30.0), renew(100.0)]
+    assert driver(grant(100.0)) == []
     return driver
+
+
+def grant(sent_at: float, lease: float = 30.0, epoch: int = 3) -> to_supervisor.Grant:
+    return to_supervisor.Grant(epoch, sent_at, lease)
 
 
 def test_hello_is_said_again_until_it_is_answered() -> None:
     driver = Driver()
     driver.do("start")
+    driver.do("tick")
     driver.now += 0.5
-    assert driver.do("tick") == [hello()]
+    assert driver.do("tick") == [hello(100.5)]
     assert driver.session.due() == 101.5
-    driver(to_supervisor.Registered(PROTOCOL_VERSION, 3, 9))
+    driver(registered(100.5))
     assert driver.session.due() == 105.5
     driver.now = 105.5
-    assert driver.do("tick") == [Send(from_supervisor.Heartbeat(NAME))]
+    assert driver.do("tick") == [renew(105.5)]
 
 
 def test_hello_wanted_is_answered_once(pool: Driver) -> None:
-    assert pool(to_supervisor.HelloWanted(4)) == [hello(9, 4)]
+    assert pool(to_supervisor.HelloWanted(4)) == [hello(100.0, 9, 4, armed=True)]
     assert pool(to_supervisor.HelloWanted(4)) == []
 
 
@@ -120,8 +143,8 @@ def test_a_dead_worker_is_replaced_before_its_account_is_settled(pool: Driver) -
 def test_reports_wait_for_the_registration(pool: Driver) -> None:
     pool.do("connection_lost")
     assert pool.dies(1) == [StartWorker(2, 3)]
-    assert pool.do("connected") == [hello(9, 3)]
-    assert pool(to_supervisor.Registered(PROTOCOL_VERSION, 3, 9)) == [report(1)]
+    assert pool.do("connected") == [hello(100.0, 9, 3, armed=True)]
+    assert pool(registered(100.0)) == [report(1)]
 
 
 def test_places_run_out_while_the_broker_is_away(pool: Driver) -> None:
@@ -130,9 +153,9 @@ def test_places_run_out_while_the_broker_is_away(pool: Driver) -> None:
     assert pool.dies(2) == [StartWorker(3, 4)]
     assert pool.dies(3) == []
     assert pool.dies(4) == []
-    assert pool.session.due() is None
+    assert pool.session.due() == 115.0
     pool.do("connected")
-    pool(to_supervisor.Registered(PROTOCOL_VERSION, 3, 9))
+    pool(registered(100.0))
     assert pool(to_supervisor.ExitTaken(2)) == [FreePlace(1), StartWorker(1, 5)]
 
 
@@ -183,7 +206,7 @@ def test_the_end_in_order(pool: Driver) -> None:
     assert pool.session.due() == 100.5
     assert pool(to_supervisor.ExitTaken(1)) == [FreePlace(0)]
     pool.now = 110.0
-    assert pool.do("tick") == [Send(from_supervisor.Heartbeat(NAME)), KillAll()]
+    assert pool.do("tick") == [renew(110.0), KillAll()]
     assert pool.do("tick") == []
     assert pool.dies(2) == [report(2)]
     assert pool(to_supervisor.ExitTaken(2)) == [FreePlace(1), GOODBYE, DONE]
@@ -204,8 +227,18 @@ def test_the_end_without_a_broker(pool: Driver) -> None:
     assert pool.do("tick") == [DONE]
 
 
-def test_a_refused_supervisor_ends_its_workers(pool: Driver) -> None:
-    assert pool(to_supervisor.Refused("unknown runtime")) == [AskToEnd(), KillAll()]
+@pytest.mark.parametrize("grace", [0.0, 5.0])
+def test_a_refused_supervisor_ends_its_workers(pool: Driver, grace: float) -> None:
+    effects = pool(to_supervisor.Refused("unknown runtime", grace))
+    if grace:
+        assert effects == [AskToEnd()]
+        pool(grant(100.0))
+        pool.now = 104.9
+        assert pool.do("tick") == []
+        pool.now = 105.0
+        assert pool.do("tick") == [renew(105.0), KillAll()]
+    else:
+        assert effects == [AskToEnd(), KillAll()]
     pool.dies(1)
     pool.dies(2)
     pool(to_supervisor.ExitTaken(1))
@@ -214,3 +247,163 @@ def test_a_refused_supervisor_ends_its_workers(pool: Driver) -> None:
         GOODBYE,
         Quit(1, "the broker refused it: unknown runtime"),
     ]
+
+
+def test_workers_are_started_one_by_one() -> None:
+    """Messages, and the renewal of the lease, have their turns in between."""
+    driver = Driver()
+    assert driver.do("start") == [hello(100.0), StartWorker(0, 1)]
+    driver.now += 0.5
+    assert driver.do("tick") == [hello(100.5), StartWorker(1, 2)]
+    assert driver.do("tick") == []
+
+
+# --- the lease ------------------------------------------------------------------------------------
+
+
+def test_the_lease_is_asked_for_each_sixth_of_it(pool: Driver) -> None:
+    for moment in (105.0, 110.0):
+        assert pool.session.due() == moment
+        pool.now = moment - 0.001
+        assert pool.do("tick") == []
+        pool.now = moment
+        assert pool.do("tick") == [renew(moment)]  # also when the last one was not answered
+    pool.now = 110.25
+    assert pool(grant(110.0)) == [ArmLease(140.0, 30.0)]
+    assert pool.session.due() == 115.0
+
+
+def test_after_the_first_arming_it_is_told_at_once() -> None:
+    driver = Driver()
+    driver.do("start")
+    driver.now = 100.25
+    assert driver(registered(100.0)) == [ArmLease(130.0, 30.0), renew(100.25)]
+    driver.now = 100.5
+    assert driver(grant(100.25)) == [ArmLease(130.25, 30.0)]
+    assert driver.do("connected") == [hello(100.5, 9, 3, armed=True)]
+    assert driver(registered(100.5)) == [ArmLease(130.5, 30.0)]
+
+
+def test_the_timer_only_moves_later(pool: Driver) -> None:
+    pool.now = 120.0
+    assert pool(grant(95.0)) == []
+    assert pool(grant(110.0, lease=10.5)) == []
+    assert pool(grant(110.0, lease=20.0)) == []
+    assert pool(grant(110.0, lease=20.5)) == [ArmLease(130.5, 20.5)]
+    assert pool(grant(100.0, lease=31.0)) == [ArmLease(131.0, 20.5)]
+
+
+@pytest.mark.parametrize(
+    ("sent_at", "lease"),
+    [
+        (80.0, 30.0),  # over already
+        (110.0, 0.0),
+        (110.0, -1.0),
+        (110.1, 30.0),  # nothing was said then
+        (float("nan"), 30.0),
+        (110.0, float("nan")),
+        (110.0, float("inf")),
+        (float("-inf"), float("inf")),
+        (110.0, LONGEST + 1),
+    ],
+)
+def test_a_grant_that_makes_no_sense_is_none(pool: Driver, sent_at: float, lease: float) -> None:
+    pool.now = 110.0
+    assert pool(grant(sent_at, lease)) == []
+    unarmed = Driver()
+    unarmed.do("start")
+    unarmed.now = 110.0
+    assert unarmed(registered(sent_at, lease)) == [renew(110.0, armed=False)]
+    assert unarmed(grant(sent_at, lease)) == []
+    unarmed.do("tick")
+    assert unarmed.session.due() == 110.5
+    unarmed.now = 110.5
+    assert unarmed.do("tick") == [renew(110.5, armed=False)]
+    assert unarmed(grant(110.0)) == [ArmLease(140.0, 30.0), renew(110.5)]
+
+
+def test_grants_of_an_older_epoch_are_ignored(pool: Driver) -> None:
+    pool.now = 105.0
+    pool(to_supervisor.HelloWanted(4))
+    assert pool(grant(105.0)) == []
+    assert pool(registered(105.0)) == []
+    assert pool(registered(105.0, epoch=4)) == [ArmLease(135.0, 30.0)]
+
+
+def away(pool: Driver, *moments: float) -> None:
+    for moment in moments:
+        pool.now = moment
+        assert pool.do("tick") == [renew(moment)]
+
+
+def test_half_a_lease_without_the_broker(pool: Driver) -> None:
+    away(pool, 105.0, 110.0)
+    pool.now = 115.0
+    assert pool.do("tick") == [renew(115.0), AskForLease(OVER)]
+    assert pool.do("tick") == []
+    away(pool, 120.0)
+    pool.now = 120.5
+    assert pool(grant(105.0)) == [ArmLease(135.0, 30.0)]  # half of that is over, too
+    assert pool(grant(120.0)) == [ArmLease(150.0, 30.0), LeaseIsBack()]
+    away(pool, 125.0, 130.0)
+    pool.now = 135.0
+    assert pool.do("tick") == [renew(135.0), AskForLease(OVER)]
+
+
+def test_half_a_lease_without_a_connection(pool: Driver) -> None:
+    pool.do("connection_lost")
+    assert pool.session.due() == 115.0
+    pool.now = 115.0
+    assert pool.do("tick") == [AskForLease(OVER)]
+    assert pool.session.due() is None
+    pool.now = 120.0
+    assert pool.do("connected") == [hello(120.0, 9, 3, armed=True)]
+    assert pool(registered(120.0)) == [ArmLease(150.0, 30.0), LeaseIsBack()]
+
+
+def test_half_a_lease_before_there_was_any() -> None:
+    driver = Driver()
+    driver.do("start")
+    driver.do("tick")
+    driver.now = 1e6
+    assert [type(each) for each in driver.do("tick")] == [Send]
+    assert driver.session.due() == 1e6 + 1
+
+
+def test_who_was_away_itself_asks_before_it_tells_its_tasks(pool: Driver) -> None:
+    """Stopped or suspended for a while; the broker may have been there all the time."""
+    pool.now = 118.0
+    assert pool.do("tick") == [renew(118.0)]
+    assert pool.session.due() == 120.5
+    pool.now = 118.5
+    assert pool(grant(118.0)) == [ArmLease(148.0, 30.0)]
+    assert pool.session.due() == 123.0
+    # Nor does it wait for ever.
+    pool.now = 140.0
+    assert pool.do("tick") == [renew(140.0)]
+    assert pool.session.due() == 142.5
+    pool.now = 147.0
+    assert pool.do("tick") == [renew(147.0), AskForLease(OVER)]
+
+
+def test_a_short_lease_is_asked_for_more_often() -> None:
+    """By Hello, too, which otherwise gets slower and slower."""
+    driver = Driver()
+    driver.do("start")
+    driver.do("tick")
+    assert driver(registered(100.0, lease=0.75)) == [ArmLease(100.75, 0.75), renew(100.0)]
+    assert driver.session.due() == 100.125
+    assert driver.do("connected") == [hello(100.0, 9, 3, armed=True)]
+    for moment in (100.125, 100.25):
+        assert driver.session.due() == moment
+        driver.now = moment
+        assert driver.do("tick") == [hello(moment, 9, 3, armed=True)]
+    driver.now = 100.375
+    reason = "no broker for 0.375 s: the lease of this pool is half over"
+    assert driver.do("tick") == [hello(100.375, 9, 3, armed=True), AskForLease(reason)]
+
+
+def test_an_ending_pool_keeps_its_lease(pool: Driver) -> None:
+    pool.do("end", 100.0)
+    away(pool, 105.0)
+    assert pool(grant(105.0)) == [ArmLease(135.0, 30.0)]

@@ -34,6 +34,8 @@ from quiesce.registry.rows import AssignRow, EndedRow
 from quiesce.workers.settings import PoolSettings
 
 PATIENCE = 15.0
+#: Longer than any test, since the broker answers only while a test waits for something.
+LEASE = 600.0
 EPOCH = 3
 Key = tuple[int, int]
 
@@ -52,7 +54,10 @@ class Peer:
 class FakeBroker:
     """Both endpoints."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lease: float = LEASE) -> None:
+        self.lease = lease
+        #: Whether it answers Renew; Hello always grants, too, if it is welcomed.
+        self.grants = True
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.folder = folder
         self.control = self.context.socket(zmq.ROUTER)
@@ -69,6 +74,7 @@ class FakeBroker:
         self.peers: dict[int, Peer] = {}
         self.supervisor = b""
         self.supervisor_hellos: list[from_supervisor.Hello] = []
+        self.renewals: list[from_supervisor.Renew] = []
         self.last_incarnation = 100
         self.last_task = 0
         self.last_request = 0
@@ -105,8 +111,18 @@ class FakeBroker:
                 self.supervisor = sender
                 self.supervisor_hellos.append(message)
                 if self.welcome:
-                    registered = to_supervisor.Registered(PROTOCOL_VERSION, self.epoch, 7)
-                    self.tell(self.control, sender, registered)
+                    self.tell(
+                        self.control,
+                        sender,
+                        to_supervisor.Registered(
+                            PROTOCOL_VERSION, self.epoch, 7, message.sent_at, self.lease
+                        ),
+                    )
+            case from_supervisor.Renew():
+                self.renewals.append(message)
+                if self.grants:
+                    grant = to_supervisor.Grant(self.epoch, message.sent_at, self.lease)
+                    self.tell(self.control, sender, grant)
             case from_supervisor.WorkerExited():
                 self.exits[message.row.serial] = message.row
                 if self.take_exits:
@@ -269,9 +285,9 @@ def _bytes(payload: Any) -> bytes:
 class Pool:
     """A real supervisor process with its workers, and the broker that it talks to."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, lease: float = LEASE, **settings: Any) -> None:
         self.folder = folder
-        self.broker = FakeBroker(folder)
+        self.broker = FakeBroker(folder, lease)
         options: dict[str, Any] = {
             "runtime": "background",
             "address": "nowhere",

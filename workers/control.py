@@ -1,7 +1,7 @@
 """The control thread of a worker: what must never wait behind a body or a payload.
 
-It owns the control socket, acts on requests to stop and on force, keeps the session's time, and waits for
-the child processes of attempts that close.
+It owns the control socket, acts on requests to stop and on force, keeps the session's time, watches the lease
+of the pool, and waits for the child processes of attempts that close.
 """
 
 import logging
@@ -28,6 +28,9 @@ _log: Final = logging.getLogger("quiesce.worker")
 
 #: Seconds between two looks at what closing attempts wait for.
 _LOOK_EVERY: Final = 0.25
+#: Between two looks at the lease of the pool: so many seconds, or that part of a short lease.
+_WATCH_EVERY: Final = 1.0
+_WATCH_PART: Final = 1 / 12
 
 
 class ControlThread:
@@ -45,6 +48,10 @@ class ControlThread:
         self._sweep_due = False
         #: When to look at what closing attempts wait for; infinite while there are none.
         self._look_at = math.inf
+        #: It wakes up to look at the lease of the pool: since there is one.
+        self.watches_lease = False
+        #: Requests to stop that another thread came to know of, to be made known by this one.
+        self._asking: deque[AskToStop] = deque()
         #: Attempts with processes whose body has ended, from any thread.
         self._closing: deque[Attempt] = deque()
         #: The process was asked to end by SIGTERM; set by the signal handler.
@@ -101,6 +108,10 @@ class ControlThread:
             # Not at once: most of what a body leaves behind ends within moments.
             self._look_at = min(self._look_at, now + _LOOK_EVERY)
             times.append(self._look_at)
+        lease = self._worker.lease
+        if lease:
+            self.watches_lease = True
+            times.append(now + min(_WATCH_EVERY, lease * _WATCH_PART))
         self.asleep_until = min(times, default=now + 3600)
         return int(max(0.0, self.asleep_until - now) * 1000) + 1
 
@@ -116,6 +127,9 @@ class ControlThread:
 
     def _on_time(self) -> None:
         worker = self._worker
+        worker.look_at_lease()
+        while self._asking:
+            self.ask_to_stop(self._asking.popleft())
         if self.terminated:
             self.terminated = False
             worker.say(lambda session, now: session.exit_asking("the pool is going", now))
@@ -143,7 +157,14 @@ class ControlThread:
     # --- effects that are this thread's -----------------------------------------------------------
 
     def ask_to_stop(self, effect: AskToStop) -> None:
-        """Wake all that waits for the request; callbacks of the task's tokens run here."""
+        """Wake all that waits for the request. Callbacks of the task's tokens run in this thread and no other:
+
+        whoever else learns of the half lease may be in the midst of a task, with that task's locks.
+        """
+        if threading.get_ident() != self.thread.ident:
+            self._asking.append(effect)
+            self.wake.set()
+            return
         attempt = self._worker.attempts.get((effect.task_id, effect.attempt))
         if attempt is not None:
             attempt.task.update(stopping=True, reason=effect.reason)

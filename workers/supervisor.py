@@ -2,6 +2,9 @@
 
 One thread, for good: workers die with the *thread* that started them (PR_SET_PDEATHSIG). It waits for the
 control socket, the pidfds of its workers and of their orphans, and signals.
+
+From the first answer of a broker on it lives on a lease (see `lease`): it must get through a turn of its loop
+well within a sixth of one, so it starts one worker in each and leaves messages for the next.
 """
 
 import logging
@@ -21,10 +24,12 @@ import zmq
 from quiesce.protocol import from_supervisor, to_supervisor
 from quiesce.protocol.codec import Decoder
 from quiesce.workers import kernel, logs, predecessor, processes
+from quiesce.workers.lease import ArmLease, AskForLease, LeaseIsBack
+from quiesce.workers.lease_timer import LeaseTimer, boottime
 from quiesce.workers.link import Link
 from quiesce.workers.markers import ATTEMPT_MARKER, WORKER_MARKER
 from quiesce.workers.settings import PoolSettings
-from quiesce.workers.supervisor_session import (
+from quiesce.workers.supervisor_effects import (
     AskToEnd,
     Effects,
     FreePlace,
@@ -35,8 +40,8 @@ from quiesce.workers.supervisor_session import (
     Send,
     SetFlags,
     StartWorker,
-    SupervisorSession,
 )
+from quiesce.workers.supervisor_session import SupervisorSession
 from quiesce.workers.table import Phase, Place, PoolTable
 from quiesce.workers.usage import Usage
 from quiesce.workers.worker import worker_main
@@ -45,6 +50,8 @@ _log: Final = logging.getLogger("quiesce.supervisor")
 
 #: Seconds for a stopped process to have stopped.
 _STOP_WITHIN: Final = 0.1
+#: Seconds of a turn after which the messages that are left wait for the next one.
+_TURN: Final = 0.05
 
 
 class _Child(NamedTuple):
@@ -100,6 +107,7 @@ class Supervisor:
                 settings.processes,
                 settings.slots,
                 self._table.places,
+                settings.run,
                 predecessor.parse(settings.predecessor),
             )
         )
@@ -109,6 +117,7 @@ class Supervisor:
         self._orphans: dict[int, processes.Process] = {}
         #: Reaped workers whose orphans are hunted: pid and status.
         self._dying: dict[int, tuple[int, int, Place]] = {}
+        self._timer = LeaseTimer()
         self._usage = Usage(self._id, os.getpid())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = Link(self._context, settings.control, Decoder(to_supervisor.MESSAGES))
@@ -147,8 +156,7 @@ class Supervisor:
             self._on_end_wanted(self._signals.pop(0))
         for what, _ in ready:
             if what is self._link.socket:
-                for message in self._link.receive():
-                    self._hear(message)
+                self._read()
             elif what is self._link.monitor:
                 self._on_monitor()
             elif what == self._wake.fileno():
@@ -159,8 +167,16 @@ class Supervisor:
                 self._on_worker_died(what)
         self._on_time()
 
+    def _read(self) -> None:
+        """Tell the session what has arrived."""
+        until = boottime() + _TURN
+        for message in self._link.receive():
+            self._say(lambda session, now, message=message: session.receive(message, now))  # type: ignore[misc]  # bound early
+            if boottime() >= until:
+                return
+
     def _timeout(self, sent: bool) -> int:
-        now = time.monotonic()
+        now = boottime()
         due = self._session.due()
         times = [self._usage.sample_at, now + 60] + ([] if due is None else [due])
         if not sent:
@@ -168,10 +184,12 @@ class Supervisor:
         return int(max(0.0, min(times) - now) * 1000) + 1
 
     def _on_time(self) -> None:
-        now = time.monotonic()
         due = self._session.due()
-        if due is not None and due <= now:
+        if due is not None and due <= boottime():
+            # What has come meanwhile may be what is waited for: the inbox first.
+            self._read()
             self._say(lambda session, now: session.tick(now))
+        now = boottime()
         if now >= self._usage.sample_at:
             workers = {
                 child.serial: (child.process.pid, child.place) for child in self._children.values()
@@ -198,11 +216,8 @@ class Supervisor:
                 self._was_lost = False
                 self._say(lambda session, now: session.connected(now))
 
-    def _hear(self, message: Any) -> None:
-        self._say(lambda session, now: session.receive(message, now))
-
     def _say(self, event: Callable[[SupervisorSession, float], Effects]) -> None:
-        for effect in event(self._session, time.monotonic()):
+        for effect in event(self._session, boottime()):
             self._do(effect)
 
     def _do(self, effect: Any) -> None:
@@ -215,6 +230,15 @@ class Supervisor:
                 self._table.place(place).flag(set(keys))
             case KillFor():
                 self._kill_for(self._children[effect.serial], effect)
+            case ArmLease(until, lease):
+                self._table.note_lease(until, lease)  # first: who reads it may rely on it
+                self._timer.arm(until)
+            case AskForLease(reason):
+                _log.warning("%s; its tasks are asked to stop", reason)
+                self._table.ask_all()
+            case LeaseIsBack():
+                _log.info("the broker is back, and with it the lease of this pool")
+                self._table.lease_is_back()
             case FreePlace(place):
                 self._table.place(place).clear()
             case AskToEnd():

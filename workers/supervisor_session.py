@@ -5,17 +5,31 @@ Each worker has a serial of its own and, while it is accounted for, a place in t
     starting -> alive -> dead (its descendants are hunted) -> reported -> (ExitTaken) the place is free
 
 A place with a report that the broker has not taken is not used again, so the pool has spare places: a
-replacement need not wait for the broker. No clock: `now` is an argument, in seconds.
+replacement need not wait for the broker. Its lease is kept in `lease`.
+
+No clock: `now` is an argument, in seconds of CLOCK_BOOTTIME, since that is what leases count in.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from quiesce.protocol import PROTOCOL_VERSION, from_supervisor, to_supervisor
+from quiesce.workers.supervisor_effects import (
+    RESEND,
+    AskToEnd,
+    Effects,
+    FreePlace,
+    KillAll,
+    KillFor,
+    Quit,
+    Report,
+    Send,
+    SetFlags,
+    StartWorker,
+)
+from quiesce.workers.supervisor_state import SupervisorState
 
-#: Seconds until an exit report or a Hello without an answer is sent again.
-RESEND: Final = 0.5
+#: What RESEND doubles up to for a Hello; it is never said less often than the lease is to be renewed.
 HELLO_SLOWEST: Final = 8.0
-HEARTBEAT_EVERY: Final = 5.0
 #: Seconds before the next start after the first death of a worker that never was ready; doubles.
 BACKOFF_FIRST: Final = 0.1
 BACKOFF_SLOWEST: Final = 5.0
@@ -23,133 +37,24 @@ BACKOFF_SLOWEST: Final = 5.0
 LAST_REPORTS: Final = 2.0
 
 
-class Identity(NamedTuple):
-    """What does not change while the process lives. `places`: of the table."""
-
-    supervisor: bytes
-    runtime: str
-    pid: int
-    host: str
-    boot_id: str
-    processes: int
-    slots: int
-    places: int
-    predecessor: from_supervisor.Predecessor | None = None
-
-
-# --- effects --------------------------------------------------------------------------------------
-
-
-class Send(NamedTuple):
-    """Send this to the broker."""
-
-    message: Any
-
-
-class StartWorker(NamedTuple):
-    """Start a worker process in this place of the table."""
-
-    place: int
-    serial: int
-
-
-class SetFlags(NamedTuple):
-    """Set the stop flags of these attempts in this place."""
-
-    place: int
-    keys: list[tuple[int, int]]
-
-
-class KillFor(NamedTuple):
-    """SIGKILL to this worker if the table says that the attempt runs and none of `spared` does."""
-
-    serial: int
-    place: int
-    task_id: int
-    attempt: int
-    spared: list[tuple[int, int]]
-
-
-class FreePlace(NamedTuple):
-    """The account of this place is settled."""
-
-    place: int
-
-
-class AskToEnd(NamedTuple):
-    """Ask every worker to end when nothing runs any more."""
-
-
-class KillAll(NamedTuple):
-    """SIGKILL to every worker."""
-
-
-class Quit(NamedTuple):
-    """The process ends, with this status."""
-
-    status: int
-    text: str
-
-
-Effect = Send | StartWorker | SetFlags | KillFor | FreePlace | AskToEnd | KillAll | Quit
-Effects = list[Effect]
-
-
-class Report(NamedTuple):
-    """An exit that the broker has not taken."""
-
-    row: from_supervisor.WorkerExitedRow
-    place: int
-    send_at: float
-
-
-class SupervisorSession:
+class SupervisorSession(SupervisorState):
     """One supervisor. Every method takes the moment and gives what is to be done, in order."""
-
-    def __init__(self, identity: Identity) -> None:
-        self.identity = identity
-        self.incarnation = 0
-        #: The newest epoch seen. Orders of an older one are ignored.
-        self.epoch = 0
-        #: The broker has answered our last Hello, and the connection was not lost since.
-        self.registered = False
-        #: When Hello is said again; None if none is due.
-        self.hello_at: float | None = None
-        self.hello_interval = RESEND
-        self.heartbeat_at = 0.0
-        self.last_serial = 0
-        #: All and only the workers that were started and whose end has not been reported: their places.
-        self.alive: dict[int, int] = {}
-        #: Those of them that are dead, while their descendants are hunted: place and exit status.
-        self.dying: dict[int, int] = {}
-        #: All and only the reports that the broker has not taken, by serial.
-        self.reports: dict[int, Report] = {}
-        #: Deaths in a row of workers that never were ready.
-        self.early_deaths = 0
-        #: No worker is started before this.
-        self.start_at = 0.0
-        #: Exit came, or somebody asked this process to end: when what is left is killed.
-        self.kill_at: float | None = None
-        #: What is left was killed.
-        self.killed = False
-        #: When it ends even if its last reports are not taken; set once all workers are accounted for.
-        self.leave_at: float | None = None
-        self.status = 0
-        #: Why it ends, for the log.
-        self.why = "all workers are reaped"
 
     # --- workers ----------------------------------------------------------------------------------
 
     def start(self, now: float) -> Effects:
-        """Say Hello, and start the workers without waiting for an answer."""
+        """Say Hello, and start the first worker without waiting for an answer; `tick` starts the others."""
         return [*self._hello(now), *self._fill(now)]
 
     def _fill(self, now: float) -> Effects:
-        """Start what is missing, as far as places and the backoff allow."""
+        """Start one of what is missing, if places and the backoff allow; `due` sees to the next.
+
+        One start takes a while, and must not keep the lease waiting.
+        """
         if self.kill_at is not None or now < self.start_at:
             return []
         effects: Effects = []
-        for place in self._free_places()[: self._missing()]:
+        for place in self._free_places()[: min(self._missing(), 1)]:
             self.last_serial += 1
             self.alive[self.last_serial] = place
             effects.append(StartWorker(place, self.last_serial))
@@ -212,8 +117,12 @@ class SupervisorSession:
         return self._hello(now)
 
     def _hello(self, now: float) -> Effects:
-        self.hello_at = now + self.hello_interval
+        interval = self.hello_interval
+        if self.lease.is_armed:
+            interval = min(interval, self.lease.ask_every)
+        self.hello_at = now + interval
         self.hello_interval = min(2 * self.hello_interval, HELLO_SLOWEST)
+        self.lease.asked(now)
         identity = self.identity
         return [
             Send(
@@ -228,9 +137,9 @@ class SupervisorSession:
                     identity.slots,
                     self.incarnation,
                     self.epoch,
-                    "",
+                    identity.run,
                     now,
-                    True,
+                    self.lease.is_armed,
                     identity.predecessor,
                 )
             )
@@ -243,16 +152,14 @@ class SupervisorSession:
             return []
         self.epoch = epoch
         match message:
-            case to_supervisor.Registered(incarnation=incarnation):
-                self.incarnation = incarnation
-                self.registered = True
-                self.hello_at, self.hello_interval = None, RESEND
-                self.heartbeat_at = now + HEARTBEAT_EVERY
-                return self._send_reports(now, everything=True)
-            case to_supervisor.Refused(text=text):
+            case to_supervisor.Registered():
+                return self._on_registered(message, now)
+            case to_supervisor.Refused(text=text, grace=grace):
                 self.status = 1
                 self.why = f"the broker refused it: {text}"
-                return [Quit(1, self.why)] if self._is_empty() else self.end(0.0, now)
+                return [Quit(1, self.why)] if self._is_empty() else self.end(grace, now)
+            case to_supervisor.Grant(sent_at=sent_at, lease=lease):
+                return self._on_grant(sent_at, lease, now)
             case to_supervisor.HelloWanted():
                 return self._on_hello_wanted(now)
             case to_supervisor.Flag():
@@ -265,6 +172,27 @@ class SupervisorSession:
                 return self.end(grace, now)
             case _:
                 return []
+
+    def _on_registered(self, message: to_supervisor.Registered, now: float) -> Effects:
+        self.incarnation = message.incarnation
+        self.registered = True
+        self.hello_at, self.hello_interval = None, RESEND
+        granted = self._on_grant(message.sent_at, message.lease, now)
+        if not self.lease.is_armed:
+            granted += self._renew(now)  # this answer came too late
+        return [*granted, *self._send_reports(now, everything=True)]
+
+    def _on_grant(self, sent_at: float, lease: float, now: float) -> Effects:
+        was_armed = self.lease.is_armed
+        effects: Effects = [*self.lease.granted(sent_at, lease, now)]
+        if self.lease.is_armed and not was_armed:
+            # Until the broker has heard of the timer it assigns nothing to our workers.
+            effects += self._renew(now)
+        return effects
+
+    def _renew(self, now: float) -> Effects:
+        self.lease.asked(now)
+        return [Send(from_supervisor.Renew(self.identity.supervisor, now, self.lease.is_armed))]
 
     def _on_hello_wanted(self, now: float) -> Effects:
         if not self.registered and self.hello_at is not None and now < self.hello_at:
@@ -322,13 +250,13 @@ class SupervisorSession:
         return [*(goodbye if self.registered else []), Quit(self.status, self.why)]
 
     def tick(self, now: float) -> Effects:
-        """What time brings. Call it when `due` has come; more often is harmless."""
+        """What time brings, once all that has arrived is told. Call it when `due` has come, or more often."""
         effects: Effects = []
         if self.hello_at is not None and now >= self.hello_at:
             effects += self._hello(now)
-        if self.registered and now >= self.heartbeat_at:
-            self.heartbeat_at = now + HEARTBEAT_EVERY
-            effects.append(Send(from_supervisor.Renew(self.identity.supervisor, now, True)))
+        if self.registered and now >= self.lease.ask_at:
+            effects += self._renew(now)
+        effects += self.lease.tick(now)
         effects += self._send_reports(now)
         effects += self._fill(now)
         effects += self._kill(now)
@@ -338,8 +266,11 @@ class SupervisorSession:
         """When `tick` has something to do; None: not before something else happens."""
         times = [] if self.hello_at is None else [self.hello_at]
         if self.registered:
-            times.append(self.heartbeat_at)
+            times.append(self.lease.ask_at)
             times += [report.send_at for report in self.reports.values()]
+        half = self.lease.due()
+        if half is not None:
+            times.append(half)
         if self.kill_at is None:
             if self._missing() and self._free_places():
                 times.append(self.start_at)
@@ -348,79 +279,3 @@ class SupervisorSession:
         elif self.leave_at is not None:
             times.append(self.leave_at)
         return min(times, default=None)
-
-    # --- for the simulator and the explorer -------------------------------------------------------
-
-    def freeze(self) -> tuple[Any, ...]:
-        """All of its state but the identity, as plain tuples."""
-        return (
-            self.incarnation,
-            self.epoch,
-            self.registered,
-            self.hello_at,
-            self.hello_interval,
-            self.heartbeat_at,
-            self.last_serial,
-            tuple(self.alive.items()),
-            tuple(self.dying.items()),
-            tuple(
-                (serial, _freeze_row(report.row), report.place, report.send_at)
-                for serial, report in self.reports.items()
-            ),
-            self.early_deaths,
-            self.start_at,
-            self.kill_at,
-            self.killed,
-            self.leave_at,
-            self.status,
-            self.why,
-        )
-
-    @classmethod
-    def thaw(cls, identity: Identity, frozen: tuple[Any, ...]) -> "SupervisorSession":
-        """The inverse of `freeze`."""
-        session = cls(identity)
-        (
-            session.incarnation,
-            session.epoch,
-            session.registered,
-            session.hello_at,
-            session.hello_interval,
-            session.heartbeat_at,
-            session.last_serial,
-            alive,
-            dying,
-            reports,
-            session.early_deaths,
-            session.start_at,
-            session.kill_at,
-            session.killed,
-            session.leave_at,
-            session.status,
-            session.why,
-        ) = frozen
-        session.alive, session.dying = dict(alive), dict(dying)
-        session.reports = {
-            serial: Report(_thaw_row(row), place, send_at)
-            for serial, row, place, send_at in reports
-        }
-        return session
-
-    def check(self) -> None:
-        """Assert what the attributes say of themselves. For tests."""
-        places = [*self.alive.values(), *(report.place for report in self.reports.values())]
-        assert len(places) == len(set(places)), f"a place is used twice: {places}"
-        assert all(0 <= place < self.identity.places for place in places)
-        assert self.dying.keys() <= self.alive.keys()
-        assert not self.alive.keys() & self.reports.keys()
-        assert len(self.alive) - len(self.dying) <= self.identity.processes
-
-
-def _freeze_row(row: from_supervisor.WorkerExitedRow) -> tuple[Any, ...]:
-    return (*row[:4], tuple(tuple(phase) for phase in row.attempts))
-
-
-def _thaw_row(frozen: tuple[Any, ...]) -> from_supervisor.WorkerExitedRow:
-    serial, pid, status, table_known, phases = frozen
-    attempts = [from_supervisor.AttemptPhase(*phase) for phase in phases]
-    return from_supervisor.WorkerExitedRow(serial, pid, status, table_known, attempts)

@@ -3,7 +3,7 @@
 One region for each pool, of 64-bit words, with one writer for each word and no locks: a process that is
 killed while it writes can't harm or block another.
 
-    region   header, then the places
+    region   header (whose it is, how many places, its lease), then the places
     place    header (serial, pid by the supervisor; readiness by the worker), then ENTRIES entries
     entry    task | attempt << 8 | phase | stop flag | check counter
              the flag is the supervisor's, the others the worker's
@@ -13,6 +13,7 @@ other words of an entry with a phase always belong to that attempt. The stop fla
 names the attempt it is meant for (`flag_key`), so what is left of an older one says nothing to a newer.
 """
 
+import math
 import mmap
 import os
 from enum import IntEnum
@@ -26,6 +27,10 @@ _HEADER_WORDS: Final = 8
 _PLACE_WORDS: Final = _HEADER_WORDS + ENTRIES * _ENTRY_WORDS
 _MAGIC: Final = 0x3145435345495551  # "QUIESCE1", read as one word
 _MASK: Final = 2**64 - 1
+#: Words of the region's header that are about the lease of the pool; all of them the supervisor's.
+_ARMED_UNTIL: Final = 4
+_LEASE_TURNS: Final = 5
+_LEASE: Final = 6
 
 
 class Phase(IntEnum):
@@ -152,7 +157,21 @@ class Place:
             if row.phase is Phase.BEGUN and (row.task_id, row.attempt) in keys:
                 self.words[self.flag_index(entry)] = flag_key(row.task_id, row.attempt)
 
+    def flag_all(self) -> None:
+        """Ask all attempts to stop that have begun here and not ended."""
+        self.flag({(row.task_id, row.attempt) for row in self.phases()})
+
     # anyone reads
+
+    @property
+    def lease(self) -> float:
+        """Seconds of the pool's lease; 0.0 before the first. No task is assigned before there is one."""
+        return self.words[_LEASE] / 1000
+
+    @property
+    def lease_turns(self) -> int:
+        """How often the pool's lease was half over, and was back: odd while nothing may begin."""
+        return self.words[_LEASE_TURNS]
 
     @property
     def serial(self) -> int:
@@ -237,10 +256,41 @@ class PoolTable:
         return self._words[1].to_bytes(8, "big")
 
     def adopt(self, supervisor: bytes) -> None:
-        """Note the supervisor and forget its predecessor's workers, whose account is settled."""
+        """Note the supervisor; forget its predecessor's lease and its workers, whose account is settled."""
         for index in range(self.places):
             self.place(index).clear()
+        for at in (_ARMED_UNTIL, _LEASE_TURNS, _LEASE):
+            self._words[at] = 0
         self._words[1] = int.from_bytes(supervisor, "big")
+
+    # the lease of the pool; the supervisor writes
+
+    @property
+    def armed_until(self) -> float:
+        """When the supervisor's own timer ends it, and its workers with it, in seconds of CLOCK_BOOTTIME.
+
+        Never earlier than it does; 0.0 before the first lease.
+        """
+        return self._words[_ARMED_UNTIL] / 1000
+
+    def note_lease(self, until: float, lease: float) -> None:
+        """Note a moment, before the timer is armed to it, and the length of the lease."""
+        self._words[_ARMED_UNTIL] = math.ceil(until * 1000)
+        self._words[_LEASE] = math.ceil(lease * 1000)
+
+    def ask_all(self) -> None:
+        """The lease is half over: nothing may begin (said first), and all that has begun is asked to stop."""
+        if not self._words[_LEASE_TURNS] % 2:
+            self._words[_LEASE_TURNS] += 1
+        for index in range(self.places):
+            self.place(index).flag_all()
+
+    def lease_is_back(self) -> None:
+        """What begins from now on may run."""
+        if self._words[_LEASE_TURNS] % 2:
+            self._words[_LEASE_TURNS] += 1
+
+    # anyone reads
 
     @property
     def places(self) -> int:

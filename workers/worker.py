@@ -32,6 +32,7 @@ from quiesce.workers import births, hooks, kernel, logs
 from quiesce.workers.attempt import PHASES, Attempt, Verdict
 from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
+from quiesce.workers.lease import half_over
 from quiesce.workers.link import Link
 from quiesce.workers.nested import NestedClient
 from quiesce.workers.nursery import Nursery
@@ -107,6 +108,8 @@ class Worker:
         #: The thread that has the lock and tells the session something; 0 for none.
         self._speaker = 0
         self._deferred: deque[Event] = deque()
+        #: The turns of the pool's lease that the session has been told.
+        self._lease_turns = 0
         self._main = threading.get_ident()
         #: All and only what `session.handed` and `.running` hold, while nobody has the lock.
         self.attempts: dict[AttemptKey, Attempt] = {}
@@ -217,6 +220,8 @@ class Worker:
         later: Effects = []
         with self._lock:
             self._speaker = threading.get_ident()
+            if self._place.lease_turns != self._lease_turns:
+                self._tell_lease()  # first: what has ended or begins is judged by it
             self._deferred.append(event)
             try:
                 while self._deferred:
@@ -230,9 +235,20 @@ class Worker:
         if (self._data.outbox or self._to_start or self.quitting) and not is_main:
             self._wake.set()
         is_sooner = due is not None and due < self._control.asleep_until
-        if self._control_link.outbox or self.quitting or is_sooner:
+        is_news = not self._control.watches_lease and self._place.lease > 0
+        if self._control_link.outbox or self.quitting or is_sooner or is_news:
             self._control.wake.set()
         return later
+
+    def _tell_lease(self) -> None:
+        """Under the lock: each turn is told, since in each half lease the flags of all that ran were set."""
+        reason = half_over(self._place.lease)
+        while self._lease_turns < self._place.lease_turns:
+            self._lease_turns += 1
+            if self._lease_turns % 2:
+                self._deferred.append(lambda session, now: session.lease_half_over(reason, now))
+            else:
+                self._deferred.append(lambda session, now: session.lease_is_back(now))
 
     def _queue(self, effect: Any) -> bool:
         """Under the lock: what must keep its order. False: it is to be done after the lock."""
@@ -266,6 +282,16 @@ class Worker:
                 self.runner.limit = limit
                 if self._loaded:
                     self._place.set_ready()
+
+    @property
+    def lease(self) -> float:
+        """Seconds of the pool's lease, 0.0 before there is one."""
+        return self._place.lease
+
+    def look_at_lease(self) -> None:
+        """Tell the session if the lease of the pool is half over, or back."""
+        if self._place.lease_turns != self._lease_turns:
+            self.say(lambda session, now: [])
 
     def due(self) -> float | None:
         """When the session wants its tick."""

@@ -40,7 +40,10 @@ class Hand(NamedTuple):
 
 
 class AskToStop(NamedTuple):
-    """Let this running attempt know that it is asked to stop. Comes once for each attempt."""
+    """Let this running attempt know that it is asked to stop.
+
+    Comes at most twice for each attempt: for the lease of its pool, and by the broker's word.
+    """
 
     task_id: TaskId
     attempt: Attempt
@@ -99,12 +102,17 @@ Effects = list[Effect]
 
 
 class Asked(NamedTuple):
-    """A running attempt that knows of its request to stop. `told`: by the broker, not by the flag alone."""
+    """A running attempt that knows of its request to stop.
+
+    `told`: by the broker (or the pool that ends), not by the flag alone. `lease`: by nobody else than its own
+    pool, whose lease was half over.
+    """
 
     reason: str
     delivered_at: float
     observed_at: float | None
     told: bool
+    lease: bool = False
 
 
 class Held(NamedTuple):

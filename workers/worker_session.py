@@ -8,7 +8,8 @@ What an attempt goes through here:
 
 Whoever was handed an attempt asks before anything of it begins: the loop may be blocked by a neighbour for
 long, and a Stop does not wait for it. Loading a function runs user code, so it counts as running; a coroutine
-that is loaded and left nothing behind is handed over again, to the loop, as if it had not begun.
+that is loaded and left nothing behind is handed over again, to the loop, as if it had not begun. What was handed
+can be taken back by a Forget, and handed over anew: whoever has the old one learns that when it asks.
 
 A worker without registration (at its start, after a lost connection, when the broker does not know it) keeps
 what it has to say and says it once it is registered. Nothing that has begun depends on the broker being there.
@@ -21,8 +22,9 @@ from typing import Any, Final
 
 from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
-from quiesce.registry.rows import EndedRow
+from quiesce.registry.rows import LEASE_OVER, EndedRow
 from quiesce.registry.states import Evidence, Outcome
+from quiesce.workers.worker_asks import WorkerAsks
 from quiesce.workers.worker_effects import (
     RESEND,
     Asked,
@@ -37,21 +39,17 @@ from quiesce.workers.worker_effects import (
     Limit,
     Look,
     Quit,
-    Settle,
 )
-from quiesce.workers.worker_state import WorkerState
 
 #: What RESEND doubles up to.
 RESEND_SLOWEST: Final = 8.0
-#: Seconds between two Progress messages.
-PROGRESS_EVERY: Final = 1.0
 #: Seconds that an attempt may load until the broker is told that it has begun.
 LOADING: Final = 1.0
 #: Seconds that an exiting worker waits for the broker to take its last ends.
 LAST_ENDS: Final = 5.0
 
 
-class WorkerSession(WorkerState):
+class WorkerSession(WorkerAsks):
     """One worker process. Every method takes the moment and gives what is to be done, in order."""
 
     # --- the connection ---------------------------------------------------------------------------
@@ -184,7 +182,7 @@ class WorkerSession(WorkerState):
 
     def _hand(self) -> Effects:
         """Hand over what the slots allow."""
-        if self.exiting_since is not None:
+        if self.exiting_since is not None or self.lease_is_over:
             return []
         effects: Effects = []
         while (
@@ -245,6 +243,8 @@ class WorkerSession(WorkerState):
         self.loading.pop(key, None)
         self.lingering.pop(key, None)
         self.progress.pop(key, None)
+        if asked is not None and asked.lease:
+            text = f"{LEASE_OVER}{asked.reason}\n{text}".rstrip()
         self.unsent.append(key)
         self.held[key] = Held(
             outcome.value,
@@ -361,6 +361,9 @@ class WorkerSession(WorkerState):
             return []
         if asked is None:
             asked = Asked(reason, now, None, True)
+        elif asked.lease:
+            # Another request than the one that it knows: this one is there since now.
+            asked = Asked(reason, now, None if asked.observed_at is None else now, True)
         self.asked[key] = asked._replace(reason=reason, told=True)
         return [AskToStop(*key, reason)]
 
@@ -388,67 +391,40 @@ class WorkerSession(WorkerState):
             buried = self._bury(key, 0, now)
         return [*buried, *self._send_held(now), *self._hand()]
 
-    # --- what running attempts ask ----------------------------------------------------------------
+    # --- the lease of the pool --------------------------------------------------------------------
 
-    def linger(self, key: AttemptKey, what: str) -> Effects:
-        """The body has ended; this is what it waits for."""
-        if key not in self.running or self.lingering.get(key, "") == what:
-            return []
-        self.lingering[key] = what
-        return [Control(from_worker.Lingering(*key, what))] if self.registered else []
+    def lease_half_over(self, reason: str, now: float) -> Effects:
+        """Ask what runs to stop, and let nothing begin until `lease_is_back`. No way to the broker is needed.
 
-    def associate(
-        self, key: AttemptKey, tenant_id: str | None, timeline_id: str | None
-    ) -> tuple[int, Effects]:
-        """Send the wish; `Settle` with the number that this gives follows."""
-        self.last_request += 1
-        message = from_worker.Associate(self.last_request, *key, tenant_id, timeline_id)
-        self.associating[self.last_request] = message
-        return self.last_request, [Control(message)] if self.registered else []
+        What comes of it is the broker's to say: an attempt that only this has asked ends with LEASE_OVER in
+        its text; a Stop that comes later is acknowledged as any other.
+        """
+        self.lease_is_over = True
+        effects = self._take_back()
+        for key in self.running:
+            asked = self.asked.get(key, Asked("", now, None, False))
+            if not (asked.told or asked.lease):
+                self.asked[key] = asked._replace(reason=reason, lease=True)
+                effects.append(AskToStop(*key, reason))
+        return effects
 
-    def give_up(self, request: int) -> None:
-        """Nobody waits for this answer any longer."""
-        self.associating.pop(request, None)
+    def lease_is_back(self, now: float) -> Effects:
+        """What was received may begin. What was asked to stop stays asked."""
+        self.lease_is_over = False
+        return self._hand()
 
-    def _on_associated(self, message: to_worker.Associated) -> Effects:
-        asked = self.associating.pop(message.request, None)
-        if asked is None:
-            return []
-        return [
-            Settle(message.request, asked.tenant_id, asked.timeline_id, message.error, message.text)
-        ]
-
-    def report_progress(
-        self, key: AttemptKey, done: float, total: float | None, note: str, now: float
-    ) -> Effects:
-        """Keep the newest; at most one message a second leaves."""
-        if key in self.running:
-            self.progress[key] = (done, total, note)
-        return self._send_progress(now)
-
-    def _send_progress(self, now: float) -> Effects:
-        if not self.progress or not self.registered or now < self.progress_at:
-            return []
-        self.progress_at = now + PROGRESS_EVERY
-        rows: list[tuple[int, int, float, float | None, str]] = [
-            (task, attempt, *said) for (task, attempt), said in self.progress.items()
-        ]
-        self.progress = {}
-        return [Control(from_worker.Progress(rows))]
-
-    def extend_grace(self, key: AttemptKey, seconds: float) -> Effects:
-        """A stopping attempt asks for more time."""
-        if key not in self.running:
-            return []
-        return [Control(from_worker.ExtendGrace(*key, seconds))]
+    def _take_back(self) -> Effects:
+        """What was handed over and has not begun is received, as before."""
+        forgotten: Effects = [Forget(*key) for key in self.handed]
+        self.received = {**self.handed, **self.received}
+        self.handed = {}
+        return forgotten
 
     # --- the end, and time ------------------------------------------------------------------------
 
     def exit(self, now: float) -> Effects:
         """Take no more work; Quit follows when nothing runs any more. What has not begun never does."""
-        forgotten: Effects = [Forget(*key) for key in self.handed]
-        self.received = {**self.handed, **self.received}
-        self.handed = {}
+        forgotten = self._take_back()
         if self.exiting_since is None:
             self.exiting_since = now
         return [*forgotten, *self._leave(now)]
@@ -457,7 +433,7 @@ class WorkerSession(WorkerState):
         """As `exit`, and ask what runs to stop: the pool goes without the broker's doing."""
         effects: Effects = []
         for key in list(self.running):
-            if key not in self.asked:
+            if key not in self.asked or self.asked[key].lease:
                 effects += self._ask(key, reason, now)
         return [*effects, *self.exit(now)]
 

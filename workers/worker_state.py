@@ -53,6 +53,8 @@ class WorkerState:
         self.progress_at = 0.0
         #: When Exit came; None before. Nothing begins any more.
         self.exiting_since: float | None = None
+        #: Nothing may begin now: the lease of the pool is half over.
+        self.lease_is_over = False
 
     # --- for the simulator and the explorer -------------------------------------------------------
 
@@ -80,6 +82,7 @@ class WorkerState:
             tuple(self.progress.items()),
             self.progress_at,
             self.exiting_since,
+            self.lease_is_over,
         )
 
     @classmethod
@@ -108,6 +111,7 @@ class WorkerState:
             progress,
             session.progress_at,
             session.exiting_since,
+            session.lease_is_over,
         ) = frozen
         session.received = {key: AssignRow(*row) for key, row in received}
         session.handed = {key: AssignRow(*row) for key, row in handed}
@@ -138,5 +142,7 @@ class WorkerState:
         assert self.asked.keys() <= self.running.keys()
         assert self.lingering.keys() <= self.running.keys()
         assert len(self.handed) + len(self.running) <= self.identity.slots
-        assert not self.handed or self.exiting_since is None
+        assert not self.handed or (self.exiting_since is None and not self.lease_is_over)
+        assert not any(asked.told and asked.lease for asked in self.asked.values())
+        assert not self.lease_is_over or self.asked.keys() == self.running.keys()
         assert all(number > self.last_assign for number in self.tombstones.values())
