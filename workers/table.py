@@ -236,10 +236,20 @@ class PoolTable:
         """Who this region belongs to: eight bytes, zeros while no supervisor has taken it."""
         return self._words[1].to_bytes(8, "big")
 
+    @property
+    def armed_until(self) -> float:
+        """When the timer of its lease kills the supervisor, in seconds of CLOCK_BOOTTIME; 0.0: it has none yet."""
+        return self._words[4] / 1000
+
+    @armed_until.setter
+    def armed_until(self, until: float) -> None:
+        self._words[4] = int(until * 1000)  # down: it is dead no earlier than it says
+
     def adopt(self, supervisor: bytes) -> None:
         """Note the supervisor and forget its predecessor's workers, whose account is settled."""
         for index in range(self.places):
             self.place(index).clear()
+        self._words[4] = 0
         self._words[1] = int.from_bytes(supervisor, "big")
 
     @property
