@@ -16,8 +16,10 @@ class BrokerSettings:
     that is locked before binding, so that a second broker refuses. `shutdown_order`: kinds, in the order in
     which a stop of the whole system asks them; all others come after "*". `parent_pid`: 0, or whose death
     must end the broker. `run` names the `quiesce up` that starts the broker, "" if none does; `swept`: the
-    runs before it of which nothing lives any more. `lease`, `lease_bound`, `clock_drift` and `kill_delay` are L,
-    Lb, rho and K of `registry.leases`.
+    runs before it of which nothing lives any more. `stopping`: not "", and the broker begins the stop of the
+    whole system with this reason as soon as it has started, unless it is stopping already: the broker before
+    it had been asked to, and died. `lease`, `lease_bound`, `clock_drift` and `kill_delay` are L, Lb, rho and K
+    of `registry.leases`.
     """
 
     address: str
@@ -41,6 +43,7 @@ class BrokerSettings:
     parent_pid: int = 0
     run: str = ""
     swept: tuple[str, ...] = ()
+    stopping: str = ""
 
     def to_json(self) -> str:
         """As one line of JSON; infinities as the string "inf"."""

@@ -14,10 +14,9 @@ from quiesce.protocol.addresses import endpoints
 
 @contextmanager
 def claimed(settings: BrokerSettings, new: tuple[str, ...] = ()) -> Iterator[None]:
-    """A block in which no other `up` starts on this state folder; ConfigurationError if a broker is there.
+    """A block in which no other `up` starts on this state folder; ConfigurationError if one has it.
 
-    The broker refuses by itself, but later: by then our supervisors would have joined the other one's
-    system, and would be killed in the middle of its tasks. The lock is on the folder, so it leaves no file.
+    The lock is on the folder, so it leaves no file.
     `new`: the folders that this start made, deepest first; of a start that came to nothing they are empty,
     and are removed.
     """
@@ -28,8 +27,6 @@ def claimed(settings: BrokerSettings, new: tuple[str, ...] = ()) -> Iterator[Non
         except BlockingIOError:
             raise _taken_by("another `quiesce up`", f"the state folder {settings.state}") from None
         try:
-            _refuse_held(os.path.join(settings.state, "lock"), f"the state folder {settings.state}")
-            _refuse_held(settings.lock_path, f"the address {settings.address}")
             yield
         finally:
             for made in new:  # only under the lock: nobody else may just begin to use them
@@ -37,6 +34,16 @@ def claimed(settings: BrokerSettings, new: tuple[str, ...] = ()) -> Iterator[Non
                     os.rmdir(made)
     finally:
         os.close(folder)
+
+
+def refuse_taken(settings: BrokerSettings) -> None:
+    """ConfigurationError if a broker has this state folder or address.
+
+    It would refuse by itself, but later: by then our supervisors would have joined the other one's system,
+    and would be killed in the middle of its tasks.
+    """
+    _refuse_held(os.path.join(settings.state, "lock"), f"the state folder {settings.state}")
+    _refuse_held(settings.lock_path, f"the address {settings.address}")
 
 
 def _refuse_held(lock: str, what: str) -> None:
@@ -93,8 +100,13 @@ def clean_up(settings: BrokerSettings, *, remove_folder: bool) -> None:
     with _taken(os.path.join(settings.state, "lock")):
         pass
     if remove_folder and folder:
-        with suppress(OSError):
-            os.rmdir(folder)
+        remove_empty(folder)
+
+
+def remove_empty(folder: str) -> None:
+    """Remove a folder, unless something is in it or it is gone."""
+    with suppress(OSError):
+        os.rmdir(folder)
 
 
 def forget_epoch(settings: BrokerSettings) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from quiesce.workers import kernel, processes
+from quiesce.workers.markers import ATTEMPT_MARKER, KEEP_ENVIRONMENT, RUN_MARKER, WORKER_MARKER
 from quiesce.workers.processes import Process
 
 #: -P: the current folder is for the tasks' code, and must not shadow what a broker or supervisor imports.
@@ -69,6 +70,16 @@ def start(
     finally:
         os.close(stdin)
     return Child(name, process)
+
+
+def environment(address: str, run: str) -> dict[str, str]:
+    """What all that we start inherits: our own without the marks of others, with ours."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (RUN_MARKER, WORKER_MARKER, ATTEMPT_MARKER)
+    }
+    return {**kept, "QUIESCE_ADDRESS": address, RUN_MARKER: run, KEEP_ENVIRONMENT: "1"}
 
 
 def settings_file(settings: str) -> int:

@@ -9,6 +9,7 @@ each with its place and the nearest valid name.
     kinds      Tables change the sixteen default kinds or add to them.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from quiesce.cli.keys import Key, RefusedError, nearest
 from quiesce.cli.sources import File, find_file, read_file, variable, variables
 from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import default_address, endpoints, refuse_unsafe
+from quiesce.registry import leases
 from quiesce.values import TaskKind
 
 #: The runtimes of the default configuration, with the titles of their processes.
@@ -48,11 +50,17 @@ _OTHER_VARIABLES: Final = (_SHORT_ADDRESS, "QUIESCE_CONFIG", "QUIESCE_DEBUG")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BrokerConfig:
-    """[broker]. Times in seconds, sizes in bytes. The folders are absolute; `state` "" = the default one."""
+    """[broker]. Times in seconds, sizes in bytes. The folders are absolute; `state` "" = the default one.
+
+    `lease_bound` None: the least safe one, rounded up (`registry.leases.default_bound`).
+    """
 
     address: str
     state: str = ""
-    lease: float = 30.0
+    lease: float = leases.LEASE
+    lease_bound: float | None = None
+    clock_drift: float = leases.DRIFT
+    kill_delay: float = leases.KILL_DELAY
     durability: str = "crash"
     stop_timeout: float = 30.0
     payload_limit: int = 64 * 1024 * 1024
@@ -315,20 +323,29 @@ class _Loader:
         for key in ("state", "app_dir"):
             if key in values:
                 values[key] = self._folder(("broker", key), values[key])
-        self._warn_of_no_effect(values)
         values.setdefault("app_dir", str(Path.cwd()))
         if not Path(values["app_dir"]).is_dir():
             self._wrong(("broker", "app_dir"), f"there is no folder {values['app_dir']}")
-        return BrokerConfig(**values)
+        broker = BrokerConfig(**values)
+        self._check_bound(broker, values)
+        return broker
 
-    def _warn_of_no_effect(self, values: Mapping[str, Any]) -> None:
-        """What this version takes, and can't do. Durability "none" is what it does."""
-        given = [key for key in ("lease", "durability") if values.get(key, "none") != "none"]
-        if given:
-            places = " and ".join(self.places[("broker", key)] for key in given)
-            self.warnings.append(
-                f"{places}: without effect in this version, which keeps the registry in memory "
-                "(durability is none) and has no leases"
+    def _check_bound(self, broker: BrokerConfig, values: Mapping[str, Any]) -> None:
+        """A supervisor must not be declared dead while it may still run."""
+        rule = ("lease", "clock_drift", "kill_delay")
+        if broker.lease_bound is None or any(
+            ("broker", key) in self.places and key not in values for key in rule
+        ):
+            return  # the default is safe; or what it depends on is wrong itself
+        terms = (broker.lease, broker.clock_drift, broker.kill_delay)
+        if not leases.is_safe(broker.lease_bound, *terms):
+            least = math.ceil(leases.safe_bound(*terms) * 1000) / 1000
+            given = ", ".join(f"{key} {term:g}" for key, term in zip(rule, terms, strict=True))
+            self._wrong(
+                ("broker", "lease_bound"),
+                f"{broker.lease_bound:g} s is not safe with {given}: a supervisor could still run when it is "
+                f"declared dead. The least is {least:g} s = (1 + clock_drift) * (lease / (1 - clock_drift) + "
+                "kill_delay); leave the key out to get it",
             )
 
     def _folder(self, path: tuple[str, ...], given: str) -> str:

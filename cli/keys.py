@@ -27,8 +27,8 @@ class Key(NamedTuple):
     form: str = "text"
 
 
-def _number(low: float, high: float, *, infinite: bool = False) -> Check:
-    expected = f"a number of seconds from {low:g} to {high:g}" + (" or inf" if infinite else "")
+def _number(low: float, high: float, *, infinite: bool = False, unit: str = " of seconds") -> Check:
+    expected = f"a number{unit} from {low:g} to {high:g}" + (" or inf" if infinite else "")
 
     def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -96,6 +96,9 @@ BROKER: Final[Mapping[str, Key]] = {
     "address": Key(_text),
     "state": Key(_text),
     "lease": Key(_number(0.5, 3600), "number"),
+    "lease_bound": Key(_number(0.5, _DAY), "number"),
+    "clock_drift": Key(_number(0, 0.5, unit=""), "number"),
+    "kill_delay": Key(_number(0, 3600), "number"),
     "durability": Key(_choice("power-loss", "crash", "none")),
     "stop_timeout": Key(_number(0, _DAY), "number"),
     "payload_limit": Key(_whole(1024, 2**31), "number"),

@@ -6,15 +6,12 @@ from typing import Final
 from quiesce.cli import children
 from quiesce.cli.children import PYTHON, Child
 from quiesce.cli.config import Config
+from quiesce.cli.restarts import Restarts
 from quiesce.cli.settings import pool_settings
 from quiesce.workers.predecessor import describe
 from quiesce.workers.table import PoolTable
 
 SUPERVISOR_COMMAND: Final = (*PYTHON, "quiesce.workers.supervise")
-#: A supervisor that fails so many times in a row before one of its workers was ready is given up.
-MAX_FAILURES: Final = 5
-#: Half the pause in seconds after the first such failure; it doubles with each.
-FIRST_DELAY: Final = 0.1
 #: A supervisor that ended in order while the system runs was told so by the broker, which will end too;
 #: if the broker has not ended after so many seconds, the pool is started again.
 ORDERED_END_PATIENCE: Final = 10.0
@@ -24,7 +21,7 @@ _NO_SUPERVISOR: Final = bytes(8)
 class Pool:
     """The table outlives the supervisors, so that it can be read when one has died."""
 
-    def __init__(self, config: Config, runtime: str) -> None:
+    def __init__(self, config: Config, runtime: str, run: str = "") -> None:
         self.runtime = runtime
         self.processes = config.runtime(runtime).processes
         self.slots = config.runtime(runtime).slots
@@ -34,11 +31,15 @@ class Pool:
         self.clearing = False
         #: When to start the next supervisor (monotonic); None: not planned.
         self.restart_at: float | None = None
-        #: Failures in a row of supervisors of which no worker was ready.
-        self.failures = 0
         self.last_status: int | None = None
+        #: When the last supervisor ended (monotonic).
+        self.ended_at = 0.0
         self._config = config
+        self._run = run
+        #: Supervisors that fail in a row before one of their workers was ready are given up.
+        self._restarts = Restarts()
         self._last_pid = 0
+        self._fenced = False
         self._account: dict[str, object] | None = None
 
     @property
@@ -49,7 +50,7 @@ class Pool:
     @property
     def is_ready(self) -> bool:
         """Whether one of its workers is ready for tasks."""
-        return self.runs and any(place.ready for place in self.table.account())
+        return self.runs and self._had_a_worker()
 
     @property
     def is_due(self) -> bool:
@@ -59,7 +60,7 @@ class Pool:
     @property
     def given_up(self) -> bool:
         """Whether it died too often to start it again."""
-        return self.failures >= MAX_FAILURES
+        return self._restarts.given_up
 
     def settings(self, parent_pid: int) -> str:
         """The line for the next supervisor, with the account of the last one."""
@@ -68,6 +69,7 @@ class Pool:
             self.runtime,
             parent_pid=parent_pid,
             table_fd=self.table.fd,
+            run=self._run,
             predecessor=self._account,
         ).to_json()
 
@@ -76,42 +78,53 @@ class Pool:
         self.supervisor = supervisor
         self.restart_at = None
 
-    def supervisor_ended(self, status: int) -> None:
-        """The supervisor was reaped. Its workers fall to us now."""
+    def supervisor_ended(self, status: int, now: float, boottime: float) -> None:
+        """The supervisor was reaped. Its workers fall to us now. `boottime`: the same moment on CLOCK_BOOTTIME."""
         assert self.supervisor is not None
         self._last_pid = self.supervisor.pid
         self.last_status = status
+        self.ended_at = now
         self.supervisor = None
         self.clearing = True
-        if any(place.ready for place in self.table.account()):
-            self.failures = 0
-        elif status not in (0, -signal.SIGKILL):  # killed: that is not its own failure
-            self.failures += 1
+        self._fenced = (
+            status == -signal.SIGKILL and self._adopted() and 0 < self.table.armed_until <= boottime
+        )
 
     def cleared(self, statuses: dict[int, int], now: float) -> None:
         """Nothing is left of the last supervisor: make its account, plan the next one."""
         self.clearing = False
-        assert self.last_status is not None
-        owner = self.table.supervisor
-        # One that died before it took the table over has had no worker: the older account still holds.
-        if owner not in (_NO_SUPERVISOR, self._told()):
-            self._account = describe(self.table, self._last_pid, self.last_status, statuses)
-        if self.last_status == 0:
+        status = self.last_status
+        assert status is not None
+        ready = self._had_a_worker()
+        if self._adopted():
+            # One that died before it took the table over has had no worker: the older account still holds.
+            self._account = describe(
+                self.table, self._last_pid, status, statuses, fenced=self._fenced
+            )
+        if status == 0:
             self.restart_at = now + ORDERED_END_PATIENCE
         else:
-            self.restart_at = now + (FIRST_DELAY * 2**self.failures if self.failures else 0.0)
+            # Killed: that is not its own failure.
+            excused = not ready and status == -signal.SIGKILL
+            self.restart_at = self._restarts.died(now, ready=ready, excused=excused)
 
-    def _told(self) -> bytes | None:
-        if self._account is None:
-            return None
-        return bytes.fromhex(str(self._account["supervisor"]))
+    def _had_a_worker(self) -> bool:
+        return self._adopted() and any(place.ready for place in self.table.account())
+
+    def _adopted(self) -> bool:
+        """Whether the table is that of the supervisor that runs or ran last, and not still its predecessor's."""
+        told = None if self._account is None else bytes.fromhex(str(self._account["supervisor"]))
+        return self.table.supervisor not in (_NO_SUPERVISOR, told)
 
     def story(self) -> str:
         """How its last supervisor ended, for people."""
-        status = (
-            children.describe(self.last_status) if self.last_status is not None else "not started"
-        )
-        return f"pool {self.runtime}: its supervisor (pid {self._last_pid}) ended: {status}"
+        if self._fenced:
+            how = "its lease ran out, and its own timer killed it"
+        elif self.last_status is None:
+            how = "not started"
+        else:
+            how = children.describe(self.last_status)
+        return f"pool {self.runtime}: its supervisor (pid {self._last_pid}) ended: {how}"
 
     def close(self) -> None:
         """Give the table's memory back."""

@@ -9,6 +9,7 @@ from quiesce.broker.settings import BrokerSettings
 from quiesce.cli.config import Config
 from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import endpoints
+from quiesce.registry import leases
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.workers.settings import PoolSettings
 
@@ -51,13 +52,16 @@ def _state_path(config: Config, env: Mapping[str, str] | None) -> str:
 
 
 def broker_settings(
-    config: Config, *, parent_pid: int = 0, env: Mapping[str, str] | None = None
+    config: Config, *, parent_pid: int = 0, run: str = "", env: Mapping[str, str] | None = None
 ) -> BrokerSettings:
     """What the broker is to be told. Makes the state folder; ConfigurationError if it can't be used."""
     broker = config.broker
     where = endpoints(broker.address)
     state = state_folder(config, env)
     order = broker.shutdown_order
+    bound = broker.lease_bound
+    if bound is None:
+        bound = leases.default_bound(broker.lease, broker.clock_drift, broker.kill_delay)
     return BrokerSettings(
         address=broker.address,
         control=where.control,
@@ -86,12 +90,16 @@ def broker_settings(
         shutdown_order=order if "*" in order else (*order, "*"),
         stop_timeout=broker.stop_timeout,
         lease=broker.lease,
+        lease_bound=bound,
+        clock_drift=broker.clock_drift,
+        kill_delay=broker.kill_delay,
         durability=broker.durability,
         payload_limit=broker.payload_limit,
         session_timeout=broker.session_timeout,
         history=broker.history,
         log_level=broker.log_level,
         parent_pid=parent_pid,
+        run=run,
     )
 
 
@@ -101,6 +109,7 @@ def pool_settings(
     *,
     parent_pid: int = 0,
     table_fd: int = -1,
+    run: str = "",
     predecessor: dict[str, object] | None = None,
 ) -> PoolSettings:
     """What the supervisor of this runtime is to be told."""
@@ -122,5 +131,6 @@ def pool_settings(
         log_level=broker.log_level,
         table_fd=table_fd,
         parent_pid=parent_pid,
+        run=run,
         predecessor=predecessor,
     )

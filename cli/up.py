@@ -6,32 +6,33 @@ the user wants. Nothing is done in a signal handler.
     RUNNING --signal--> STOPPING --broker ended--> CLOSING --all ended--> KILLING --nothing left--> (end)
        any state --SIGQUIT, or what can't be mended--> KILLING
 
-KILLING is also the last step of an orderly end: it makes sure that nothing is left.
+A broker that dies is started again, in STOPPING too; its successor goes on where it was. Supervisors and their
+workers live through that. KILLING is also the last step of an orderly end: it makes sure that nothing is left.
 """
 
 import os
 import resource
-import select
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
-from quiesce.cli import children
-from quiesce.cli.address import claimed, clean_up, forget_epoch, is_bound_by
-from quiesce.cli.children import PYTHON, Child, Orphans, describe
+from quiesce.broker.settings import BrokerSettings
+from quiesce.cli import broker_process, children
+from quiesce.cli.address import claimed, clean_up, forget_epoch, refuse_taken, remove_empty
+from quiesce.cli.broker_process import BROKER_COMMAND, BrokerProcess
+from quiesce.cli.children import Child, Orphans
 from quiesce.cli.config import Config
-from quiesce.cli.pool import MAX_FAILURES, SUPERVISOR_COMMAND, Pool
+from quiesce.cli.pool import SUPERVISOR_COMMAND, Pool
+from quiesce.cli.restarts import MAX_FAILURES
+from quiesce.cli.runs import Ledger, new_id, this_run
 from quiesce.cli.settings import broker_settings, missing_folders
+from quiesce.cli.signals import Signals
+from quiesce.errors import QuiesceError
 from quiesce.protocol.addresses import endpoints
 from quiesce.workers import kernel
-
-BROKER_COMMAND: Final = (*PYTHON, "quiesce.broker.serve")
-#: How the broker ends; anything else is an accident.
-BROKER_STOPPED: Final = 0
-BROKER_TASK_FAILED: Final = 3
-BROKER_NOT_STARTED: Final = 4
 
 #: Beyond its stop_timeout, how long the broker may take to end before it is killed; and after a second signal.
 STOP_PATIENCE: Final = 10.0
@@ -46,8 +47,6 @@ RUNNING: Final = "running"
 STOPPING: Final = "stopping"
 CLOSING: Final = "closing"
 KILLING: Final = "killing"
-
-_WANTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def say(text: str) -> None:
@@ -77,9 +76,11 @@ class Up:
         self.config = config
         self.state = RUNNING
         self.code = 0
-        self.broker: Child | None = None
-        #: None while it runs, and always where there is none.
-        self.broker_status: int | None = None
+        #: Names this run of `up`, in everything that it starts.
+        self.run_id = new_id()
+        #: None where there is none of ours.
+        self.broker: BrokerProcess | None = None
+        #: Whether it has been announced.
         self.ready = False
         #: Why it ends with another status than 0: what was said first.
         self.trouble = ""
@@ -92,7 +93,10 @@ class Up:
         self.pools: list[Pool] = []
         #: All and only the processes that we started and have not reaped, by pid.
         self._children: dict[int, Child] = {}
+        self._ledger: Ledger | None = None
         self._signals = 0
+        #: Why the system stops, for the broker.
+        self._stop_reason = ""
         self._deadline: float | None = None
 
     # --- the whole run
@@ -102,26 +106,53 @@ class Up:
         for name in self._runtimes:
             self.config.runtime(name)  # says now if there is none
         if not self._with_broker:
-            return self._run("")
+            return self._run()
         new = missing_folders(self.config)
-        settings = broker_settings(self.config, parent_pid=os.getpid())
-        folder = endpoints(settings.address).folder
-        remove_folder = folder is not None and not os.path.exists(folder)
+        settings = broker_settings(self.config, parent_pid=os.getpid(), run=self.run_id)
         with claimed(settings, new):
-            code = self._run(settings.to_json())
-            if self.broker_status not in (BROKER_STOPPED, BROKER_TASK_FAILED, BROKER_NOT_STARTED):
-                clean_up(settings, remove_folder=remove_folder)
-            if self.broker_status == BROKER_NOT_STARTED and settings.state in new:
+            return self._run_claimed(settings, new)
+
+    def _run_claimed(self, settings: BrokerSettings, new: tuple[str, ...]) -> int:
+        folder = endpoints(settings.address).folder
+        own = folder if folder and not os.path.exists(folder) else ""
+        ledger = self._ledger = Ledger.open(settings.state, this_run(self.run_id, own))
+        for note in ledger.notes:
+            say(note)
+        refuse_taken(settings)
+        if folder in ledger.folders:
+            # An `up` that was killed had made it, and so it becomes ours to remove.
+            own, ledger.own = folder, ledger.own._replace(folder=folder)
+        ledger.record()
+        settings = replace(settings, swept=tuple(each.run for each in ledger.swept))
+        broker = self.broker = BrokerProcess(settings)
+        code = self._run()
+        came_to_nothing = broker.starts == 1 and broker.status == broker_process.NOT_STARTED
+        if broker.starts > 1 or broker.status not in broker_process.TIDY:
+            clean_up(settings, remove_folder=bool(own))
+        elif own:
+            remove_empty(own)
+        if came_to_nothing:
+            self._note(ledger.withdraw)
+            if settings.state in new:
                 forget_epoch(settings)
+        else:
+            self._note(ledger.finish)
         return code
 
-    def _run(self, settings: str) -> int:
+    def _note(self, write: Callable[[], None]) -> None:
+        """What the next start could do without."""
+        try:
+            write()
+        except QuiesceError as error:
+            say(f"warning: {error}")
+
+    def _run(self) -> int:
         _raise_descriptor_limit()
         kernel.become_subreaper()
         self._orphans = Orphans()
-        with _Signals() as signals:
+        with Signals() as signals:
             try:
-                self._start(settings)
+                self._start()
                 while not self._is_over():
                     for signum in signals.wait(self._timeout()):
                         self._on_signal(signum)
@@ -134,14 +165,19 @@ class Up:
                     pool.close()
         return self.code
 
-    def _start(self, settings: str) -> None:
-        self._env = {**os.environ, "QUIESCE_ADDRESS": self.config.broker.address}
-        if self._with_broker:
-            self.broker = self._start_child("broker", self._broker_command, settings)
+    def _start(self) -> None:
+        self._env = children.environment(self.config.broker.address, self.run_id)
+        if self.broker is not None:
+            self._start_broker(self.broker)
         for name in self._runtimes:
-            self.pools.append(Pool(self.config, name))
+            self.pools.append(Pool(self.config, name, self.run_id))
         for pool in self.pools:
             self._start_pool(pool)
+
+    def _start_broker(self, broker: BrokerProcess) -> None:
+        stopping = self._stop_reason if self.state == STOPPING else ""
+        child = self._start_child("broker", self._broker_command, broker.settings(stopping))
+        broker.started(child, knows_of_stop=bool(stopping))
 
     def _start_child(
         self, name: str, command: Sequence[str], settings: str, pass_fds: tuple[int, ...] = ()
@@ -166,30 +202,39 @@ class Up:
         elif self.state in (RUNNING, STOPPING):
             self._signals += 1
             if self._signals == 1:
-                self._stop(f"{name}: stopping in order (again: faster; SIGQUIT: at once)")
+                self._stop(f"{name}: stopping in order (again: faster; SIGQUIT: at once)", name)
             else:
                 say(f"{name} again: stopping faster (SIGQUIT: at once)")
-                self._pass_on(signal.SIGTERM)
+                self._ask_to_stop()
                 self._deadline = min(
                     self._deadline or float("inf"), time.monotonic() + self._stop_patience
                 )
 
-    def _stop(self, why: str, code: int = 0) -> None:
+    def _stop(self, why: str, reason: str, code: int = 0) -> None:
         """Ask for the stop of the whole system. What is asked never takes it back."""
         say(why)
         self._fail(why, code)
         self.state = STOPPING
-        self._pass_on(signal.SIGTERM)
+        self._stop_reason = reason
         self._deadline = time.monotonic() + self.config.broker.stop_timeout + self._stop_patience
+        if self.broker is not None and not self.broker.was_ready and self.broker.child is None:
+            self._kill_all()  # between two brokers that could not start: nothing has begun
+        else:
+            self._ask_to_stop()
 
-    def _pass_on(self, signum: int) -> None:
-        """To the broker, which tells the supervisors; to these only where the broker is not ours."""
-        if self.broker is not None:
-            self.broker.send(signum)
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the supervisors have no broker that we could ask."""
+        return self.broker is None or self.broker.given_up
+
+    def _ask_to_stop(self) -> None:
+        """The broker, which tells the supervisors; these only where the broker is not ours, or given up."""
+        if self.broker is not None and not self.broker.given_up:
+            self.broker.ask_to_stop()
         else:
             for pool in self.pools:
                 if pool.supervisor is not None:
-                    pool.supervisor.send(signum)
+                    pool.supervisor.send(signal.SIGTERM)
 
     def _kill_all(self, why: str = "", code: int = 0) -> None:
         if why:
@@ -214,35 +259,53 @@ class Up:
                 self._orphans.ended(pid, status)
                 continue
             child.ended(status)
-            if child is self.broker:
-                self._on_broker_ended(status)
+            if self.broker is not None and child is self.broker.child:
+                self._on_broker_ended(self.broker, status)
             else:
                 for pool in self.pools:
                     if pool.supervisor is child:
                         self._on_supervisor_ended(pool, status)
 
-    def _on_broker_ended(self, status: int) -> None:
-        self.broker_status = status
+    def _on_broker_ended(self, broker: BrokerProcess, status: int) -> None:
+        broker.ended(status)
         if self.state == KILLING:
             return
-        if status == -signal.SIGTERM and self.state == STOPPING and not self.ready:
+        if status == -signal.SIGTERM and self.state == STOPPING and not broker.was_ready:
             # It was asked to stop before it could listen to that: it has begun nothing.
             self._kill_all()
-        elif status == BROKER_STOPPED:
+        elif status == broker_process.STOPPED:
             self._close()
-        elif status == BROKER_TASK_FAILED:
+        elif status == broker_process.TASK_FAILED:
             why = "the system has stopped because a task marked shutdown_process_on_error failed"
             say(why)
             self._fail(why, 1)
             self._close()
-        elif status == BROKER_NOT_STARTED:
+        elif status == broker_process.NOT_STARTED and broker.starts == 1 and not broker.was_ready:
             self._kill_all("the broker could not start; its message is above", code=1)
         else:
-            self._on_broker_lost(status)
+            self._on_broker_lost(broker, time.monotonic())
 
-    def _on_broker_lost(self, status: int) -> None:
-        """Here a broker that recovers from its journal will be started again; this version has none."""
-        self._kill_all(f"the broker died ({describe(status)}): killing everything", code=1)
+    def _on_broker_lost(self, broker: BrokerProcess, now: float) -> None:
+        broker.died(now)
+        why = broker.story(now)
+        if broker.given_up:
+            self._on_broker_given_up(broker, why)
+            return
+        say(f"{why}, to finish the stop" if self.state == STOPPING else why)
+        for pool in self.pools:
+            if pool.last_status == 0 and not pool.runs and not pool.clearing:
+                # It ended in order, but who was told what became of its tasks may have told nobody.
+                pool.restart_at = now
+
+    def _on_broker_given_up(self, broker: BrokerProcess, why: str) -> None:
+        if not broker.was_ready:
+            self._kill_all(f"{why}: killing everything", code=1)
+        elif self.state == RUNNING:
+            self._stop(f"{why}: stopping without it", "the broker can't be started again", code=1)
+        else:
+            say(f"{why}: going on without it")
+            self._fail(why, 1)
+            self._ask_to_stop()
 
     def _close(self) -> None:
         self.state = CLOSING
@@ -253,7 +316,8 @@ class Up:
                 pool.supervisor.send(signal.SIGKILL)
 
     def _on_supervisor_ended(self, pool: Pool, status: int) -> None:
-        pool.supervisor_ended(status)
+        boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
+        pool.supervisor_ended(status, time.monotonic(), boottime)
         if status != 0 and self.state != KILLING and not (self.state == CLOSING and status == -9):
             say(pool.story())
 
@@ -274,6 +338,7 @@ class Up:
         elif self.state == CLOSING:
             self._on_time_closing(now)
         else:
+            self._watch_broker(now)
             self._watch_ready()
             self._clear(now)
             self._restart(now)
@@ -285,13 +350,21 @@ class Up:
         elif self._deadline is not None and now > self._deadline:
             self._kill_all(f"killing what did not end in order: {', '.join(late)}", code=1)
 
+    def _watch_broker(self, now: float) -> None:
+        if self.broker is None or not self.broker.watch(now):
+            return
+        if self._ledger is not None:
+            self._note(self._ledger.settle)
+        if self.ready:
+            say(f"the broker is back: pid {self.broker.pid}")
+
     def _watch_ready(self) -> None:
         if self.ready or self.state != RUNNING:
             return
         if self.broker is None:
             self.ready = any(pool.is_ready for pool in self.pools)
         else:
-            self.ready = is_bound_by(self.config.broker.address, self.broker.pid)
+            self.ready = self.broker.ready
         if self.ready:
             self._on_ready(self)
 
@@ -306,34 +379,46 @@ class Up:
                 why = f"{pool.story()}, for the {MAX_FAILURES}th time before a worker was ready"
                 if self.state == RUNNING:
                     pool.restart_at = None
-                    self._stop(f"{why}: stopping", code=1)
+                    reason = f"pool {pool.runtime} can't be started"
+                    self._stop(f"{why}: stopping", reason, code=1)
                 else:
                     self._kill_all(why, code=1)
         self._orphans.forget()
 
     def _restart(self, now: float) -> None:
+        broker, stopping = self.broker, self.state == STOPPING
+        if broker is not None and broker.restart_at is not None and now >= broker.restart_at:
+            self._start_broker(broker)
         for pool in self.pools:
-            stopping = self.state == STOPPING
-            if (pool.last_status == 0 and (stopping or self.broker is None)) or (
-                stopping and self.broker is None
-            ):
-                pool.restart_at = None  # ended as it was told to
+            if self._is_alone:
+                if stopping or pool.last_status == 0:
+                    pool.restart_at = None  # ended as it was told to
+            elif pool.last_status == 0 and pool.restart_at is not None:
+                assert broker is not None
+                if not broker.was_told_by_this_one(pool.ended_at):
+                    pool.restart_at = min(pool.restart_at, now)
+                elif stopping:
+                    pool.restart_at = None
             if pool.restart_at is None or pool.clearing or pool.runs or now < pool.restart_at:
                 continue
             # Also during a stop: only the successor's word proves to the broker how its tasks ended.
             self._start_pool(pool)
-        if self.broker is None and not any(each.runs or each.is_due for each in self.pools):
+        if self._is_alone and not any(each.runs or each.is_due for each in self.pools):
             self._kill_all()  # a pool alone: it has ended as it was told
 
     def _timeout(self) -> float | None:
         """Until what has to be done even if no signal comes."""
         if self.state == KILLING or any(pool.clearing for pool in self.pools):
             return _TICK
-        if self.state == RUNNING and not self.ready:
-            return _TICK
-        times = [pool.restart_at for pool in self.pools if pool.restart_at is not None]
-        if self._deadline is not None:
-            times.append(self._deadline)
+        times = [] if self._deadline is None else [self._deadline]
+        if self.state in (RUNNING, STOPPING):
+            if self.state == RUNNING and not self.ready:
+                return _TICK
+            if self.broker is not None:
+                if self.broker.is_watched:
+                    return _TICK
+                times += [] if self.broker.restart_at is None else [self.broker.restart_at]
+            times += [pool.restart_at for pool in self.pools if pool.restart_at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _is_over(self) -> bool:
@@ -341,39 +426,6 @@ class Up:
             return False
         hopeless = self._deadline is not None and time.monotonic() > self._deadline
         return hopeless or not self._orphans.left(set())
-
-
-class _Signals:
-    """Signals as numbers to be read, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._poll = select.poll()
-        self._poll.register(self._read, select.POLLIN)
-
-    def __enter__(self) -> "_Signals":
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for signum in (*_WANTED, signal.SIGCHLD):
-            if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
-                continue  # nohup
-            signal.signal(signum, lambda *_: None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Everything has ended, and so will we: one more signal must not change our exit status now.
-        for signum in _WANTED:
-            signal.signal(signum, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        os.close(self._read)
-        os.close(self._write)
-
-    def wait(self, timeout: float | None) -> bytes:
-        """The signals that came, at the latest after `timeout` seconds; perhaps none."""
-        # Rounded up, so that it does not spin through the last millisecond.
-        if self._poll.poll(None if timeout is None else int(timeout * 1000) + 1):
-            return os.read(self._read, 4096)
-        return b""
 
 
 def _raise_descriptor_limit() -> None:

@@ -13,7 +13,7 @@ import multiprocess.process
 
 from quiesce.context import TaskContext, current_context
 from quiesce.registry.ids import Attempt, AttemptKey
-from quiesce.workers.markers import ATTEMPT_MARKER
+from quiesce.workers.markers import ATTEMPT_MARKER, RUN_MARKER
 from quiesce.workers.nursery import Nursery
 
 #: Helpers that multiprocessing keeps for the whole life of a process: no attempt waits for them.
@@ -41,6 +41,13 @@ class _Doors:
     def __init__(self, nursery: Nursery, shield: AbstractContextManager[None]) -> None:
         self._nursery = nursery
         self._shield = shield
+        #: The mark of all that `quiesce up` starts, which a task's own environments must not lose; "" if none.
+        self._run = os.environ.get(RUN_MARKER, "")
+
+    def _marks(self, task: TaskContext) -> dict[str, str]:
+        task_id, attempt = _key(task)
+        marks = {ATTEMPT_MARKER: f"{task_id}.{attempt}"}
+        return {**marks, RUN_MARKER: self._run} if self._run else marks
 
     def _task(self) -> TaskContext | None:
         return None if self._nursery.in_child else current_context()
@@ -65,7 +72,7 @@ class _Doors:
             if any(helper in os.fsencode(word) for word in args[0] for helper in _HELPERS):
                 task = None
             if task is not None:
-                args = (*args[:5], _marked_list(args[5], _key(task)), *args[6:])
+                args = (*args[:5], _marked_list(args[5], self._marks(task)), *args[6:])
             with self._birth(task) as born:
                 pid = raw(*args)
                 born(pid)
@@ -94,8 +101,7 @@ class _Doors:
             task = self._task()
             if task is not None:
                 base = os.environ if env is None else env
-                task_id, attempt = _key(task)
-                env = {**base, ATTEMPT_MARKER: f"{task_id}.{attempt}"}
+                env = {**base, **self._marks(task)}
             with self._birth(task) as born:
                 pid = raw(path, argv, env, **options)
                 born(pid)
@@ -135,13 +141,12 @@ def _key(task: TaskContext) -> AttemptKey:
     return task.info.id, Attempt(task.info.attempt)
 
 
-def _marked_list(environment: Any, key: AttemptKey) -> list[bytes]:
+def _marked_list(environment: Any, marks: dict[str, str]) -> list[bytes]:
     """As fork_exec takes it: a list of b"NAME=value", or None for our own."""
     given = (
         [name + b"=" + value for name, value in os.environb.items()]
         if environment is None
         else [bytes(each) for each in environment]
     )
-    prefix = os.fsencode(ATTEMPT_MARKER) + b"="
-    kept = [each for each in given if not each.startswith(prefix)]
-    return [*kept, prefix + f"{key[0]}.{key[1]}".encode()]
+    kept = [each for each in given if os.fsdecode(each.partition(b"=")[0]) not in marks]
+    return [*kept, *(os.fsencode(f"{name}={value}") for name, value in marks.items())]

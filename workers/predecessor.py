@@ -11,19 +11,25 @@ from quiesce.workers.table import PoolTable
 
 
 def describe(
-    table: PoolTable, pid: int, status: int, statuses: Mapping[int, int] | None = None
+    table: PoolTable,
+    pid: int,
+    status: int,
+    statuses: Mapping[int, int] | None = None,
+    *,
+    fenced: bool = False,
 ) -> dict[str, object]:
     """The account of a dead supervisor, for its successor's settings.
 
     `statuses`: how its workers ended, by pid, as far as the caller reaped them; the others were killed
-    with it (PR_SET_PDEATHSIG). Call it when all of them are dead, and before the successor starts.
+    with it (PR_SET_PDEATHSIG). `fenced`: the timer of its lease killed it. Call it when all of them are
+    dead, and before the successor starts.
     """
     known = statuses or {}
     return {
         "supervisor": table.supervisor.hex(),
         "pid": pid,
         "status": status,
-        "fenced": False,
+        "fenced": fenced,
         "workers": [
             {
                 "serial": place.serial,

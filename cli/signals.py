@@ -1,0 +1,41 @@
+"""Signals as a sequence of numbers that one loop reads. Nothing is done in a signal handler."""
+
+import os
+import select
+import signal
+from typing import Final
+
+WANTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class Signals:
+    """Signals as numbers to be read, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._read, select.POLLIN)
+
+    def __enter__(self) -> "Signals":
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for signum in (*WANTED, signal.SIGCHLD):
+            if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
+                continue  # nohup
+            signal.signal(signum, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Everything has ended, and so will we: one more signal must not change our exit status now.
+        for signum in WANTED:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        os.close(self._read)
+        os.close(self._write)
+
+    def wait(self, timeout: float | None) -> bytes:
+        """The signals that came, at the latest after `timeout` seconds; perhaps none."""
+        # Rounded up, so that it does not spin through the last millisecond.
+        if self._poll.poll(None if timeout is None else int(timeout * 1000) + 1):
+            return os.read(self._read, 4096)
+        return b""
