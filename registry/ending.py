@@ -5,7 +5,7 @@ from typing import Final
 
 from quiesce.registry import facts
 from quiesce.registry.records import Task
-from quiesce.registry.rows import TIMED_OUT
+from quiesce.registry.rows import LEASE_OVER, TIMED_OUT
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.registry.turn import Turn
 
@@ -38,7 +38,7 @@ def end(
     if task.ask is not None and task.ask.timed_out:
         outcome, result = Outcome.FAILED, b""
         text = f"{TIMED_OUT}{task.ask.reason}\n{text}".rstrip()
-    if _goes_on(turn, task, outcome):
+    if _goes_on(turn, task, outcome, interrupted=text.startswith(LEASE_OVER)):
         return
     if task.ask is not None:
         at = max(at, task.ask.at, task.ask.delivered_at or 0.0, task.ask.observed_at or 0.0)
@@ -60,8 +60,11 @@ def end(
         )
 
 
-def _goes_on(turn: Turn, task: Task, outcome: str) -> bool:
+def _goes_on(turn: Turn, task: Task, outcome: str, *, interrupted: bool) -> bool:
     """Queue the task for another attempt, by its retries or its restart policy; whether it was.
+
+    `interrupted`: its pool had asked it to stop, for want of a broker. Nobody wanted it stopped, so what it made
+    of that request is as good as a failure.
 
     Restarts have an intensity, as supervisors of Erlang/OTP do: after INTENSITY of them in PERIOD
     seconds the task ends as it is.
@@ -69,11 +72,12 @@ def _goes_on(turn: Turn, task: Task, outcome: str) -> bool:
     if not may_run_again(turn, task):
         return False
     retries, now = task.retries, turn.now.tick
-    if outcome in BAD and retries > 0:
+    bad = outcome in BAD or (interrupted and outcome != Outcome.COMPLETED)
+    if bad and retries > 0:
         why = f"{retries} retries left"
         retries -= 1
-    elif task.spawn.restart == "always" or (task.spawn.restart == "on-failure" and outcome in BAD):
-        if outcome == Outcome.CANCELLED:
+    elif task.spawn.restart == "always" or (task.spawn.restart == "on-failure" and bad):
+        if outcome == Outcome.CANCELLED and not interrupted:
             return False
         lately = [at for at in task.restarts if now - at < PERIOD]
         if len(lately) >= INTENSITY:

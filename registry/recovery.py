@@ -12,7 +12,7 @@ from quiesce.registry.pools import LATE, supervisor_died
 from quiesce.registry.records import Stop, Supervisor, Task
 from quiesce.registry.sessions import LOOK
 from quiesce.registry.states import State as TaskState
-from quiesce.registry.stopping import FIRST_WORD, RESEND, heard
+from quiesce.registry.stopping import FIRST_WORD, RESEND, has_queued, heard
 from quiesce.registry.turn import Turn
 
 
@@ -68,7 +68,7 @@ def _resume_stop(turn: Turn, stop: Stop) -> None:
     if stop.timeout is not None:
         left = max(0.0, stop.at + stop.timeout - turn.now.wall)
         turn.timers.set(("stop", stop.id), turn.now.tick + left)
-    if stop.todo:
+    if has_queued(turn, stop):
         turn.send(effects.Again(stop.id))
 
 

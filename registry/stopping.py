@@ -125,6 +125,13 @@ def end_queued(turn: Turn, stop: Stop) -> None:
         stop.todo.pop()  # it has ended, by this slice or by one of another stop
 
 
+def has_queued(turn: Turn, stop: Stop) -> bool:
+    """Whether slices of it are still to come. Some of its queued tasks may have ended by those of others."""
+    while stop.todo and stop.todo[-1] not in turn.state.tasks:
+        stop.todo.pop()
+    return bool(stop.todo)
+
+
 def on_continue(turn: Turn, event: events.Continue) -> None:
     stop = turn.state.open_stops.get(event.stop_id)
     if stop is not None:
@@ -321,7 +328,7 @@ def on_resend_due(turn: Turn, task_id: TaskId) -> None:
 def on_stop_due(turn: Turn, stop_id: StopId) -> None:
     """The stop's own timeout is over: the report says what is left, and the scope stays closed."""
     stop = turn.state.open_stops[stop_id]
-    if stop.todo:
+    if has_queued(turn, stop):
         # Its queued tasks can't run any more, and end in a moment: the report shall say so.
         turn.timers.set(("stop", stop_id), turn.now.tick + NEXT_SLICE)
     else:

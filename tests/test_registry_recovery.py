@@ -6,6 +6,7 @@ import pytest
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, RequestNumber
+from quiesce.registry.rows import LEASE_OVER
 from registry_helpers import (
     GRACE,
     LEASE,
@@ -455,3 +456,36 @@ def test_a_runtime_that_is_not_declared_any_more_keeps_its_tasks(desk: Desk) -> 
     desk.stop(runtime="solo")
     assert desk.report().timed_out is False
     assert desk.life(1) == "cancelled NEVER_RAN"
+
+
+# --- what its pool had asked to stop, for want of a broker -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spawn", "outcome", "life"),
+    [
+        ({}, "cancelled", "cancelled RETURNED"),
+        ({}, "completed", "completed RETURNED"),
+        ({"restart": "on-failure"}, "completed", "completed RETURNED"),
+        ({"restart": "on-failure"}, "cancelled", "assigned"),
+        ({"restart": "always"}, "cancelled", "assigned"),
+        ({"restart": "always"}, "completed", "assigned"),
+        ({"retries": 1}, "cancelled", "assigned"),
+        ({"retries": 1}, "completed", "completed RETURNED"),
+    ],
+)
+def test_a_policy_runs_again_what_its_pool_interrupted(
+    desk: Desk, spawn: dict[str, object], outcome: str, life: str
+) -> None:
+    worker = desk.worker()
+    desk.running(worker, spawn)
+    desk.end(worker, 1, outcome=outcome, text=f"{LEASE_OVER}no broker for 15 s")
+    assert desk.life(1) == life
+
+
+def test_but_not_what_was_stopped_as_well(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, {"restart": "always", **X})
+    desk.stop(**X)
+    desk.end(worker, 1, outcome="cancelled", text=f"{LEASE_OVER}no broker for 15 s")
+    assert desk.life(1) == "cancelled RETURNED"

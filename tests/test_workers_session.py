@@ -337,8 +337,9 @@ def test_force(worker: Driver) -> None:
     assert worker(to_worker.Force(3, 1, 1)) == [
         AskToStop(*key(1), ""),
         ForceAttempt(*key(1)),
+        seen(1, "running"),
     ]
-    assert worker(to_worker.Force(3, 1, 1)) == [ForceAttempt(*key(1))]
+    assert worker(to_worker.Force(3, 1, 1))[0] == ForceAttempt(*key(1))
     assert worker(to_worker.Force(3, 3, 1)) == [Data(from_worker.Ended([never_ran(3)]))]
     assert worker(to_worker.Force(3, 9, 1)) == []
 

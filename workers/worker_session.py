@@ -385,7 +385,10 @@ class WorkerSession(WorkerAsks):
     def _on_force(self, message: to_worker.Force, now: float) -> Effects:
         key = (TaskId(message.task_id), Attempt(message.attempt))
         if key in self.running:
-            return [*self._ask(key, "", now), ForceAttempt(*key)]
+            asked = self._ask(key, "", now)
+            # The acknowledgement also says that this worker hears: it is not frozen.
+            seen = Control(from_worker.StopSeen([self._seen(key, now)]))
+            return [*asked, ForceAttempt(*key), seen]
         buried: Effects = []
         if key in self.received or key in self.handed:
             buried = self._bury(key, 0, now)
