@@ -95,9 +95,9 @@ class Decoder:
 
     def __init__(self, messages: Iterable[type[Message]], *, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
-        compiler = _Compiler()
+        compiler = Compiler()
         #: By code: how to check the fields of each accepted message.
-        self._checks: dict[int, _Check] = {
+        self._checks: dict[int, Check] = {
             CODES[message]: compiler.row(message) for message in messages
         }
 
@@ -107,7 +107,7 @@ class Decoder:
             return self._decode(frames)
         except ProtocolError:
             raise
-        except _RefusedError as refused:
+        except RefusedError as refused:
             raise ProtocolError(str(refused)) from None
         except Exception as error:
             # Without the cause: it may hold all that was unpacked.
@@ -218,13 +218,13 @@ def _check_lengths(data: bytes | memoryview) -> None:
 
 # --- from annotations to checks ------------------------------------------------------------------
 
-#: Takes what msgpack made, gives what the field shall hold; raises _RefusedError.
-_Check = Callable[[Any], Any]
+#: Takes what msgpack made, gives what the field shall hold; raises RefusedError.
+Check = Callable[[Any], Any]
 #: For each type that msgpack may have made, the closer look it needs, or None.
-_Cases = dict[type, _Check | None]
+_Cases = dict[type, Check | None]
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """A value is not what its field holds. The path grows from the inside out."""
 
     def __init__(self, text: str, *path: str) -> None:
@@ -235,24 +235,24 @@ class _RefusedError(Exception):
         return f"{''.join(reversed(self.path))}: {self.args[0]}"
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
     cases: _Cases
     expected: str
 
 
-class _Compiler:
-    """Makes the checks of one Decoder, each row type once."""
+class Compiler:
+    """Makes the checks of one Decoder, each row type once. What is stored has one of its own: see `facts`."""
 
     def __init__(self) -> None:
-        self._rows: dict[type, _Check] = {}
+        self._rows: dict[type, Check] = {}
 
-    def row(self, row: type[Message]) -> _Check:
+    def row(self, row: type[Message]) -> Check:
         if row not in self._rows:
             fields = {f".{name}": self.field(hint) for name, hint in get_type_hints(row).items()}
             self._rows[row] = _array_check(fields, row, _name(row) if row in CODES else "")
         return self._rows[row]
 
-    def field(self, hint: Any) -> _Field:
+    def field(self, hint: Any) -> Field:
         while isinstance(hint, NewType):
             hint = hint.__supertype__
         if hint in _PLAIN:
@@ -261,38 +261,38 @@ class _Compiler:
         if origin in (Union, types.UnionType):
             return _union([self.field(argument) for argument in arguments])
         if origin is list:
-            return _Field({tuple: _list_check(self.field(arguments[0]))}, "an array")
+            return Field({tuple: list_check(self.field(arguments[0]))}, "an array")
         if origin is tuple and Ellipsis not in arguments:
             fields = {f"[{i}]": self.field(argument) for i, argument in enumerate(arguments)}
             expected = f"an array of {len(arguments)}"
-            return _Field({tuple: _array_check(fields, tuple, "")}, expected)
+            return Field({tuple: _array_check(fields, tuple, "")}, expected)
         if origin is dict and arguments == (str, Any):
-            return _Field({dict: _plain_field}, "a dictionary")
+            return Field({dict: _plain_field}, "a dictionary")
         if isinstance(hint, type) and issubclass(hint, tuple):
-            return _Field({tuple: self.row(hint)}, f"an array, a {hint.__name__}")
+            return Field({tuple: self.row(hint)}, f"an array, a {hint.__name__}")
         raise TypeError(f"no message may have a field of type {hint!r}")  # ours, not a peer's
 
 
-def _union(fields: list[_Field]) -> _Field:
+def _union(fields: list[Field]) -> Field:
     cases: _Cases = {}
     for field in fields:
         if cases.keys() & field.cases.keys():
             raise TypeError("a union whose members look the same on the wire")
         cases.update(field.cases)
-    return _Field(cases, " or ".join(dict.fromkeys(field.expected for field in fields)))
+    return Field(cases, " or ".join(dict.fromkeys(field.expected for field in fields)))
 
 
-def _array_check(fields: dict[str, _Field], make: type[tuple[Any, ...]], root: str) -> _Check:
+def _array_check(fields: dict[str, Field], make: type[tuple[Any, ...]], root: str) -> Check:
     """Checks an array of exactly these fields and makes a `make` of it."""
     places = list(fields)
     new = tuple.__new__
     #: For each known signature, the fields that need a closer look, and which.
-    plans: dict[tuple[type, ...], tuple[tuple[int, _Check], ...]] = {}
+    plans: dict[tuple[type, ...], tuple[tuple[int, Check], ...]] = {}
 
-    def learn(values: tuple[Any, ...]) -> tuple[tuple[int, _Check], ...]:
+    def learn(values: tuple[Any, ...]) -> tuple[tuple[int, Check], ...]:
         if len(values) != len(fields):
-            raise _RefusedError(f"expected {len(fields)} fields, got {len(values)}", root)
-        steps: list[tuple[int, _Check]] = []
+            raise RefusedError(f"expected {len(fields)} fields, got {len(values)}", root)
+        steps: list[tuple[int, Check]] = []
         for index, (place, field) in enumerate(fields.items()):
             step = _step(field, values[index], place, root)
             if step is not None:
@@ -313,7 +313,7 @@ def _array_check(fields: dict[str, _Field], make: type[tuple[Any, ...]], root: s
         try:
             for index, step in plan:
                 items[index] = step(items[index])
-        except _RefusedError as refused:
+        except RefusedError as refused:
             refused.path += (places[index], root)
             raise
         return new(make, items)
@@ -321,7 +321,7 @@ def _array_check(fields: dict[str, _Field], make: type[tuple[Any, ...]], root: s
     return check
 
 
-def _list_check(field: _Field) -> _Check:
+def list_check(field: Field) -> Check:
     plain = frozenset(kind for kind, step in field.cases.items() if step is None)
 
     def check(values: tuple[Any, ...]) -> list[Any]:
@@ -332,7 +332,7 @@ def _list_check(field: _Field) -> _Check:
             for value in values:
                 step = _step(field, value)
                 found.append(value if step is None else step(value))
-        except _RefusedError as refused:
+        except RefusedError as refused:
             refused.path.append(f"[{len(found)}]")
             raise
         return found
@@ -340,17 +340,17 @@ def _list_check(field: _Field) -> _Check:
     return check
 
 
-def _step(field: _Field, value: Any, *path: str) -> _Check | None:
+def _step(field: Field, value: Any, *path: str) -> Check | None:
     try:
         return field.cases[type(value)]
     except KeyError:
         text = f"expected {field.expected}, got {_describe(value)}"
-        raise _RefusedError(text, *path) from None
+        raise RefusedError(text, *path) from None
 
 
 def _float(value: float) -> float:
     if value != value or value == -math.inf:  # noqa: PLR0124 - faster than isnan
-        raise _RefusedError(f"expected a number or infinity, got {value}")
+        raise RefusedError(f"expected a number or infinity, got {value}")
     return value
 
 
@@ -362,21 +362,21 @@ def _plain(value: Any, depth: int) -> Any:
     if kind in _ATOMS:
         return value
     if depth == MAX_DEPTH:
-        raise _RefusedError(f"nested deeper than {MAX_DEPTH}")
+        raise RefusedError(f"nested deeper than {MAX_DEPTH}")
     if kind is tuple:
         return [_plain_item(index, item, depth) for index, item in enumerate(value)]
     if kind is dict:
         return {key: _plain_item(key, item, depth) for key, item in value.items()}
-    raise _RefusedError(f"expected a plain value, got {_describe(value)}")
+    raise RefusedError(f"expected a plain value, got {_describe(value)}")
 
 
 def _plain_item(place: Any, item: Any, depth: int) -> Any:
     """`place` is a key or an index; msgpack lets keys be bytes."""
     try:
         if type(place) is bytes:
-            raise _RefusedError("expected keys that are strings")
+            raise RefusedError("expected keys that are strings")
         return _plain(item, depth + 1)
-    except _RefusedError as refused:
+    except RefusedError as refused:
         refused.path.append(f"[{place!r:.80}]")
         raise
 
@@ -386,19 +386,19 @@ def _plain_field(value: Any) -> Any:
 
 
 _ATOMS: Final[frozenset[type]] = frozenset({type(None), bool, int, str, bytes})
-_PAYLOAD: Final = _Field({bytes: None, Frame: None}, "bytes or a frame")
+_PAYLOAD: Final = Field({bytes: None, Frame: None}, "bytes or a frame")
 
 #: Annotations that stand for themselves.
-_PLAIN: Final[dict[Any, _Field]] = {
-    int: _Field({int: None}, "an integer"),
-    float: _Field({float: _float, int: float}, "a number"),
-    str: _Field({str: None}, "a string"),
-    bytes: _Field({bytes: None}, "bytes"),
-    bool: _Field({bool: None}, "a bool"),
-    type(None): _Field({type(None): None}, "None"),
+_PLAIN: Final[dict[Any, Field]] = {
+    int: Field({int: None}, "an integer"),
+    float: Field({float: _float, int: float}, "a number"),
+    str: Field({str: None}, "a string"),
+    bytes: Field({bytes: None}, "bytes"),
+    bool: Field({bool: None}, "a bool"),
+    type(None): Field({type(None): None}, "None"),
     bytes | Frame: _PAYLOAD,
     Sized: _PAYLOAD,
-    Any: _Field(
+    Any: Field(
         {**dict.fromkeys(_ATOMS), float: _float, tuple: _plain_field, dict: _plain_field},
         "a plain value",
     ),

@@ -9,10 +9,12 @@ INLINE_LIMIT: Final = 32 * 1024
 class Frame:
     """A payload that is a frame of its own on the wire. Opaque to the broker."""
 
-    __slots__ = ("data",)
+    __slots__ = ("data", "digest")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, digest: bytes | None = None) -> None:
         self.data = data
+        #: What the journal knows it by, once it has looked: so a payload is digested once.
+        self.digest = digest
 
     def __len__(self) -> int:
         return len(self.data)

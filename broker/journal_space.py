@@ -1,0 +1,76 @@
+"""Room on the disk: a reserve that is given up when it is full, and a look at what is left.
+
+With less than the margin left, or the reserve gone, there is no room for new work; stops and ends still find
+some, first in the margin and then where the reserve was.
+"""
+
+import errno
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final
+
+from quiesce.broker.journal import JournalLimits
+
+NAME: Final = "reserve"
+#: Seconds between two looks at the disk.
+PACE: Final = 1.0
+
+
+class Space:
+    """The room of one state folder. Used by the journal's thread; `roomy` may be read by any."""
+
+    def __init__(self, folder: Path, limits: JournalLimits) -> None:
+        """Make the reserve, if there is room for it. OSError if the folder can't be written."""
+        self._folder = folder
+        self._path = folder / NAME
+        self._size = limits.reserve
+        self._margin = limits.margin
+        self._looked = 0.0
+        self.roomy = self.held = False
+        self.look(now=True)
+
+    def look(self, wanted: int = 0, *, now: bool = False) -> None:
+        """See how much is left, at most once in PACE seconds, and make the reserve again if it is gone.
+
+        `wanted`: bytes that are about to be written.
+        """
+        tick = time.monotonic()
+        if not now and tick < self._looked + PACE:
+            return
+        self._looked = tick
+        if not self.held:
+            self.held = self._reserve()
+        there = os.statvfs(self._folder)
+        left = there.f_bavail * there.f_frsize
+        self.roomy = self.held and left >= self._margin + 2 * wanted  # in the log, then in the file
+
+    def _reserve(self) -> bool:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if self._size:
+                os.posix_fallocate(fd, 0, self._size)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            os.ftruncate(fd, 0)
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def give_up(self) -> bool:
+        """The disk is full: let go of the reserve. Whether there was one."""
+        held, self.held, self.roomy = self.held, False, False
+        self._looked = time.monotonic()
+        if held:
+            os.truncate(self._path, 0)
+        return held
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether this says that the disk is full: unlike after an I/O error, the same may be tried again."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC

@@ -1,0 +1,436 @@
+"""The journal's one connection to SQLite: rows of facts, blobs, snapshots, and SQLite's log kept short.
+
+A group of turns is one row, and one commit. It is synced to the disk always (power-loss), or (crash) when it
+holds a fact of SYNCED. When the disk is full a commit is tried once more, in the room of the reserve: that is
+no I/O error, after which nothing is ever tried again.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from quiesce.broker.journal import JournalFailedError, JournalLimits, sync_folder
+from quiesce.broker.journal_head import MODES, Head, HeadFile
+from quiesce.broker.journal_read import (
+    NAME,
+    SCHEMA,
+    Found,
+    Manifest,
+    Position,
+    as_os_error,
+    chain_chunk,
+    chain_row,
+    digest_of,
+)
+from quiesce.broker.journal_space import Space, is_full
+from quiesce.protocol.fact_codec import FORMAT, BlobRef, FactPacker
+from quiesce.protocol.frames import Frame, Payload
+from quiesce.registry import facts as fact_types
+from quiesce.registry.facts import Fact
+
+#: Epochs, closures and completed stops are on the disk before anyone hears of them, in every mode.
+SYNCED: Final[frozenset[type]] = frozenset(
+    {
+        fact_types.EpochStarted,
+        fact_types.StopOpened,
+        fact_types.StopEnded,
+        fact_types.BlockReleased,
+        fact_types.ScopesReopened,
+        fact_types.SystemStopping,
+    }
+)
+#: Bytes of one piece of a snapshot, of one part of a blob, and rows deleted at once.
+CHUNK: Final = 128 * 1024
+PART: Final = 8 * 2**20
+SLICE: Final = 500
+#: Roughly what a commit adds to SQLite's log beside what it says.
+_OVERHEAD: Final = 8192
+#: While the disk is full the log is made short more often: its room serves the next commits.
+_SHORT_LOG: Final = 2**20
+_INSERT_ROW: Final = (
+    "INSERT INTO facts (seq, version, epoch, mode, count, body, checksum) VALUES (?,?,?,?,?,?,?)"
+)
+_INSERT_PART: Final = "INSERT INTO blobs (id, part, digest, data) VALUES (?,?,?,?)"
+_INSERT_CHUNK: Final = "INSERT INTO chunks (id, body, checksum) VALUES (?,?,?)"
+_INSERT_MANIFEST: Final = (
+    "INSERT INTO snapshots (seq, version, epoch, first, chunks, chain, checksum, seal)"
+    " VALUES (?,?,?,?,?,?,?,?)"
+)
+
+Connect = Callable[[Path], sqlite3.Connection]
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that never waits for another one, and begins no transactions by itself."""
+    return sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
+
+
+class Store:
+    """Where facts are written. Made in the main thread, then used by the journal's thread alone."""
+
+    def __init__(
+        self,
+        found: Found,
+        *,
+        durability: str,
+        boot_id: str,
+        doubtful: bool,
+        limits: JournalLimits,
+        connect: Connect = connect,
+    ) -> None:
+        """Go on with what was found, or begin.
+
+        Raises:
+            AlreadyLockedError: another process has it open.
+            OSError: it can't be written.
+        """
+        self._folder = found.folder
+        self._path = found.folder / NAME
+        self._limits = limits
+        self._mode = MODES.index(durability)
+        self._always = durability == "power-loss"
+        self._boot = boot_id
+        self._doubtful = doubtful
+        self.last = found.last
+        self._epoch = max(found.last.epoch, found.head.epoch if found.head else 0)
+        #: All rows up to here are on the disk, whatever happens to the machine.
+        self._synced = min(found.head.synced if found.head else 0, found.last.seq)
+        #: All and only the blobs that something may name, by digest; those that were found are verified.
+        self._known = {
+            frame.digest or b"": BlobRef(key, found.parts[key], len(frame), frame.digest or b"")
+            for key, frame in found.blobs.items()
+        }
+        #: The blobs that facts since the cut of the last snapshot name; and the set that is being added to.
+        self._since_cut: set[int] = set()
+        self._naming = self._since_cut
+        self._fresh: list[tuple[BlobRef, Payload]] = []
+        self._packer = FactPacker(self._place)
+        self.tail_facts = sum(len(row.facts) for row in found.rows)
+        self.tail_bytes = found.tail_bytes
+        self.snapshot_weight = weight(found.frozen or ())
+        self.snapshot_bytes = found.snapshot_bytes
+        self._manifest_seq = found.manifest.seq if found.manifest else 0
+        #: Bytes since SQLite's log was made short.
+        self._logged = 0
+        self._sync: bool | None = None
+        self.space = Space(self._folder, limits)
+        try:
+            self._connection = connect(self._path)
+            try:
+                self._prepare(found)
+            except BaseException:
+                self._connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise as_os_error(error, self._path) from error
+        try:
+            self._head = HeadFile(self._folder)
+            self._write_head(sync=True, both=True)
+            sync_folder(self._folder)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self, found: Found) -> None:
+        execute = self._connection.execute
+        execute("PRAGMA locking_mode = EXCLUSIVE")
+        if not found.exists:
+            execute("PRAGMA auto_vacuum = INCREMENTAL")
+        (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise OSError(f"{self._path}: SQLite can't keep its log here (journal mode {mode})")
+        execute("PRAGMA wal_autocheckpoint = 0")
+        execute(f"PRAGMA journal_size_limit = {2 * self._limits.checkpoint}")
+        execute("PRAGMA secure_delete = OFF")
+        self._set_sync(True)
+        execute("BEGIN EXCLUSIVE")
+        if not found.exists:
+            for statement in SCHEMA:
+                execute(statement)
+        self._delete_leftovers(found)
+        execute("COMMIT")
+        (highest,) = execute("SELECT coalesce(max(id), 0) FROM blobs").fetchone()
+        self._next_blob = highest + 1
+        (highest,) = execute("SELECT coalesce(max(id), 0) FROM chunks").fetchone()
+        self._next_chunk = highest + 1
+
+    def _delete_leftovers(self, found: Found) -> None:
+        """What an interrupted snapshot has left, and blobs that nothing names (so: that nobody verified)."""
+        execute = self._connection.execute
+        seq, first, end = 0, 0, 0
+        if found.manifest is not None:
+            seq, first = found.manifest.seq, found.manifest.first
+            end = first + found.manifest.chunks
+        execute("DELETE FROM facts WHERE seq <= ?", (seq,))
+        execute("DELETE FROM snapshots WHERE seq <> ?", (seq,))
+        execute("DELETE FROM chunks WHERE id < ? OR id >= ?", (first, end))
+        kept = {key + part for key, parts in found.parts.items() for part in range(parts)}
+        for (key,) in execute("SELECT id FROM blobs").fetchall():
+            if key not in kept:
+                execute("DELETE FROM blobs WHERE id = ?", (key,))
+
+    # --- commits ----------------------------------------------------------------------------------
+
+    def commit(self, facts: list[Fact]) -> None:
+        """Make these facts safe, as one row.
+
+        Raises:
+            JournalFailedError: they can't be: an epoch that goes back.
+            FactError: they can't be written down.
+            sqlite3.Error, OSError: the disk.
+        """
+        sync, epoch = self._always, self._epoch
+        self._naming = self._since_cut
+        pieces = []
+        for fact in facts:
+            if type(fact) in SYNCED:
+                sync = True
+                if type(fact) is fact_types.EpochStarted:
+                    if fact.epoch < epoch:
+                        raise JournalFailedError(f"epoch {fact.epoch} after epoch {epoch}")
+                    epoch = fact.epoch
+            pieces.append(self._packer.fact(fact))
+        body = b"".join(pieces)
+        seq = self.last.seq + 1
+        head = (seq, FORMAT, epoch, self._mode, len(facts))
+        checksum = chain_row(self.last.checksum, *head, body)
+        size = len(body) + self._fresh_size()
+        if size > 2**20:
+            self.space.look(size, now=True)
+        self._set_sync(sync)
+        self._write(_INSERT_ROW, (*head, body, checksum))
+        self.last = Position(seq, checksum, epoch)
+        self._epoch = epoch
+        if sync:
+            self._synced = seq
+        self._persist(lambda: self._write_head(sync=sync))
+        self.tail_facts += len(facts)
+        self.tail_bytes += size
+        self._logged += size + _OVERHEAD
+
+    def keep_short(self) -> None:
+        """Move SQLite's log into its file, if it has grown long; look at the disk now and then."""
+        self.space.look()
+        limit = self._limits.checkpoint
+        if not self.space.roomy:
+            limit = min(limit, _SHORT_LOG)
+        if self._logged >= limit:
+            self._checkpoint("RESTART")
+
+    def vouch(self) -> None:
+        """Nothing that is missing matters any more."""
+        self._doubtful = False
+        self._persist(lambda: self._write_head(sync=True, both=True))
+
+    def close(self) -> None:
+        """Mark the end as an orderly one."""
+        self._checkpoint("TRUNCATE")
+        self._connection.close()
+        self._write_head(sync=True, both=True, clean=True)
+        self._head.close()
+
+    def abandon(self) -> None:
+        """Close what is open, after a failure."""
+        self._connection.close()
+        self._head.close()
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+        """One row, with the blobs that it was the first to name."""
+        blobs, self._fresh = self._fresh, []
+
+        def write() -> None:
+            execute = self._connection.execute
+            if not blobs:
+                execute(statement, values)
+                return
+            execute("BEGIN IMMEDIATE")
+            for ref, payload in blobs:
+                view = memoryview(payload.data if isinstance(payload, Frame) else payload)
+                for part in range(ref.parts):
+                    piece = view[part * PART : (part + 1) * PART]
+                    execute(_INSERT_PART, (ref.id + part, part, ref.digest, piece))
+            execute(statement, values)
+            execute("COMMIT")
+
+        try:
+            self._persist(write)
+        except (sqlite3.Error, OSError):
+            for ref, _ in blobs:
+                del self._known[ref.digest]  # it stands nowhere
+            raise
+
+    def _persist(self, write: Callable[[], object]) -> None:
+        """Write; once more where the reserve was, if the disk is full."""
+        try:
+            write()
+        except (sqlite3.Error, OSError) as error:
+            if not is_full(error) or not self.space.give_up():
+                raise
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            write()
+
+    def _write_head(self, *, sync: bool, both: bool = False, clean: bool = False) -> None:
+        head = Head(
+            seq=self.last.seq,
+            synced=self._synced,
+            checksum=self.last.checksum,
+            epoch=self._epoch,
+            mode=MODES[self._mode],
+            clean=clean,
+            doubtful=self._doubtful,
+            boot=self._boot,
+        )
+        self._head.write(head, sync=sync, both=both)
+
+    def _set_sync(self, sync: bool) -> None:
+        if sync is not self._sync:
+            self._sync = sync
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+
+    def _checkpoint(self, how: str) -> None:
+        """Without room on the disk it stays undone, and does no harm: the log holds all."""
+        self._logged = 0
+        try:
+            busy, logged, moved = self._connection.execute(
+                f"PRAGMA wal_checkpoint({how})"
+            ).fetchone()
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            self.space.give_up()
+            return
+        if not busy and logged == moved:
+            self._synced = self.last.seq  # a checkpoint syncs the log, then the file
+
+    # --- blobs ------------------------------------------------------------------------------------
+
+    def _place(self, payload: Payload) -> BlobRef:
+        """Where this payload stands: where it stood before, or with the next row."""
+        data = payload.data if isinstance(payload, Frame) else payload
+        digest = payload.digest if isinstance(payload, Frame) else None
+        if digest is None:
+            digest = digest_of(data)
+            if isinstance(payload, Frame):
+                payload.digest = digest
+        ref = self._known.get(digest)
+        if ref is None:
+            parts = max(1, -(-len(data) // PART))
+            ref = BlobRef(self._next_blob, parts, len(data), digest)
+            self._next_blob += parts
+            self._known[digest] = ref
+            self._fresh.append((ref, payload))
+        self._naming.add(ref.id)
+        return ref
+
+    def _fresh_size(self) -> int:
+        return sum(ref.size for ref, _ in self._fresh)
+
+    # --- snapshots --------------------------------------------------------------------------------
+
+    def snapshot(self, frozen: tuple[Any, ...]) -> Iterator[None]:
+        """Write the registry as of the last row, a little between two yields, and then delete what is older.
+
+        Between yields rows may be committed. Whenever it ends, what stands on the disk is good.
+        """
+        cut, facts, size = self.last, self.tail_facts, self.tail_bytes
+        self._since_cut = set()
+        names: set[int] = set()
+        first = self._next_chunk
+        checksum, number, written = cut.checksum, 0, 0
+        for body in self._chunks(frozen, names):
+            checksum = chain_chunk(checksum, body)
+            self._next_chunk += 1
+            written += len(body)
+            self._logged += len(body) + self._fresh_size() + _OVERHEAD
+            self._set_sync(False)
+            self._write(_INSERT_CHUNK, (first + number, body, checksum))
+            number += 1
+            yield
+        manifest = Manifest(cut.seq, FORMAT, cut.epoch, first, number, cut.checksum, checksum)
+        self._set_sync(False)
+        self._replace_manifest(manifest)
+        # From here on it counts.
+        self.tail_facts -= facts
+        self.tail_bytes -= size
+        self.snapshot_weight = weight(frozen)
+        self.snapshot_bytes = written + sum(
+            ref.size for ref in self._known.values() if ref.id in names
+        )
+        low, self._manifest_seq = self._manifest_seq, cut.seq
+        kept = names | self._since_cut
+        doomed = [ref for ref in self._known.values() if ref.id not in kept]
+        for ref in doomed:
+            del self._known[ref.digest]  # before the next row could name it again
+        yield
+        for statement, bounds in self._deletions(low, cut.seq, first, doomed):
+            self._erase(statement, bounds)
+            yield
+        yield from self._shrink()
+        self._checkpoint("TRUNCATE")
+        self.space.look(now=True)
+
+    def _chunks(self, frozen: tuple[Any, ...], names: set[int]) -> Iterator[bytes]:
+        pieces: list[bytes] = []
+        size = 0
+        self._naming = names
+        for piece in self._packer.frozen(frozen):
+            pieces.append(piece)
+            size += len(piece)
+            if size + self._fresh_size() >= CHUNK:
+                yield b"".join(pieces)
+                self._naming = names
+                pieces, size = [], 0
+        if pieces:
+            yield b"".join(pieces)
+
+    def _replace_manifest(self, manifest: Manifest) -> None:
+        def write() -> None:
+            execute = self._connection.execute
+            execute("BEGIN IMMEDIATE")
+            execute("DELETE FROM snapshots")
+            execute(_INSERT_MANIFEST, (*manifest, manifest.seal()))
+            execute("COMMIT")
+
+        self._persist(write)
+
+    def _erase(self, statement: str, bounds: tuple[int, int]) -> None:
+        self._set_sync(False)
+        self._persist(lambda: self._connection.execute(statement, bounds))
+        self._logged += _OVERHEAD
+
+    def give_up_snapshot(self) -> None:
+        """After a snapshot that ended with an error: the rows go on as if it had not begun."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _deletions(
+        self, low: int, high: int, first_chunk: int, doomed: list[BlobRef]
+    ) -> Iterator[tuple[str, tuple[int, int]]]:
+        """What a snapshot makes superfluous, in slices."""
+        for start in range(low, high, SLICE):
+            end = min(start + SLICE, high)
+            yield "DELETE FROM facts WHERE seq > ? AND seq <= ?", (start, end)
+        (lowest,) = self._connection.execute("SELECT min(id) FROM chunks").fetchone()
+        for start in range(lowest or first_chunk, first_chunk, SLICE // 10):
+            end = min(start + SLICE // 10, first_chunk)
+            yield "DELETE FROM chunks WHERE id >= ? AND id < ?", (start, end)
+        for ref in doomed:
+            yield "DELETE FROM blobs WHERE id >= ? AND id < ?", (ref.id, ref.id + ref.parts)
+
+    def _shrink(self) -> Iterator[None]:
+        """Give pages back to the disk while most of the file is empty: what is left serves the next rows."""
+        while True:
+            (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
+            if free < 4096 or free < pages / 2:
+                return
+            # A page with each step of the statement; `execute` would take but one.
+            self._connection.executescript("PRAGMA incremental_vacuum(2048)")
+            yield
+
+
+def weight(frozen: tuple[Any, ...]) -> int:
+    """How many things a frozen registry holds."""
+    return sum(len(section) for section in frozen if isinstance(section, tuple))
