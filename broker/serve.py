@@ -22,8 +22,8 @@ from quiesce.broker.journal import (
     JournalDamagedError,
     JournalFailedError,
     next_epoch,
-    open_journal,
 )
+from quiesce.broker.journal_open import open_journal
 from quiesce.broker.locks import AlreadyLockedError, Lock
 from quiesce.broker.loop import Broker
 from quiesce.broker.settings import BrokerSettings
@@ -122,9 +122,9 @@ def serve(settings: BrokerSettings) -> int:
 def _unsafe(settings: BrokerSettings) -> str:
     least = leases.safe_bound(settings.lease, settings.clock_drift, settings.kill_delay)
     return (
-        f"lease_bound = {settings.lease_bound:g} s is too short for a lease of {settings.lease:g} s: with clock_drift "
-        f"= {settings.clock_drift:g} and kill_delay = {settings.kill_delay:g} s, less than {least:.3f} s would call "
-        "supervisors dead that may live"
+        f"lease_bound = {settings.lease_bound:g} s is too short for a lease of {settings.lease:g} s: with "
+        f"clock_drift = {settings.clock_drift:g} and kill_delay = {settings.kill_delay:g} s, less than "
+        f"{least:.3f} s would call supervisors dead that may live"
     )
 
 

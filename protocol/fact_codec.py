@@ -57,6 +57,9 @@ NUMBERED: Final[tuple[type[Any], ...]] = (
     facts.BlockReleased,
     facts.ScopesReopened,
     facts.SystemStopping,
+    facts.SupervisorReturned,
+    facts.SupervisorArmed,
+    facts.ForceMoved,
 )
 _NUMBERS: Final = {fact: number for number, fact in enumerate(NUMBERED, 1)}
 

@@ -10,11 +10,12 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from leaks import Process, descendants
-from quiesce import Client, QuiesceError
+from quiesce import Client, QuiesceError, TaskHandle
 from quiesce.testing import Witness, bodies
 from system import System
 
@@ -56,12 +57,8 @@ class Chaos:
     def run(self) -> None:
         """All of it; returns when everything has come to rest."""
         threads = [
-            threading.Thread(target=self._guarded, args=(body, *arguments), name=body.__name__)
-            for body, *arguments in (
-                (self.load,),
-                *((self.stop, number) for number in range(2)),
-                (self.hurt,),
-            )
+            threading.Thread(target=self._guarded, args=(body,), name=body.__name__)
+            for body in (self.load, self.stop, self.stop, self.hurt)
         ]
         for thread in threads:
             thread.start()
@@ -70,9 +67,9 @@ class Chaos:
         self.thaw(all_of_them=True)
         self.witness.close()
 
-    def _guarded(self, body, *arguments) -> None:  # type: ignore[no-untyped-def]  # any of ours
+    def _guarded(self, body: Callable[[], None]) -> None:
         try:
-            body(*arguments)
+            body()
         except Exception as error:
             self.troubles.append(f"{body.__name__}: {error!r}")
 
@@ -82,7 +79,7 @@ class Chaos:
         """Keep some tasks of each tenant running; refused spawns are the rule."""
         draw = random.Random(self.random.random())
         with self.system.client(timeout=60) as client:
-            handles = []
+            handles: list[TaskHandle[object]] = []
             while self.goes_on and self._next_slot < SLOTS - 10:
                 handles = [handle for handle in handles if not handle.done()]
                 if len(handles) > 12:
@@ -116,7 +113,7 @@ class Chaos:
                 with suppress(QuiesceError, TimeoutError):
                     handle.exception(timeout=0)
 
-    def stop(self, number: int) -> None:
+    def stop(self) -> None:
         draw = random.Random(self.random.random())
         while self.goes_on:
             with self.system.client(timeout=60) as client:
