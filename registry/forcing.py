@@ -25,9 +25,10 @@ def on_force_due(turn: Turn, task_id: TaskId) -> None:
     if worker.status is not None:
         return
     step = task.ask.forced
-    if step and task.ask.delivered_at is None:
-        step = KILL_STEP  # who does not hear a request to stop does not hear force
+    if step and not task.ask.answered:
+        step = KILL_STEP  # the last one was not even acknowledged
     task.ask.forced = min(step, KILL_STEP) + 1
+    task.ask.answered = False
     if step >= KILL_STEP:
         frozen = turn.now.tick - task.ask.heard > turn.state.lease
         why_not = spared(turn.state, task, worker, frozen=frozen)

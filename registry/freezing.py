@@ -60,7 +60,7 @@ _TASK: Final = (
 )
 _TASK_VOLATILE: Final = ("last_check_at", "progress", "restarts")
 _ASK: Final = ("extended", "delivered_at", "observed_at", "timed_out", "stopped")
-_ASK_VOLATILE: Final = ("forced", "heard", "killed")
+_ASK_VOLATILE: Final = ("forced", "answered", "heard", "killed")
 _WORKER: Final = ("incarnation", "supervisor", "serial", "runtime", "pid", "host", "slots")
 _WORKER_MORE: Final = ("status", "last_assign")
 _WORKER_VOLATILE: Final = ("attached", "arrived", "exiting", "cpu_seconds", "memory_bytes")

@@ -23,6 +23,7 @@ class Ask:
     """The request to stop that a task is under."""
 
     __slots__ = (
+        "answered",
         "at",
         "delivered_at",
         "extended",
@@ -47,9 +48,11 @@ class Ask:
         self.stopped = False
         self.delivered_at: float | None = None
         self.observed_at: float | None = None
-        #: How often it has been forced, counted up to `forcing.KILL_STEP + 1`. Like the next two it is
+        #: How often it has been forced, counted up to `forcing.KILL_STEP + 1`. Like the next three it is
         #: volatile: kept beside the timers, not in facts.
         self.forced = 0
+        #: Its worker has answered since it was last forced.
+        self.answered = True
         #: The tick at which its worker last answered to it; at first, when it was asked.
         self.heard = 0.0
         #: Its process has been sent a kill because of it.

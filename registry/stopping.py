@@ -156,6 +156,7 @@ def heard(turn: Turn, task: Task) -> None:
     """Its worker has answered just now, or had no request to answer to."""
     if task.ask is not None:
         task.ask.heard = turn.now.tick
+        task.ask.answered = True
 
 
 def tell(turn: Turn, task: Task) -> None:

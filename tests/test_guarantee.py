@@ -46,6 +46,15 @@ def supervisors(client: Client) -> set[int]:
     return {worker.supervisor_pid for worker in workers}
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until all of its threads have stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    until(
+        lambda: [each.read_text().split()[2] for each in Path(f"/proc/{pid}/task").glob("*/stat")],
+        lambda states: set(states) == {"T"},
+    )
+
+
 def stop_elsewhere(
     system: System, **scope: object
 ) -> tuple[threading.Thread, list[ShutdownReport]]:
@@ -69,7 +78,7 @@ def test_a_worker_that_is_frozen(system: System, witness: Witness) -> None:
         ticking(witness, 0)
         pid = handle.status().worker_pid
         assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         report = client.shutdown_tasks(tenant_id="acme", grace=1.0)
         after = time.monotonic_ns()
         (task,) = report.tasks
@@ -87,7 +96,7 @@ def test_a_supervisor_that_is_frozen(system: System, witness: Witness) -> None:
         ticking(witness, 0)
         workers = workers_of(client, "background")
         frozen = workers[0].supervisor_pid
-        os.kill(frozen, signal.SIGSTOP)
+        freeze(frozen)
         report = client.shutdown_tasks(tenant_id="acme", grace=0.5)
         after = time.monotonic_ns()
         (task,) = report.tasks
@@ -107,7 +116,7 @@ def test_a_whole_system_that_is_frozen_is_fenced_by_its_broker(
         ticking(witness, 0)
         frozen = workers_of(client, "background")[0].supervisor_pid
         system.signal(signal.SIGSTOP)
-        os.kill(frozen, signal.SIGSTOP)
+        freeze(frozen)
         try:
             report = client.shutdown_tasks(tenant_id="acme", grace=0.0)
             after = time.monotonic_ns()

@@ -31,18 +31,26 @@ def desk() -> Desk:
     return desk_with()
 
 
-def steps(desk: Desk, seconds: float) -> list[tuple[float, str]]:
-    """What force does in this time: (second, effect)."""
+def steps(desk: Desk, seconds: float, *, deaf: bool = False) -> list[tuple[float, str]]:
+    """What force does in this time: (second, effect). Unless it is `deaf`, the worker acknowledges it."""
     found = []
     until = desk.tick + seconds
     while desk.tick < until:
-        desk.wait(0.5)
-        found += [
-            (desk.tick, type(effect).__name__)
-            for effect in desk.effects
-            if isinstance(effect, effects.ForceTask | effects.KillWorker)
-        ]
+        for effect in wait(desk, 0.5, deaf=deaf):
+            if isinstance(effect, effects.ForceTask | effects.KillWorker):
+                found.append((desk.tick, type(effect).__name__))
     return found
+
+
+def wait(desk: Desk, seconds: float, *, deaf: bool = False) -> list[effects.Effect]:
+    """Time passes: what happens, and is acknowledged."""
+    desk.wait(seconds)
+    happened = list(desk.effects)
+    for effect in happened:
+        if isinstance(effect, effects.ForceTask) and not deaf:
+            desk.seen(effect.worker, effect.task_id)
+    desk.effects = happened
+    return happened
 
 
 def stopped(desk: Desk, *rows: dict[str, Any], **wishes: Any) -> Incarnation:
@@ -54,6 +62,16 @@ def stopped(desk: Desk, *rows: dict[str, Any], **wishes: Any) -> Incarnation:
         if task.ask is not None:
             desk.seen(worker, task.id)
     return worker
+
+
+def test_a_worker_that_does_not_acknowledge_force_is_killed_next(desk: Desk) -> None:
+    """Stopped, or in C code that lets nobody else run: what it does not hear is of no use a second time."""
+    stopped(desk, X)
+    assert steps(desk, GRACE + 2.0, deaf=True) == [
+        (GRACE, "ForceTask"),
+        (GRACE + 1, "KillWorker"),
+        (GRACE + 2, "KillWorker"),
+    ]
 
 
 def test_the_ladder_for_a_task_in_a_process_of_its_own(desk: Desk) -> None:
@@ -76,16 +94,16 @@ def test_the_ladder_for_a_task_in_a_process_of_its_own(desk: Desk) -> None:
 
 def test_what_is_sent_names_the_attempt(desk: Desk) -> None:
     worker = stopped(desk, X)
-    desk.wait(GRACE)
+    wait(desk, GRACE)
     assert desk.take(effects.ForceTask) == [effects.ForceTask(worker, 1, 1)]
-    desk.wait(2.0)
+    wait(desk, 2.0)
     kill = effects.KillWorker(supervisor_id("pool"), 1, 1, 1, [])
     assert desk.take(effects.KillWorker) == [kill]
 
 
 def test_a_forced_task_that_ends_is_cancelled_by_nobody_s_fault(desk: Desk) -> None:
     worker = stopped(desk, {**X, "shutdown_process_on_error": True, "retries": 3})
-    desk.wait(GRACE + 2)
+    wait(desk, GRACE + 2)
     desk.exit(worker)
     assert desk.ends() == [(1, "cancelled", "REAPED")]
     assert [log for log in desk.take(effects.Log) if log.level != "INFO"] == []
@@ -116,7 +134,7 @@ def test_neighbours_in_the_scope_are_no_reason_to_wait(desk: Desk) -> None:
 
 def test_a_neighbour_in_its_own_grace_is_spared(desk: Desk) -> None:
     worker = stopped(desk, X, Y)
-    desk.wait(GRACE - 1)
+    wait(desk, GRACE - 1)
     desk.stop("B", **Y)
     desk.seen(worker, 2)
     assert steps(desk, 3.0)[-1] == (GRACE + 2, "ForceTask")
@@ -125,8 +143,7 @@ def test_a_neighbour_in_its_own_grace_is_spared(desk: Desk) -> None:
 def test_kill_neighbours_names_who_died_with_it() -> None:
     desk = desk_with(kill_neighbours=True)
     worker = stopped(desk, X, Y)
-    desk.wait(GRACE + 2)
-    assert len(desk.take(effects.KillWorker)) == 1
+    assert steps(desk, GRACE + 2)[2:] == [(GRACE + 2, "KillWorker")]
     desk.exit(worker)
     assert desk.ends() == [(1, "cancelled", "REAPED")]
     (row,) = desk.report().report.collateral
@@ -138,7 +155,7 @@ def test_kill_neighbours_names_who_died_with_it() -> None:
 def test_a_process_that_dies_by_itself_is_no_collateral_of_the_stop(desk: Desk) -> None:
     """Forced, but spared; then a neighbour takes the process down."""
     worker = stopped(desk, X, Y)
-    desk.wait(GRACE + 5)
+    wait(desk, GRACE + 5)
     assert desk.take(effects.KillWorker) == []
     desk.exit(worker, -11)
     assert desk.report().report.collateral == []
@@ -147,7 +164,7 @@ def test_a_process_that_dies_by_itself_is_no_collateral_of_the_stop(desk: Desk) 
 def test_a_collateral_task_may_be_tried_again() -> None:
     desk = desk_with(kill_neighbours=True)
     worker = stopped(desk, X, {**Y, "retries": 1})
-    desk.wait(GRACE + 2)
+    wait(desk, GRACE + 2)
     desk.exit(worker)
     assert [row.id for row in desk.report().report.collateral] == [2]
     assert desk.life(2) == "queued"
@@ -193,7 +210,7 @@ def test_the_earliest_grace_of_several_stops_counts(desk: Desk) -> None:
 
 def test_a_stop_that_waits_for_ever_does_not_hold_up_one_that_does_not(desk: Desk) -> None:
     stopped(desk, X, grace=math.inf)
-    desk.wait(5.0)
+    wait(desk, 5.0)
     desk.stop("B", **X, grace=2.0)
     assert steps(desk, 2.5) == [(7.0, "ForceTask")]
 
@@ -201,7 +218,7 @@ def test_a_stop_that_waits_for_ever_does_not_hold_up_one_that_does_not(desk: Des
 @pytest.mark.parametrize("grace", [0.0, 5.0])
 def test_a_new_stop_does_not_move_the_ladder(desk: Desk, grace: float) -> None:
     stopped(desk, X, grace=1.0)
-    desk.wait(1.5)
+    wait(desk, 1.5)
     desk.stop("B", **X, grace=grace)
     assert steps(desk, 2.0) == [(2.0, "ForceTask"), (3.0, "KillWorker")]
 
@@ -275,7 +292,7 @@ def test_what_is_never_forced_needs_no_more_time(desk: Desk) -> None:
 
 def test_too_late_for_more_time(desk: Desk) -> None:
     worker = stopped(desk, X)
-    desk.wait(GRACE)
+    wait(desk, GRACE)
     extend(desk, worker, 5.0)
     assert steps(desk, 2.0)[0] == (GRACE + 1, "ForceTask")
 
