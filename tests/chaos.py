@@ -81,6 +81,7 @@ class Chaos:
         with self.system.client(timeout=60) as client:
             handles: list[TaskHandle[object]] = []
             while self.goes_on and self._next_slot < SLOTS - 10:
+                look_at([handle for handle in handles if handle.done()])
                 handles = [handle for handle in handles if not handle.done()]
                 if len(handles) > 12:
                     time.sleep(0.01)
@@ -109,9 +110,7 @@ class Chaos:
                 )
                 self.spawned += 1
                 time.sleep(draw.choice((0.0, 0.005, 0.02)))
-            for handle in handles:
-                with suppress(QuiesceError, TimeoutError):
-                    handle.exception(timeout=0)
+            look_at(handles)
 
     def stop(self) -> None:
         draw = random.Random(self.random.random())
@@ -179,6 +178,13 @@ class Chaos:
             elif " worker" in each.command and "quiesce" not in each.command:
                 found["worker"].append(each)
         return found
+
+
+def look_at(handles: list[TaskHandle[object]]) -> None:
+    """So that nobody complains that nobody has."""
+    for handle in handles:
+        with suppress(QuiesceError, TimeoutError):
+            handle.exception(timeout=0)
 
 
 def _signal(process: Process, number: int) -> None:

@@ -49,10 +49,12 @@ def supervisors(client: Client) -> set[int]:
 def freeze(pid: int) -> None:
     """SIGSTOP, and wait until all of its threads have stopped."""
     os.kill(pid, signal.SIGSTOP)
-    until(
-        lambda: [each.read_text().split()[2] for each in Path(f"/proc/{pid}/task").glob("*/stat")],
-        lambda states: set(states) == {"T"},
-    )
+
+    def states() -> set[str]:
+        stats = [each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return {stat.rpartition(")")[2].split()[0] for stat in stats}
+
+    until(states, lambda found: found == {"T"})
 
 
 def stop_elsewhere(

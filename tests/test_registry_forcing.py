@@ -36,9 +36,11 @@ def steps(desk: Desk, seconds: float, *, deaf: bool = False) -> list[tuple[float
     found = []
     until = desk.tick + seconds
     while desk.tick < until:
-        for effect in wait(desk, 0.5, deaf=deaf):
-            if isinstance(effect, effects.ForceTask | effects.KillWorker):
-                found.append((desk.tick, type(effect).__name__))
+        found += [
+            (desk.tick, type(effect).__name__)
+            for effect in wait(desk, 0.5, deaf=deaf)
+            if isinstance(effect, effects.ForceTask | effects.KillWorker)
+        ]
     return found
 
 
