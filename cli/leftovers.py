@@ -90,7 +90,7 @@ class _Sweep:
         # The youngest first, and killed at once: who lives shortly may have a successor before it ends.
         for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=True):
             process = processes.look(pid)
-            environment = processes.environment(pid)
+            environment = processes.environment(pid) or _environment_of_threads(pid)
             mark = environment.get(RUN_MARKER, "")
             if process is None:
                 missed = True
@@ -157,6 +157,25 @@ def _line(pid: int, by_pid: dict[int, Process]) -> set[int]:
 
 
 def _has_ended(process: Process) -> bool:
-    """Since, or before we looked."""
+    """Since, or before we looked. A zombie with threads has lost its first one only."""
     now = processes.look(process.pid)
-    return now is None or now.start != process.start or now.is_zombie
+    if now is None or now.start != process.start:
+        return True
+    return now.is_zombie and not _threads(process.pid)
+
+
+def _environment_of_threads(pid: int) -> dict[str, str]:
+    """Of a process whose first thread has ended, and with it what /proc shows of the process."""
+    for thread in _threads(pid):
+        environment = processes.environment(thread)
+        if environment:
+            return environment
+    return {}
+
+
+def _threads(pid: int) -> list[int]:
+    """The threads of a process but for the first. (Each has a folder in /proc too, which is not listed.)"""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) != pid]
+    except OSError:
+        return []
