@@ -4,6 +4,10 @@ Everything that an `up` starts carries its run in the environment, and so does a
 `up` itself is killed, the kernel kills the broker, the supervisors and the workers with it, but what the tasks
 had started lives on, with any parent. These are no children of ours: their ends are seen through pidfds.
 
+Why an empty scan is a proof: whoever is alive at its end, and was not seen, was born after the pids were listed,
+of a line of parents one of which was listed. That one was read alive, and did not carry the mark; or it had
+ended by then, and such a scan does not count.
+
 Not found: who cleared the mark from its own memory (as programs that write their state into their title do)
 and lost all its parents that had it; and who runs as another user.
 """
@@ -22,112 +26,156 @@ from quiesce.workers.processes import Process
 
 #: Seconds for what was killed to be gone. Only a process that hangs in the kernel takes longer.
 PATIENCE: Final = 30.0
-#: A process that starts another and ends, while a scan passes between them, is missed once, not twice.
-_EMPTY_SCANS: Final = 2
+#: So many scans in a row must prove it: a process that is just being replaced by exec shows no environment.
+_PROOFS: Final = 2
+#: On a machine where some process ends during every scan, so many that found nothing are enough.
+_EMPTY_SCANS: Final = 100
 
 
-class Found(NamedTuple):
-    """What one look at all processes shows."""
+class Swept(NamedTuple):
+    """What became of the runs."""
 
-    #: All and only those that belong to one of the runs and are to be killed.
-    left: list[Process]
+    #: What was killed, for people.
+    killed: list[str]
     #: By run: an ancestor of ours that belongs to it. We can't kill it, so that run is not over.
     ours: dict[str, int]
 
 
-def find(runs: Collection[str]) -> Found:
-    """Look for living processes that carry the mark of one of these runs, or descend from one that does.
+def end(runs: Collection[str], patience: float = PATIENCE) -> Swept:
+    """Kill everything that is left of these runs, and wait until it has ended.
 
-    We ourselves are in none of them, whatever we inherited.
+    That is what carries the mark, and what descends from it. We ourselves belong to none of them, whatever
+    we inherited.
+
+    Raises:
+        QuiesceError: some do not end within `patience` seconds; the text names them.
     """
-    by_pid = {each.pid: each for each in processes.everything()}
-    line = _ancestors(os.getpid(), by_pid)
-    marked: set[int] = set()
-    ours: dict[str, int] = {}
-    for process in by_pid.values():
-        if process.is_zombie or process.pid == os.getpid():
-            continue
-        run = processes.environment(process.pid).get(RUN_MARKER, "")
-        if run not in runs:
-            continue
-        if process.pid in line:
-            ours[run] = process.pid
-        else:
-            marked.add(process.pid)
-    left = [
-        process
-        for process in by_pid.values()
-        if not process.is_zombie
-        and process.pid not in line
-        and not marked.isdisjoint(_ancestors(process.pid, by_pid))
-    ]
-    return Found(left, ours)
+    deadline = time.monotonic() + patience
+    sweep = _Sweep(runs)
+    proofs = empty = 0
+    while runs and proofs < _PROOFS and empty < _EMPTY_SCANS:
+        found, proves = sweep.scan()
+        alive = sweep.wait(deadline)
+        if alive or time.monotonic() > deadline:
+            names = ", ".join(alive) or "ever new ones"
+            raise QuiesceError(
+                "these processes, left by an earlier `quiesce up` that was killed, were killed too but do "
+                f"not end: {names}; nothing is started before they have ended, because tasks of then may "
+                "still run in them"
+            )
+        proofs = proofs + 1 if proves else 0
+        empty = 0 if found else empty + 1
+    return Swept(list(sweep.killed.values()), sweep.ours)
 
 
-def _ancestors(pid: int, by_pid: dict[int, Process]) -> set[int]:
+class _Sweep:
+    def __init__(self, runs: Collection[str]) -> None:
+        self._runs = runs
+        self.ours: dict[str, int] = {}
+        #: By (pid, start): all that was found, in words.
+        self.killed: dict[tuple[int, int], str] = {}
+        #: Those of the last scan that have not been waited for, by pidfd.
+        self._dying: dict[int, Process] = {}
+        #: Zombies of the last scan: they had ended before this one.
+        self._dead: set[tuple[int, int]] = set()
+
+    def scan(self) -> tuple[bool, bool]:
+        """Look at all processes, and kill those of the runs: whether there were any, and whether it is proven
+        that there are no more."""
+        by_pid = {each.pid: each for each in processes.everything()}
+        above = _line(os.getpid(), by_pid)
+        marked: set[int] = set()
+        dead: set[tuple[int, int]] = set()
+        missed = False
+        # The youngest first, and killed at once: who lives shortly may have a successor before it ends.
+        for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=True):
+            process = processes.look(pid)
+            environment = processes.environment(pid) or _environment_of_threads(pid)
+            mark = environment.get(RUN_MARKER, "")
+            if process is None:
+                missed = True
+            elif not environment and _has_ended(process):
+                dead.add((pid, process.start))
+            elif mark in self._runs and pid in above:
+                if pid != os.getpid():
+                    self.ours[mark] = pid
+            elif mark in self._runs:
+                by_pid[pid] = process
+                marked.add(pid)
+                self._kill(process)
+        for process in by_pid.values():
+            line = _line(process.pid, by_pid)
+            if process.pid not in marked and not marked.isdisjoint(line):
+                self._kill(process)
+        proves = not marked and not missed and dead <= self._dead
+        self._dead = dead
+        return bool(marked), proves
+
+    def _kill(self, process: Process) -> None:
+        """And keep a descriptor, to see it end."""
+        fd = processes.open_pidfd(process)
+        if fd is None:
+            return
+        self._dying[fd] = process
+        who = (process.pid, process.start)
+        self.killed.setdefault(who, f"{process.pid} ({processes.command(process.pid)[:60]})")
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # it has ended; or it is not ours to kill, and will be named if it stays
+
+    def wait(self, deadline: float) -> list[str]:
+        """Until all that was killed has ended; gives those that have not at the deadline, in words."""
+        poll = select.poll()
+        for fd in self._dying:
+            poll.register(fd, select.POLLIN)
+        while self._dying:
+            remaining = deadline - time.monotonic()
+            for fd, _ in poll.poll(max(0.0, remaining) * 1000):
+                poll.unregister(fd)
+                del self._dying[fd]
+                os.close(fd)
+            if remaining <= 0:
+                break
+        alive = [self.killed[each.pid, each.start] for each in self._dying.values()]
+        for fd in self._dying:
+            os.close(fd)
+        self._dying.clear()
+        return alive
+
+
+def _line(pid: int, by_pid: dict[int, Process]) -> set[int]:
     """The pids of a process and its ancestors."""
     line: set[int] = set()
     start = by_pid[pid].start
     # Who is younger than its child has got the pid of a parent that died during the scan.
-    while pid in by_pid and by_pid[pid].start <= start:
+    while pid in by_pid and by_pid[pid].start <= start and pid not in line:
         line.add(pid)
         start = by_pid[pid].start
         pid = by_pid[pid].parent
     return line
 
 
-def end(runs: Collection[str], patience: float = PATIENCE) -> tuple[list[str], dict[str, int]]:
-    """Kill everything that is left of these runs, and wait until it has ended.
-
-    Gives what was killed, for people, and by run the ancestor of ours that keeps it from being over.
-
-    Raises:
-        QuiesceError: some do not end within `patience` seconds; the text names them.
-    """
-    deadline = time.monotonic() + patience
-    killed: dict[tuple[int, int], str] = {}
-    empty = 0
-    while empty < _EMPTY_SCANS:
-        found = find(runs)
-        empty = 0 if found.left else empty + 1
-        names = {each: f"{each.pid} ({processes.command(each.pid)[:60]})" for each in found.left}
-        alive = _end(found.left, deadline)
-        if alive:
-            raise QuiesceError(
-                "these processes, left by an earlier `quiesce up` that was killed, were killed too but do "
-                f"not end: {', '.join(names[each] for each in alive)}; nothing is started before they have "
-                "ended, because tasks of then may still run in them"
-            )
-        killed.update({(each.pid, each.start): names[each] for each in found.left})
-    return list(killed.values()), found.ours
+def _has_ended(process: Process) -> bool:
+    """Since, or before we looked. A zombie with threads has lost its first one only."""
+    now = processes.look(process.pid)
+    if now is None or now.start != process.start:
+        return True
+    return now.is_zombie and not _threads(process.pid)
 
 
-def _end(left: list[Process], deadline: float) -> list[Process]:
-    """Kill these, and wait; gives those that have not ended at the deadline."""
-    watched: dict[int, Process] = {}
+def _environment_of_threads(pid: int) -> dict[str, str]:
+    """Of a process whose first thread has ended, and with it what /proc shows of the process."""
+    for thread in _threads(pid):
+        environment = processes.environment(thread)
+        if environment:
+            return environment
+    return {}
+
+
+def _threads(pid: int) -> list[int]:
+    """The threads of a process but for the first. (Each has a folder in /proc too, which is not listed.)"""
     try:
-        for process in left:
-            fd = processes.open_pidfd(process)
-            if fd is None:
-                continue
-            watched[fd] = process
-            try:
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass  # it has ended; or it is not ours to kill, and will be named if it stays
-        poll = select.poll()
-        waiting = dict(watched)
-        for fd in waiting:
-            poll.register(fd, select.POLLIN)
-        while waiting:
-            remaining = deadline - time.monotonic()
-            ready = poll.poll(max(0.0, remaining) * 1000)
-            for fd, _ in ready:
-                poll.unregister(fd)
-                del waiting[fd]
-            if not ready and remaining <= 0:
-                break
-        return list(waiting.values())
-    finally:
-        for fd in watched:
-            os.close(fd)
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) != pid]
+    except OSError:
+        return []

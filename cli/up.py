@@ -202,7 +202,9 @@ class Up:
         elif self.state in (RUNNING, STOPPING):
             self._signals += 1
             if self._signals == 1:
-                self._stop(f"{name}: stopping in order (again: faster; SIGQUIT: at once)", name)
+                self._stop(
+                    f"{name}: stopping in order (again: faster; SIGQUIT: at once)", f"signal {name}"
+                )
             else:
                 say(f"{name} again: stopping faster (SIGQUIT: at once)")
                 self._ask_to_stop()

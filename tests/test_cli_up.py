@@ -1,212 +1,22 @@
 """`quiesce up` watches, restarts, reaps and ends its processes; small programs stand in for the real ones."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from leaks import descendants, is_running
-
-#: Runs `Up` with stand-ins: argv is the folder, what the broker does, what the supervisors do.
-DRIVER = """
-import sys
-from pathlib import Path
-from quiesce.cli.config import load_config
-from quiesce.cli.up import Up
-
-folder, broker, supervisor = sys.argv[1:]
-up = Up(
-    load_config(f"{folder}/quiesce.toml", {}),
-    broker_command=[sys.executable, f"{folder}/broker.py", broker],
-    supervisor_command=[sys.executable, f"{folder}/supervisor.py", supervisor],
-    stop_patience=1.0,
-)
-sys.exit(up.run())
-"""
-
-BROKER = """
-import json, os, signal, socket, sys
-
-mode = sys.argv[1]
-if mode == "no start":
-    print("quiesce broker: this is why", file=sys.stderr)
-    sys.exit(4)
-reader, writer = os.pipe()
-os.set_blocking(writer, False)
-signal.set_wakeup_fd(writer)
-signal.signal(signal.SIGTERM, lambda *_: None)
-settings = json.loads(sys.stdin.readline())
-folder = settings["control"].removeprefix("ipc://").removesuffix("/control")
-os.makedirs(folder, mode=0o700, exist_ok=True)
-open(settings["lock_path"], "w").close()
-sockets = []
-for name in ("control", "data"):
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"{folder}/{name}")
-    listener.listen(100)
-    sockets.append(listener)
-if mode == "dies":
-    os.read(reader, 1)
-    os.kill(os.getpid(), signal.SIGKILL)
-signals = 0
-while signals < (2 if mode == "second" else 10**9 if mode == "deaf" else 1):
-    os.read(reader, 1)
-    signals += 1
-    print("broker: asked", flush=True, file=sys.stderr)
-for name in ("control", "data", "lock"):
-    os.unlink(f"{folder}/{name}")
-os.rmdir(folder)
-sys.exit(3 if mode == "task failed" else 0)
-"""
-
-SUPERVISOR = """
-import json, os, signal, socket, subprocess, sys, time
-from pathlib import Path
-from quiesce.workers import kernel
-from quiesce.workers.table import Phase, PoolTable
-
-mode = sys.argv[1]
-settings = json.loads(sys.stdin.readline())
-kernel.become_subreaper()
-notes = Path(settings["control"].removeprefix("ipc://")).parent.parent / "notes"
-name = settings["runtime"]
-number = len(list(notes.glob(f"{name}-*")))
-note = {"pid": os.getpid(), "predecessor": settings["predecessor"]}
-if mode == "never ready":
-    (notes / f"{name}-{number}").write_text(json.dumps(note))
-    sys.exit(1)
-table = PoolTable(settings["table_fd"])
-table.adopt(bytes([number + 1] * 8))
-# The worker has a child of its own; both outlive the supervisor unless somebody ends them.
-worker = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE)
-grandchild = int(worker.stdout.readline())
-place = table.place(0)
-place.assign(7)
-place.set_pid(worker.pid)
-if mode != "without workers":
-    place.set_ready()
-place.begin(11, 1)
-place.begin(12, 3)
-place.end(12, 3, Phase.COMPLETED)
-note |= {"worker": worker.pid, "grandchild": grandchild}
-(notes / f"new-{name}").write_text(json.dumps(note))
-(notes / f"new-{name}").rename(notes / f"{name}-{number}")
-control = socket.socket(socket.AF_UNIX)
-deadline = time.monotonic() + 30
-while time.monotonic() < deadline:
-    try:
-        control.connect(settings["control"].removeprefix("ipc://"))
-        break
-    except OSError:
-        time.sleep(0.01)
-try:
-    control.recv(1)  # until the broker is gone
-except ConnectionResetError:
-    pass  # it never accepts
-if mode in ("stays", "without workers"):
-    signal.pause()
-os.kill(grandchild, signal.SIGKILL)
-worker.kill()
-worker.wait()
-while True:
-    try:
-        os.wait()
-    except ChildProcessError:
-        break
-"""
-
-
-class House:
-    """One `up` in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.notes = folder / "notes"
-        self.log = folder / "log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, broker: str = "", supervisor: str = "", *, runtimes: int = 1) -> None:
-        self.notes.mkdir()
-        pools = "".join(f"[runtimes.r{n}]\nprocesses = 1\n" for n in range(runtimes))
-        (self.folder / "quiesce.toml").write_text(
-            f'[broker]\naddress = "ipc://{self.folder}/q"\nstate = "{self.folder}/state"\n'
-            f"stop_timeout = 0.5\n{pools}"
-        )
-        (self.folder / "broker.py").write_text(BROKER)
-        (self.folder / "supervisor.py").write_text(SUPERVISOR)
-        command = [sys.executable, "-c", DRIVER, str(self.folder), broker, supervisor]
-        with self.log.open("wb") as log:
-            # In a process group of its own, so that a test can do what a terminal does.
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
-
-    @property
-    def process(self) -> "subprocess.Popen[bytes]":
-        assert self._process is not None
-        return self._process
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def until(self, what: str, condition: Callable[[], Any], timeout: float = 20.0) -> Any:
-        deadline = time.monotonic() + timeout
-        while not (found := condition()):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"waited in vain for {what}; the log:\n{self.text}")
-            time.sleep(0.01)
-        return found
-
-    def until_said(self, text: str) -> None:
-        self.until(repr(text), lambda: text in self.text)
-
-    def supervisor(self, number: int, runtime: str = "r0") -> dict[str, Any]:
-        path = self.notes / f"{runtime}-{number}"
-        self.until(str(path), path.exists)
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-
-    def up(self, count: int = 1) -> None:
-        """Until it is ready and so many supervisors run."""
-        self.until_said("quiesce is up")
-        for number in range(count):
-            self.supervisor(0, f"r{number}")
-
-    def send(self, signum: int) -> None:
-        self.process.send_signal(signum)
-
-    def end(self, timeout: float = 20.0) -> int:
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"up did not end; the log:\n{self.text}") from None
-
-    def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def assert_clean(self) -> None:
-        """Nothing is left, already when `up` has ended (the fixtures would wait for a while)."""
-        # Zombies too: what falls to this process now had been left by `up`.
-        names = ("broker.py", "supervisor.py", "sleep 1000")
-        left = [each for each in descendants(os.getpid()) if any(n in each.command for n in names)]
-        assert left == []
-        assert not (self.folder / "q").exists()
-        assert not (self.folder / "state" / "lock").exists()
+from up_house import DRIVER, House, open_house
 
 
 @pytest.fixture
 def house(run_folder: Path) -> Iterator[House]:
-    made = House(run_folder)
-    yield made
-    made.close()
+    with open_house(run_folder) as made:
+        yield made
 
 
 # --- an orderly end
@@ -307,15 +117,6 @@ def test_a_broker_that_can_not_start_ends_all(house: House) -> None:
     house.assert_clean()
 
 
-def test_a_broker_that_dies_ends_all_and_leaves_no_socket(house: House) -> None:
-    house.start("dies")
-    house.up()
-    house.send(signal.SIGTERM)  # this broker kills itself then
-    assert house.end() == 1
-    assert "the broker died (killed by SIGKILL)" in house.text
-    house.assert_clean()
-
-
 def test_a_failed_task_that_stops_the_system_is_said(house: House) -> None:
     house.start("task failed")
     house.up()
@@ -324,22 +125,6 @@ def test_a_failed_task_that_stops_the_system_is_said(house: House) -> None:
     assert house.end() == 1
     assert "because a task marked shutdown_process_on_error failed" in house.text
     house.assert_clean()
-
-
-def test_killed_itself_it_leaves_no_process(house: House, run_folder: Path) -> None:
-    house.start()
-    house.up()
-    supervisor = house.supervisor(0)
-    everyone = [each.pid for each in descendants(house.process.pid)]
-    assert supervisor["pid"] in everyone
-    house.process.kill()
-    house.process.wait()
-    # The worker of this stand-in knows nothing of its parent's death: the real one does.
-    for pid in (supervisor["worker"], supervisor["grandchild"]):
-        os.kill(pid, signal.SIGKILL)
-    house.until("all to be gone", lambda: not any(map(is_running, everyone)))
-    for name in ("control", "data", "lock"):
-        (run_folder / "q" / name).unlink()  # a start on this address would remove them
 
 
 # --- supervisors
@@ -359,6 +144,7 @@ def test_a_killed_supervisor_gets_a_successor_that_knows_how_it_ended(house: Hou
         "supervisor": "01" * 8,
         "pid": first["pid"],
         "status": -signal.SIGKILL,
+        "fenced": False,
         "workers": [
             {
                 "serial": 7,
@@ -373,11 +159,25 @@ def test_a_killed_supervisor_gets_a_successor_that_knows_how_it_ended(house: Hou
     house.assert_clean()
 
 
+@pytest.mark.parametrize(("mode", "fenced"), [("armed", True), ("armed long", False)])
+def test_a_supervisor_killed_by_its_own_timer_was_fenced(
+    house: House, mode: str, fenced: bool
+) -> None:
+    house.start("", mode)
+    house.up()
+    os.kill(house.supervisor(0)["pid"], signal.SIGKILL)
+    assert house.supervisor(1)["predecessor"]["fenced"] is fenced
+    assert ("its lease ran out, and its own timer killed it" in house.text) is fenced
+    house.send(signal.SIGTERM)
+    assert house.end() == 0, house.text
+    house.assert_clean()
+
+
 def test_a_supervisor_that_dies_again_and_again_ends_the_system(house: House) -> None:
     house.start("", "never ready")
     assert house.end() == 1
     assert "for the 5th time before a worker was ready" in house.text
-    assert len(list(house.notes.iterdir())) == 5
+    assert house.count("r0") == 5
     house.assert_clean()
 
 

@@ -24,12 +24,13 @@ from quiesce.cli.settings import (
     state_folder,
 )
 from quiesce.errors import ConfigurationError
+from quiesce.registry.leases import is_safe
 from quiesce.values import TaskKind
 from quiesce.workers.settings import PoolSettings
 
 KEYS_OF_BROKER = (
-    "(keys: address, state, lease, durability, stop_timeout, payload_limit, session_timeout, history, "
-    "app_dir, log_level, shutdown_order, default_runtimes)"
+    "(keys: address, state, lease, lease_bound, clock_drift, kill_delay, durability, stop_timeout, "
+    "payload_limit, session_timeout, history, app_dir, log_level, shutdown_order, default_runtimes)"
 )
 KEYS_OF_RUNTIME = "(keys: processes, slots, max_queue, kill_neighbours, stop_grace, preload, title)"
 KEYS_OF_KIND = "(keys: stop_grace, max_running, max_running_per_tenant)"
@@ -124,6 +125,9 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         address = "tcp://127.0.0.1:7000"
         state = "here/state"
         lease = 6
+        lease_bound = 13.5
+        clock_drift = 0.1
+        kill_delay = 2
         durability = "power-loss"
         stop_timeout = 0
         payload_limit = 2048
@@ -146,6 +150,9 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         address="tcp://127.0.0.1:7000",
         state=str(tmp_path / "here/state"),
         lease=6.0,
+        lease_bound=13.5,
+        clock_drift=0.1,
+        kill_delay=2.0,
         durability="power-loss",
         stop_timeout=0.0,
         payload_limit=2048,
@@ -245,6 +252,10 @@ def test_a_named_file_must_be_there(name: str) -> None:
 
 # --- what is wrong
 
+LEAST = ": a supervisor could still run when it is declared dead. The least is"
+RULE = (
+    " = (1 + clock_drift) * (lease / (1 - clock_drift) + kill_delay); leave the key out to get it"
+)
 WRONG = [
     ("[brokr]", "quiesce.toml:1: there is no table [brokr]; did you mean 'broker'? (tables: broker, runtimes, kinds)"),
     ("[runtime.background]", "quiesce.toml:1: there is no table [runtime]; did you mean 'runtimes'? (tables: broker, runtimes, kinds)"),
@@ -259,6 +270,14 @@ WRONG = [
     ("[broker]\nlease = '3'", "quiesce.toml:2: [broker] lease: expected a number of seconds from 0.5 to 3600, got '3'"),
     ("[broker]\nlease = true", "quiesce.toml:2: [broker] lease: expected a number of seconds from 0.5 to 3600, got true"),
     ("[broker]\nlease = nan", "quiesce.toml:2: [broker] lease: expected a number of seconds from 0.5 to 3600, got nan"),
+    ("[broker]\nclock_drift = 0.6", "quiesce.toml:2: [broker] clock_drift: expected a number from 0 to 0.5, got 0.6"),
+    ("[broker]\nclock_drift = -0.1", "quiesce.toml:2: [broker] clock_drift: expected a number from 0 to 0.5, got -0.1"),
+    ("[broker]\nkill_delay = -1", "quiesce.toml:2: [broker] kill_delay: expected a number of seconds from 0 to 3600, got -1"),
+    ("[broker]\nlease_bound = inf", "quiesce.toml:2: [broker] lease_bound: expected a number of seconds from 0.5 to 86400, got inf"),
+    ("[broker]\nlease_bound = 32", f"quiesce.toml:2: [broker] lease_bound: 32 s is not safe with lease 30, clock_drift 0.03, kill_delay 1{LEAST} 32.886 s{RULE}"),
+    ("[broker]\nlease_bound = 7\nlease = 6\nkill_delay = 0.5\nclock_drift = 0.1", f"quiesce.toml:2: [broker] lease_bound: 7 s is not safe with lease 6, clock_drift 0.1, kill_delay 0.5{LEAST} 7.884 s{RULE}"),
+    # What it depends on is wrong itself: that is said alone.
+    ("[broker]\nlease_bound = 7\nlease = 0", "quiesce.toml:3: [broker] lease: expected a number of seconds from 0.5 to 3600, got 0"),
     ("[broker]\nstop_timeout = inf", "quiesce.toml:2: [broker] stop_timeout: expected a number of seconds from 0 to 86400, got inf"),
     ("[broker]\ndurability = 'crsh'", "quiesce.toml:2: [broker] durability: expected one of power-loss, crash, none; got 'crsh'; did you mean 'crash'?"),
     ("[broker]\nlog_level = 'chatty'", "quiesce.toml:2: [broker] log_level: expected one of DEBUG, INFO, WARNING, ERROR, CRITICAL; got 'chatty'"),
@@ -288,6 +307,7 @@ WRONG_ENVIRONMENT = [
     ({"QUIESCE_ADRESS": "ipc:///tmp/x"}, f"environment: QUIESCE_ADRESS names no key; did you mean 'QUIESCE_ADDRESS'? {ABOUT_VARIABLES}"),
     ({"QUIESCE_RUNTIMES_GPU_SLOTS": "3"}, f"environment: QUIESCE_RUNTIMES_GPU_SLOTS names no key; did you mean 'QUIESCE_RUNTIMES_BACKGROUND_SLOTS'? {ABOUT_VARIABLES}"),
     ({"QUIESCE_BROKER_LEASE": "x"}, "environment: QUIESCE_BROKER_LEASE: expected a number of seconds from 0.5 to 3600, got 'x'"),
+    ({"QUIESCE_BROKER_LEASE_BOUND": "30"}, f"environment: QUIESCE_BROKER_LEASE_BOUND: 30 s is not safe with lease 30, clock_drift 0.03, kill_delay 1{LEAST} 32.886 s{RULE}"),
     ({"QUIESCE_RUNTIMES_BACKGROUND_SLOTS": "1.5"}, "environment: QUIESCE_RUNTIMES_BACKGROUND_SLOTS: expected a whole number from 1 to 256, got 1.5"),
     ({"QUIESCE_RUNTIMES_BACKGROUND_KILL_NEIGHBOURS": "yes"}, "environment: QUIESCE_RUNTIMES_BACKGROUND_KILL_NEIGHBOURS: expected true or false, got 'yes'"),
 ]  # fmt: skip
@@ -313,6 +333,9 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 def test_variables_of_others_are_let_be() -> None:
     config = load(
         "",
+        QUIESCE_RUN="1",  # in a task, and all that it starts
+        QUIESCE_WORKER="1",
+        QUIESCE_ATTEMPT="1",
         QUIESCE_SERVICE_HOST="10.0.0.1",  # Kubernetes says so of a service named quiesce,
         QUIESCE_BROKER_SERVICE_PORT="1",  # or quiesce-broker
         QUIESCE_BROKER_PORT_1234_TCP_ADDR="10.0.0.1",
@@ -376,21 +399,6 @@ def test_what_looks_like_a_slip_is_a_warning() -> None:
         "quiesce.toml:1: [kinds.compactoin] declares a new kind; did you mean 'compaction'?",
         "quiesce.toml:3: [runtimes.backgruond] declares a new runtime; did you mean 'background'?",
     )
-
-
-def test_what_has_no_effect_in_this_version_is_a_warning() -> None:
-    what = (
-        "without effect in this version, which keeps the registry in memory (durability is none) "
-        "and has no leases"
-    )
-    config = load("[broker]\nlease = 3\ndurability = 'crash'\n")
-    assert config.warnings == (
-        f"quiesce.toml:2: [broker] lease and quiesce.toml:3: [broker] durability: {what}",
-    )
-    config = load(QUIESCE_BROKER_LEASE="3", QUIESCE_BROKER_DURABILITY="none")
-    assert config.warnings == (f"environment: QUIESCE_BROKER_LEASE: {what}",)
-    assert load("[broker]\ndurability = 'none'\n").warnings == ()
-    assert load().warnings == ()
 
 
 def test_an_unknown_runtime_is_named_with_the_nearest() -> None:
@@ -458,6 +466,26 @@ def test_the_broker_gets_what_it_needs() -> None:
     assert BrokerSettings.from_json(line) == settings
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", (30.0, 33.0, 0.03, 1.0)),
+        ("lease = 2", (2.0, 3.5, 0.03, 1.0)),  # 3.154, up to the next half
+        ("lease = 2\nkill_delay = 0\nclock_drift = 0", (2.0, 2.0, 0.0, 0.0)),
+        ("lease = 2\nlease_bound = 3.154", (2.0, 3.154, 0.03, 1.0)),
+        ("lease_bound = 100", (30.0, 100.0, 0.03, 1.0)),
+    ],
+)
+def test_the_broker_gets_the_terms_of_leases(
+    text: str, expected: tuple[float, float, float, float]
+) -> None:
+    settings = broker_settings(load(f"[broker]\nstate = 'state'\n{text}"), run="abc")
+    terms = (settings.lease, settings.lease_bound, settings.clock_drift, settings.kill_delay)
+    assert terms == expected
+    assert is_safe(settings.lease_bound, settings.lease, settings.clock_drift, settings.kill_delay)
+    assert (settings.run, settings.swept, settings.stopping) == ("abc", (), "")
+
+
 def test_over_tcp_the_lock_is_in_the_state_folder() -> None:
     settings = broker_settings(load("[broker]\naddress = 'tcp://127.0.0.1:70'\nstate = 'state'"))
     assert (settings.control, settings.data) == ("tcp://127.0.0.1:70", "tcp://127.0.0.1:71")
@@ -468,7 +496,7 @@ def test_a_pool_gets_what_it_needs(tmp_path: Path) -> None:
     config = load(
         "[broker]\naddress = 'ipc:///tmp/x'\n[runtimes.background]\nslots = 3\npreload = ['json']"
     )
-    settings = pool_settings(config, "background", parent_pid=7, table_fd=9)
+    settings = pool_settings(config, "background", parent_pid=7, table_fd=9, run="abc")
     assert settings == PoolSettings(
         runtime="background",
         address="ipc:///tmp/x",
@@ -481,5 +509,6 @@ def test_a_pool_gets_what_it_needs(tmp_path: Path) -> None:
         title="background op worker",
         table_fd=9,
         parent_pid=7,
+        run="abc",
     )
     assert PoolSettings.from_json(settings.to_json()) == settings

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from leaks import is_running
-from quiesce import BrokerUnavailableError, Client, Outcome, TaskCrashedError, TaskFailedError
+from leaks import descendants, is_running
+from quiesce import Client, Outcome, TaskCrashedError, TaskFailedError
 from quiesce.testing import Witness, bodies
 from system import System, until, workers_of
 
@@ -40,6 +40,12 @@ def processes(client: Client, system: System) -> list[int]:
     workers = until(client.workers, lambda workers: len(workers) == 5)
     supervisors = {worker.supervisor_pid for worker in workers}
     return [client.broker_info().pid, *supervisors, *(worker.pid for worker in workers)]
+
+
+def orphans() -> list[int]:
+    """What runs and is a child of ours by now, whoever started it."""
+    ours = (each for each in descendants(os.getpid()) if each.parent == os.getpid())
+    return [each.pid for each in ours if is_running(each.pid)]
 
 
 def busy(client: Client, witness: Witness) -> None:
@@ -114,18 +120,54 @@ def test_kill_of_up_takes_everything_with_it(system: System, witness: Witness) -
         path.unlink()
 
 
-def test_a_killed_broker_ends_the_system_and_clients_learn_it(
+def test_the_next_up_ends_what_tasks_of_a_killed_one_had_started(
     system: System, witness: Witness
 ) -> None:
-    with system.client(timeout=15) as client:
+    """Before its broker is ready. Children with an environment of their own, and forked workers, too."""
+    with system.client() as client:
         pids = processes(client, system)
-        busy(client, witness)
-        os.kill(pids[0], signal.SIGKILL)
-        assert system.wait() == 1
-        assert "broker" in system.text()
-    with pytest.raises(BrokerUnavailableError):
-        system.client(timeout=0.5)
-    assert [pid for pid in pids if is_running(pid)] == []
+        for slot, (runtime, body) in enumerate(
+            {
+                "mgmt-request": bodies.with_process,
+                "background": bodies.with_fork,
+                "walreceiver": bodies.with_bare_process,
+            }.items()
+        ):
+            client.spawn(runtime, "attach", body, witness.path, slot)
+        ticking(witness, [0, 1, 2])
+        system.process.kill()
+        system.wait()
+        until(lambda: [pid for pid in pids if is_running(pid)], lambda left: not left)
+    until(orphans, lambda left: len(left) >= 3)
+    following = System(system.folder)
+    try:
+        with following.client():
+            after = time.monotonic_ns()
+        assert set(orphans()) - {following.process.pid} == set()
+        assert witness.ticked_after(after) == []
+        assert "killed what an earlier `quiesce up`, which was killed, had left" in following.text()
+    finally:
+        assert following.stop() == 0
+    assert not (system.folder / "run").exists()
+
+
+def test_a_killed_broker_comes_back_and_supervisors_stay(system: System) -> None:
+    with system.client() as client:
+        pids = processes(client, system)
+        supervisors = {worker.supervisor_pid for worker in client.workers()}
+        first = client.broker_info()
+    assert first.pid == pids[0]
+    os.kill(first.pid, signal.SIGKILL)
+    until(system.text, lambda text: "the broker is back: pid" in text)
+    with system.client() as client:
+        second = client.broker_info()
+        assert second.pid != first.pid
+        assert second.epoch > first.epoch
+        workers = until(client.workers, lambda workers: len(workers) == 5)
+        assert {worker.supervisor_pid for worker in workers} == supervisors
+    assert system.process.poll() is None
+    assert system.stop() == 0, system.text()
+    assert not (system.folder / "run").exists()
 
 
 def test_a_killed_supervisor_is_replaced_and_its_tasks_are_crashed(

@@ -229,6 +229,25 @@ def with_process(path: str, slot: int) -> None:
     quiesce.wait_for_shutdown()
 
 
+def with_bare_process(path: str, slot: int) -> None:
+    """The same, and the child is given an environment that the task made up."""
+    command = [sys.executable, "-c", CHILD, path, str(slot), "600"]
+    subprocess.Popen(command, env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    quiesce.wait_for_shutdown()
+
+
+def with_fork(path: str, slot: int) -> None:
+    """The same, and the child is a copy of the worker."""
+    if os.fork() == 0:
+        witness = opened(path)
+        end = time.monotonic() + 600
+        while time.monotonic() < end:
+            witness.tick(slot)
+            time.sleep(0.005)
+        os._exit(0)
+    quiesce.wait_for_shutdown()
+
+
 # --- bodies that go wrong -------------------------------------------------------------------------
 
 
