@@ -95,6 +95,8 @@ class Broker:
         )
         self._outgoing = Outgoing(self.peers, payload_limit=settings.payload_limit)
         self._incoming.epoch = self._outgoing.epoch = epoch
+        #: Something acknowledged before may be missing from the journal, and may still run.
+        self._doubtful = not recovered.complete
         self._graves: deque[tuple[float, PeerKey]] = deque()
         self._complaints: deque[float] = deque()
         self.handle(
@@ -198,6 +200,9 @@ class Broker:
             self._outgoing.carry_out(effect)
         if self._journal.room() is self.registry.state.full:
             self.handle(events.RoomSaid(self._journal.room()))
+        if self._doubtful and self.registry.state.certain_at is None:
+            self._doubtful = False
+            self._journal.vouch()
         if self._journal.wants_snapshot():
             self._journal.snapshot(self.registry.freeze(volatile=False, payloads=True))
         self._outgoing.flush()
