@@ -257,7 +257,7 @@ class Incoming:
         self._handle(events.GraceAsked(Incarnation(peer.worker), *message))
 
     def stacks(self, peer: Peer, message: from_worker.Stacks) -> None:
-        self._queries.take_stacks(peer, message)
+        self._queries.stacks.take(peer, message)
 
     # --- supervisors ------------------------------------------------------------------------------
 
@@ -274,6 +274,9 @@ class Incoming:
 
     def renew(self, peer: Peer, message: from_supervisor.Renew) -> None:
         self._handle(events.LeaseRenewed(peer.key[1], message.sent_at, message.armed))
+
+    def dumped(self, peer: Peer, message: from_supervisor.Dumped) -> None:
+        self._queries.stacks.take_dump(peer.key[1], message)
 
     def supervisor_goodbye(self, peer: Peer, message: from_supervisor.Goodbye) -> None:
         del message
@@ -345,5 +348,6 @@ _HANDLERS: Final[dict[type, Callable[[Incoming, Peer, Any], None]]] = {
     from_supervisor.WorkerExited: Incoming.worker_exited,
     from_supervisor.Usage: Incoming.usage,
     from_supervisor.Renew: Incoming.renew,
+    from_supervisor.Dumped: Incoming.dumped,
     from_supervisor.Goodbye: Incoming.supervisor_goodbye,
 }

@@ -409,9 +409,16 @@ class Client(BaseClient):
         tenant_id: str | None = None,
         timeline_id: str | None = None,
         runtime: str | None = None,
+        *,
+        task_ids: Iterable[int] | None = None,
     ) -> list[TaskStacks]:
-        """The Python stacks of the running tasks in a scope; what has come within two seconds."""
-        return self._ask(requests.stacks(kind, tenant_id, timeline_id, runtime))
+        """The Python stacks of the running tasks in a scope, or of those of `task_ids` alone, within two seconds.
+
+        A worker that does not answer (its interpreter is stuck in C code) has all of its process written by
+        faulthandler instead: one text, which says so in its first line and stands for each of its tasks. Where
+        even that can't be had, the text says why: "no stack: process 123 is stopped (SIGSTOP)".
+        """
+        return self._ask(requests.stacks(kind, tenant_id, timeline_id, runtime, task_ids))
 
     def closed_scopes(self) -> list[ClosedScope]:
         """Every closed scope, with who holds it and why."""

@@ -136,10 +136,14 @@ class GetStops(NamedTuple):
 
 
 class GetStacks(NamedTuple):
-    """Control: answered by Stacks, after at most two seconds with what has come by then."""
+    """Control: answered by Stacks, after at most two seconds with what has come by then.
+
+    `task_ids`: of these tasks of the scope alone; empty: of all.
+    """
 
     request: int
     scope: ScopeFields
+    task_ids: list[int]
 
 
 class Subscribe(NamedTuple):

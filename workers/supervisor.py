@@ -21,11 +21,13 @@ import zmq
 from quiesce.protocol import from_supervisor, to_supervisor
 from quiesce.protocol.codec import Decoder
 from quiesce.workers import kernel, logs, predecessor, processes
+from quiesce.workers.dumps import Dumps
 from quiesce.workers.link import Link
 from quiesce.workers.markers import ATTEMPT_MARKER, WORKER_MARKER
 from quiesce.workers.settings import PoolSettings
 from quiesce.workers.supervisor_session import (
     AskToEnd,
+    DumpWorker,
     Effects,
     FreePlace,
     Identity,
@@ -109,6 +111,7 @@ class Supervisor:
         self._orphans: dict[int, processes.Process] = {}
         #: Reaped workers whose orphans are hunted: pid and status.
         self._dying: dict[int, tuple[int, int, Place]] = {}
+        self._dumps = Dumps()
         self._usage = Usage(self._id, os.getpid())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = Link(self._context, settings.control, Decoder(to_supervisor.MESSAGES))
@@ -165,6 +168,9 @@ class Supervisor:
         times = [self._usage.sample_at, now + 60] + ([] if due is None else [due])
         if not sent:
             times.append(now + 0.05)
+        dump = self._dumps.due()
+        if dump is not None:
+            times.append(dump)
         return int(max(0.0, min(times) - now) * 1000) + 1
 
     def _on_time(self) -> None:
@@ -172,6 +178,7 @@ class Supervisor:
         due = self._session.due()
         if due is not None and due <= now:
             self._say(lambda session, now: session.tick(now))
+        self._link.outbox.extend(self._dumps.look(now))
         if now >= self._usage.sample_at:
             workers = {
                 child.serial: (child.process.pid, child.place) for child in self._children.values()
@@ -215,6 +222,8 @@ class Supervisor:
                 self._table.place(place).flag(set(keys))
             case KillFor():
                 self._kill_for(self._children[effect.serial], effect)
+            case DumpWorker(request, serial):
+                self._dump(request, serial)
             case FreePlace(place):
                 self._table.place(place).clear()
             case AskToEnd():
@@ -330,6 +339,13 @@ class Supervisor:
             self._say(
                 lambda session, now, serial=serial, row=row: session.worker_gone(serial, row, now)  # type: ignore[misc]  # bound early
             )
+
+    def _dump(self, request: int, serial: int) -> None:
+        child = self._children[serial]
+        answers = self._dumps.begin(
+            request, serial, child.process.pid, child.pidfd, child.place, time.monotonic()
+        )
+        self._link.outbox.extend(answers)
 
     def _signal_all(self, number: int) -> None:
         for child in self._children.values():

@@ -70,6 +70,13 @@ class KillFor(NamedTuple):
     spared: list[tuple[int, int]]
 
 
+class DumpWorker(NamedTuple):
+    """Have this worker write its stacks without its interpreter, and answer with them."""
+
+    request: int
+    serial: int
+
+
 class FreePlace(NamedTuple):
     """The account of this place is settled."""
 
@@ -91,7 +98,9 @@ class Quit(NamedTuple):
     text: str
 
 
-Effect = Send | StartWorker | SetFlags | KillFor | FreePlace | AskToEnd | KillAll | Quit
+Effect = (
+    Send | StartWorker | SetFlags | KillFor | DumpWorker | FreePlace | AskToEnd | KillAll | Quit
+)
 Effects = list[Effect]
 
 
@@ -259,6 +268,8 @@ class SupervisorSession:
                 return self._on_flag(message)
             case to_supervisor.Kill():
                 return self._on_kill(message)
+            case to_supervisor.Dump():
+                return self._on_dump(message)
             case to_supervisor.ExitTaken(serial):
                 return self._on_exit_taken(serial, now)
             case to_supervisor.Exit(grace=grace):
@@ -286,6 +297,13 @@ class SupervisorSession:
             return []
         place = self.alive[serial]
         return [KillFor(serial, place, message.task_id, message.attempt, list(message.spared))]
+
+    def _on_dump(self, message: to_supervisor.Dump) -> Effects:
+        serial = message.serial
+        if serial in self.alive and serial not in self.dying:
+            return [DumpWorker(message.request, serial)]
+        text = f"worker {serial} of runtime {self.identity.runtime!r} has ended"
+        return [Send(from_supervisor.Dumped(message.request, serial, "", text))]
 
     def _on_exit_taken(self, serial: int, now: float) -> Effects:
         report = self.reports.pop(serial, None)

@@ -5,8 +5,10 @@ Those that take a `path` and a `slot` tick into a `Witness` for as long as they 
 
 import asyncio
 import ctypes
+import faulthandler
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -267,6 +269,37 @@ async def leave_loop_by(how: str) -> None:
         leave_by(how)
 
     await asyncio.gather(child())
+
+
+# --- bodies that are stuck ------------------------------------------------------------------------
+
+
+def hold_interpreter(fifo: str) -> str:
+    """Sit in C code that keeps the interpreter to itself, until a byte is written to the named pipe.
+
+    So no thread of the process runs any Python. (A read goes on after a signal, which a sleep in C does not.)
+    """
+    fd = os.open(fifo, os.O_RDWR)
+    ctypes.PyDLL(None).read(fd, ctypes.create_string_buffer(1), 1)
+    os.close(fd)
+    return "let go"
+
+
+def meddle_with_signals(fifo: str, how: str) -> None:
+    """Do to signals and faulthandler what programs may do, then hold the interpreter; the process ends with it."""
+    if how == "own faulthandler":
+        faulthandler.enable()
+        faulthandler.register(signal.SIGUSR1, chain=False)
+        faulthandler.dump_traceback_later(600)
+        signal.signal(signal.SIGUSR2, lambda *_: None)
+    elif how == "unregister":
+        faulthandler.unregister(signal.SIGRTMAX - 4)
+    else:
+        signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+    try:
+        hold_interpreter(fifo)
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)  # nobody else shall have this process
 
 
 # --- bodies that use the client -------------------------------------------------------------------
