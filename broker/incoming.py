@@ -253,6 +253,9 @@ class Incoming:
     def progress(self, peer: Peer, message: from_worker.Progress) -> None:
         self._handle(events.ProgressSaid(Incarnation(peer.worker), message.rows))
 
+    def waiting(self, peer: Peer, message: from_worker.Waiting) -> None:
+        self._handle(events.WaitsSaid(Incarnation(peer.worker), message.rows))
+
     def extend_grace(self, peer: Peer, message: from_worker.ExtendGrace) -> None:
         self._handle(events.GraceAsked(Incarnation(peer.worker), *message))
 
@@ -334,6 +337,7 @@ _HANDLERS: Final[dict[type, Callable[[Incoming, Peer, Any], None]]] = {
     from_client.GetClosed: Incoming.query,
     from_client.GetStops: Incoming.query,
     from_client.GetStacks: Incoming.query,
+    from_client.GetHistory: Incoming.query,
     from_client.Subscribe: Incoming.query,
     from_client.Unsubscribe: Incoming.query,
     from_client.Goodbye: Incoming.client_goodbye,
@@ -343,6 +347,7 @@ _HANDLERS: Final[dict[type, Callable[[Incoming, Peer, Any], None]]] = {
     from_worker.Lingering: Incoming.lingering,
     from_worker.Associate: Incoming.associate,
     from_worker.Progress: Incoming.progress,
+    from_worker.Waiting: Incoming.waiting,
     from_worker.ExtendGrace: Incoming.extend_grace,
     from_worker.Stacks: Incoming.stacks,
     from_supervisor.WorkerExited: Incoming.worker_exited,

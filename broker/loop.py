@@ -77,6 +77,7 @@ class Broker:
             self.peers, self._queries, self.handle, payload_limit=settings.payload_limit
         )
         self._outgoing = Outgoing(self.peers, payload_limit=settings.payload_limit)
+        self._outgoing.on_still_waiting = self._queries.stacks.say
         self._incoming.epoch = self._outgoing.epoch = epoch
         self._graves: deque[tuple[float, PeerKey]] = deque()
         self._complaints: deque[float] = deque()

@@ -119,6 +119,14 @@ class Queries:
         del peer
         return to_client.Stops(message.request, views.stops(self._registry.state))
 
+    def history(self, peer: Peer, message: from_client.GetHistory) -> Any:
+        del peer
+        state, scope = self._registry.state, Scope(*message.scope)
+        refusal = undeclared_in(state, scope)
+        if refusal is not None:
+            return to_client.Refused(message.request, *refusal)
+        return to_client.History(message.request, views.ended_stops(state, scope))
+
     def subscribe(self, peer: Peer, message: from_client.Subscribe) -> Any:
         self._peers.subscribers[peer.key] = peer
         return to_client.Done(message.request)
@@ -154,6 +162,7 @@ _ANSWERS: Final[dict[type, Callable[[Queries, Peer, Any], Any]]] = {
     from_client.GetBroker: Queries.broker,
     from_client.GetClosed: Queries.closed,
     from_client.GetStops: Queries.stops,
+    from_client.GetHistory: Queries.history,
     from_client.GetStacks: Queries.get_stacks,
     from_client.Subscribe: Queries.subscribe,
     from_client.Unsubscribe: Queries.unsubscribe,

@@ -4,18 +4,22 @@ A worker answers from its control thread, for each task alone. One whose interpr
 stopped, does not: its supervisor has it write the stacks of all its threads by faulthandler, or says why not.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from quiesce.broker.peers import Peer, Peers
 from quiesce.protocol import from_supervisor, from_worker, to_client, to_supervisor, to_worker
+from quiesce.protocol.stack_text import innermost
+from quiesce.registry import effects
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.machine import Registry
 from quiesce.registry.records import Task, Worker
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 
+log: Final = logging.getLogger("quiesce.broker")
 #: Seconds for all of it, and after which a worker is taken for stuck.
 WAIT: Final = 2.0
 PATIENCE: Final = 0.5
@@ -71,6 +75,26 @@ class Stacks:
         for worker, rows in wait.asked.items():
             message = to_worker.StacksWanted(self._last, rows)
             self._peers.send(self._peers.by_worker.get(worker), "control", message)
+
+    def say(self, effect: effects.StillWaiting) -> None:
+        """Log where the first tasks are that a stop waits for, once that is known."""
+        state = self._state
+        tasks = [state.tasks[each] for each in effect.task_ids if each in state.tasks]
+
+        def log_them(rows: Rows) -> None:
+            for row in rows:
+                text = "\n".join(innermost(row.stacks)) or "no stack came"
+                log.info(
+                    "stop %d still waits for task %d.%d %r in process %d, which is here:\n%s",
+                    effect.stop_id,
+                    row.task_id,
+                    row.attempt,
+                    row.name,
+                    row.worker_pid,
+                    text,
+                )
+
+        self.ask(tasks, log_them)
 
     def take(self, peer: Peer, message: from_worker.Stacks) -> None:
         """One worker has sent its stacks."""

@@ -14,6 +14,7 @@ from quiesce.registry.rows import StopRow
 from quiesce.values import (
     BrokerInfo,
     ClosedScope,
+    EndedStop,
     ShutdownReport,
     StoppedTask,
     TaskInfo,
@@ -76,6 +77,13 @@ def stops() -> Ask[list[StopRow]]:
         return message.rows
 
     return Ask(from_client.GetStops(0), rows, "stops()")
+
+
+def history(
+    kind: str | None, tenant_id: str | None, timeline_id: str | None, runtime: str | None
+) -> Ask[list[EndedStop]]:
+    scope = checks.scope(kind, tenant_id, timeline_id, runtime)
+    return Ask(from_client.GetHistory(0, scope), outcomes.history_list, "history()")
 
 
 def stacks(

@@ -146,6 +146,13 @@ class GetStacks(NamedTuple):
     task_ids: list[int]
 
 
+class GetHistory(NamedTuple):
+    """Control: answered by History: the ended stops that may have matched a task of this scope."""
+
+    request: int
+    scope: ScopeFields
+
+
 class Subscribe(NamedTuple):
     """Control: from now on Event messages come, until Unsubscribe or the session's end. Answered by Done."""
 
@@ -182,4 +189,5 @@ MESSAGES = (
     Subscribe,
     Unsubscribe,
     Goodbye,
+    GetHistory,
 )

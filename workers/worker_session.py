@@ -39,7 +39,7 @@ from quiesce.workers.worker_effects import (
     Quit,
     Settle,
 )
-from quiesce.workers.worker_state import WorkerState
+from quiesce.workers.worker_waits import WorkerWaits
 
 #: What RESEND doubles up to.
 RESEND_SLOWEST: Final = 8.0
@@ -51,7 +51,7 @@ LOADING: Final = 1.0
 LAST_ENDS: Final = 5.0
 
 
-class WorkerSession(WorkerState):
+class WorkerSession(WorkerWaits):
     """One worker process. Every method takes the moment and gives what is to be done, in order."""
 
     # --- the connection ---------------------------------------------------------------------------
@@ -154,6 +154,7 @@ class WorkerSession(WorkerState):
             Control(from_worker.Lingering(task, attempt, what))
             for (task, attempt), what in self.lingering.items()
         ]
+        effects += self.say_waits(self.waiting)
         effects += [Control(associate) for associate in self.associating.values()]
         return effects
 
@@ -243,6 +244,7 @@ class WorkerSession(WorkerState):
         begun_at = self.running.pop(key)
         asked = self.asked.pop(key, None)
         self.loading.pop(key, None)
+        self.waiting.pop(key, None)
         self.lingering.pop(key, None)
         self.progress.pop(key, None)
         self.unsent.append(key)
