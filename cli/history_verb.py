@@ -30,9 +30,9 @@ def history(
     """
     scope = options.scope(kind, tenant, timeline, runtime)
     with options.connected(address) as client:
-        ended: list[TaskInfo | EndedStop] = [*client.history(*scope)]
-        if not stops:
-            ended += client.tasks(*scope, state="ended")
+        tasks = [] if stops else client.tasks(*scope, state="ended")
+        # A stop that ended with the last of its tasks comes after it: the order is stable.
+        ended: list[TaskInfo | EndedStop] = [*tasks, *client.history(*scope)]
     ended.sort(key=_at)
     ended = ended[-limit:]
     if json:

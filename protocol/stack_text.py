@@ -14,7 +14,7 @@ PARTS: Final = 3
 
 _FRAME: Final = re.compile(r"^ *File ")
 _THREAD: Final = re.compile(r"^(Current thread|Thread) 0x.*\(most recent call first\):$")
-#: Where the machinery's own threads wait; never a task.
+#: Where the machinery's own threads wait, and where it calls tasks from.
 _OURS: Final = re.compile(r'File "[^"]*/(quiesce/workers|zmq)/')
 
 
@@ -32,11 +32,13 @@ def innermost(texts: Iterable[str], frames: int = FRAMES, parts: int = PARTS) ->
 
 
 def _of_one(lines: Sequence[str], frames: int) -> list[str]:
-    """A head, then the frames, each with the lines of its source."""
+    """A head, then the frames, each with the lines of its source; without how the worker came to call the task."""
     starts = [number for number, line in enumerate(lines) if _FRAME.match(line)]
-    if len(starts) <= frames:
+    theirs = next((place for place, at in enumerate(starts) if not _OURS.search(lines[at])), 0)
+    first = max(theirs, len(starts) - frames)
+    if not first:
         return list(lines)
-    return [*lines[: starts[0]], "  …", *lines[starts[-frames] :]]
+    return [*lines[: starts[0]], *(["  …"] if first > theirs else []), *lines[starts[first] :]]
 
 
 def _of_process(lines: Sequence[str], frames: int, parts: int) -> list[str]:
@@ -44,11 +46,12 @@ def _of_process(lines: Sequence[str], frames: int, parts: int) -> list[str]:
     heads = [number for number, line in enumerate(lines) if _THREAD.match(line)]
     blocks = [list(lines[a:b]) for a, b in zip(heads, [*heads[1:], len(lines)], strict=True)]
     wanted = [block for block in blocks if not (len(block) > 1 and _OURS.search(block[1]))]
-    cut = [
-        [block[0], *reversed([line for line in block[1:] if _FRAME.match(line)][:frames])]
-        for block in (wanted or blocks)[:parts]
-    ]
-    for block in cut:
-        block[0] = block[0].replace("most recent call first", "most recent call last")
+    cut = []
+    for block in (wanted or blocks)[:parts]:
+        inner = [line for line in block[1:] if _FRAME.match(line)][:frames]
+        while len(inner) > 1 and _OURS.search(inner[-1]):
+            inner.pop()
+        head = block[0].replace("most recent call first", "most recent call last")
+        cut.append([head, *reversed(inner)])
     cut[0] = [*lines[: heads[0]], *cut[0]]
     return ["\n".join(block) for block in cut]

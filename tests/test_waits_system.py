@@ -106,7 +106,9 @@ def test_tasks_that_wait_in_a_ring_are_shown_as_a_cycle_and_stop(client: Client)
     def ring() -> list[TaskInfo]:
         return client.tasks(tenant_id="ring")
 
-    tasks = until(ring, lambda tasks: len(tasks) == 3 and all("cycle" in t.waiting_for for t in tasks))
+    tasks = until(
+        ring, lambda tasks: len(tasks) == 3 and all("cycle" in t.waiting_for for t in tasks)
+    )
     names = [f"{task.id} {task.name!r}" for task in tasks]
     assert tasks[0].waiting_for == (
         f"a cycle of waits: task {names[0]} waits for {names[1]} waits for {names[2]} "
@@ -212,7 +214,9 @@ def test_the_log_says_what_holds_a_stop_up_and_where_it_is(
     text = until(system.text, lambda text: "in ignore_until_file" in text)
     assert "of [tenant_id=deaf] still waits for 1 task:\n" in text
     (line,) = [line for line in text.splitlines() if line.startswith(f"  {handle.id}.1 attach")]
-    assert line.startswith(f"  {handle.id}.1 attach 'hard of hearing' of deaf/l in process {pid} on ")
+    assert line.startswith(
+        f"  {handle.id}.1 attach 'hard of hearing' of deaf/l in process {pid} on "
+    )
     assert "never observed; no look for a request is known" in line
     assert f"still waits for task {handle.id}.1 'hard of hearing' in process {pid}" in text
     trigger.touch()
@@ -232,9 +236,7 @@ def _stop(tenant_id: str) -> Any:
 
 def test_the_history_of_stops(client: Client, witness: Witness) -> None:
     for slot in (0, 1):
-        client.spawn(
-            "compute-request", "attach", bodies.doze, witness.path, slot, tenant_id="past"
-        )
+        client.spawn("compute-request", "attach", bodies.doze, witness.path, slot, tenant_id="past")
     until(lambda: min(witness.read(slot).ticks for slot in (0, 1)))
     client.shutdown_tasks(tenant_id="past", timeout=30, reason="for the record")
     *_, ended = client.history(tenant_id="past")

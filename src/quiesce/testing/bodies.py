@@ -391,9 +391,13 @@ def _other(trigger: str, path: str, slot: int) -> Any:
     handle = quiesce.current_client().spawn(
         "walreceiver", "attach", ignore_until_file, trigger, path, slot + 1, tenant_id="other"
     )
-    while not opened(path).read(slot + 1).ticks:
-        time.sleep(PAUSE)
+    _until_it_ticks(path, slot + 1)
     return handle
+
+
+def _until_it_ticks(path: str, slot: int) -> None:
+    while not opened(path).read(slot).ticks:
+        time.sleep(PAUSE)
 
 
 def block_in(how: str, trigger: str, path: str, slot: int) -> None:
@@ -446,15 +450,13 @@ def _block_in_executor(how: str, trigger: str, path: str, slot: int) -> None:
 
 async def block_in_async(how: str, trigger: str, path: str, slot: int) -> None:
     """The same, of AsyncClient."""
-    witness = opened(path)
     address = quiesce.current_client().address
     async with quiesce.AsyncClient(address) as client:
         other = await client.spawn(
             "walreceiver", "attach", ignore_until_file, trigger, path, slot + 1, tenant_id="other"
         )
-        while not witness.read(slot + 1).ticks:
-            await asyncio.sleep(PAUSE)
-        witness.tick(slot)
+        await asyncio.to_thread(_until_it_ticks, path, slot + 1)
+        opened(path).tick(slot)
         if how == "await":
             await other
         elif how == "result":
