@@ -255,11 +255,14 @@ class Incoming:
     def progress(self, peer: Peer, message: from_worker.Progress) -> None:
         self._handle(events.ProgressSaid(Incarnation(peer.worker), message.rows))
 
+    def waiting(self, peer: Peer, message: from_worker.Waiting) -> None:
+        self._handle(events.WaitsSaid(Incarnation(peer.worker), message.rows))
+
     def extend_grace(self, peer: Peer, message: from_worker.ExtendGrace) -> None:
         self._handle(events.GraceAsked(Incarnation(peer.worker), *message))
 
     def stacks(self, peer: Peer, message: from_worker.Stacks) -> None:
-        self._queries.take_stacks(peer, message)
+        self._queries.stacks.take(peer, message)
 
     # --- supervisors ------------------------------------------------------------------------------
 
@@ -276,6 +279,9 @@ class Incoming:
 
     def renew(self, peer: Peer, message: from_supervisor.Renew) -> None:
         self._handle(events.LeaseRenewed(peer.key[1], message.sent_at, message.armed))
+
+    def dumped(self, peer: Peer, message: from_supervisor.Dumped) -> None:
+        self._queries.stacks.take_dump(peer.key[1], message)
 
     def supervisor_goodbye(self, peer: Peer, message: from_supervisor.Goodbye) -> None:
         del message
@@ -333,6 +339,7 @@ _HANDLERS: Final[dict[type, Callable[[Incoming, Peer, Any], None]]] = {
     from_client.GetClosed: Incoming.query,
     from_client.GetStops: Incoming.query,
     from_client.GetStacks: Incoming.query,
+    from_client.GetHistory: Incoming.query,
     from_client.Subscribe: Incoming.query,
     from_client.Unsubscribe: Incoming.query,
     from_client.Goodbye: Incoming.client_goodbye,
@@ -342,10 +349,12 @@ _HANDLERS: Final[dict[type, Callable[[Incoming, Peer, Any], None]]] = {
     from_worker.Lingering: Incoming.lingering,
     from_worker.Associate: Incoming.associate,
     from_worker.Progress: Incoming.progress,
+    from_worker.Waiting: Incoming.waiting,
     from_worker.ExtendGrace: Incoming.extend_grace,
     from_worker.Stacks: Incoming.stacks,
     from_supervisor.WorkerExited: Incoming.worker_exited,
     from_supervisor.Usage: Incoming.usage,
     from_supervisor.Renew: Incoming.renew,
+    from_supervisor.Dumped: Incoming.dumped,
     from_supervisor.Goodbye: Incoming.supervisor_goodbye,
 }

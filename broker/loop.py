@@ -94,6 +94,7 @@ class Broker:
             self.peers, self._queries, self.handle, payload_limit=settings.payload_limit
         )
         self._outgoing = Outgoing(self.peers, payload_limit=settings.payload_limit)
+        self._outgoing.on_still_waiting = self._queries.stacks.say
         self._incoming.epoch = self._outgoing.epoch = epoch
         #: Something acknowledged before may be missing from the journal, and may still run.
         self._doubtful = not recovered.complete
@@ -159,7 +160,7 @@ class Broker:
         deadline = self.registry.next_deadline()
         if deadline is not None:
             waits.append(deadline - time.clock_gettime(time.CLOCK_BOOTTIME))
-        stacks = self._queries.next_deadline()
+        stacks = self._queries.stacks.next_deadline()
         if stacks is not None:
             waits.append(stacks - time.monotonic())
         if self.peers.full:
@@ -190,7 +191,7 @@ class Broker:
         deadline = self.registry.next_deadline()
         if deadline is not None and deadline <= tick:
             self.handle(events.Tick())
-        self._queries.expire()
+        self._queries.stacks.expire()
         while self._graves and self._graves[0][0] <= tick:
             self.peers.forget(self._graves.popleft()[1])
 

@@ -29,6 +29,8 @@ class Outgoing:
         self.again: list[StopId] = []
         #: Not None once the system has stopped; True if a failure was the cause.
         self.stopped: bool | None = None
+        #: What is done about a stop that still waits.
+        self.on_still_waiting: Callable[[effects.StillWaiting], None] = lambda effect: None
         self._rows: dict[tuple[Any, ...], list[Any]] = {}
 
     def carry_out(self, effect: Effect) -> None:
@@ -217,6 +219,9 @@ class Outgoing:
     def say(self, effect: effects.Log) -> None:
         log.log(logging.getLevelNamesMapping()[effect.level], "%s", effect.text)
 
+    def still_waiting(self, effect: effects.StillWaiting) -> None:
+        self.on_still_waiting(effect)
+
     def once_more(self, effect: effects.Again) -> None:
         self.again.append(effect.stop_id)
 
@@ -255,6 +260,7 @@ _CARRY: Final[dict[type, Callable[[Outgoing, Any], None]]] = {
     effects.ExitWorker: Outgoing.exit_worker,
     effects.ExitSupervisor: Outgoing.exit_supervisor,
     effects.Log: Outgoing.say,
+    effects.StillWaiting: Outgoing.still_waiting,
     effects.Again: Outgoing.once_more,
     effects.SystemStopped: Outgoing.system_stopped,
 }

@@ -1,7 +1,6 @@
 """Questions, which decide nothing: answered from the registry's state as it stands, never journalled.
 
-Stacks are the one answer that others must give: the workers are asked, and what has come within two
-seconds is passed on.
+Stacks are the one answer that others must give; see `stacks`.
 """
 
 import os
@@ -10,29 +9,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce.broker.peers import Peer, Peers
-from quiesce.protocol import from_client, from_worker, to_client, to_worker
+from quiesce.broker.stacks import Stacks
+from quiesce.protocol import from_client, to_client
 from quiesce.registry import views
 from quiesce.registry.ids import SessionId, TaskId
 from quiesce.registry.machine import Registry
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.scope import Scope
 from quiesce.registry.states import State
-
-#: Seconds that workers get to send stacks.
-STACKS_WAIT: Final = 2.0
-
-
-class _StacksWait:
-    """One GetStacks that waits for workers."""
-
-    __slots__ = ("deadline", "peer", "request", "rows", "workers")
-
-    def __init__(self, peer: Peer, request: int, deadline: float) -> None:
-        self.peer = peer
-        self.request = request
-        self.deadline = deadline
-        self.workers: set[int] = set()
-        self.rows: list[to_client.StacksRow] = []
 
 
 class Queries:
@@ -54,8 +38,8 @@ class Queries:
         self._version = version
         self._durability = durability
         self.say_malformed = say_malformed
-        self._stacks: dict[int, _StacksWait] = {}
-        self._stacks_number = 0
+        #: The one answer that others must give.
+        self.stacks = Stacks(registry, peers)
         self.counters: Callable[[], dict[str, Any]] = dict
 
     def take(self, peer: Peer, message: Any) -> None:
@@ -135,6 +119,14 @@ class Queries:
         del peer
         return to_client.Stops(message.request, views.stops(self._registry.state))
 
+    def history(self, peer: Peer, message: from_client.GetHistory) -> Any:
+        del peer
+        state, scope = self._registry.state, Scope(*message.scope)
+        refusal = undeclared_in(state, scope)
+        if refusal is not None:
+            return to_client.Refused(message.request, *refusal)
+        return to_client.History(message.request, views.ended_stops(state, scope))
+
     def subscribe(self, peer: Peer, message: from_client.Subscribe) -> Any:
         self._peers.subscribers[peer.key] = peer
         return to_client.Done(message.request)
@@ -145,60 +137,21 @@ class Queries:
 
     # --- stacks -----------------------------------------------------------------------------------
 
-    def stacks(self, peer: Peer, message: from_client.GetStacks) -> Any:
-        state = self._registry.state
-        refusal = undeclared_in(state, Scope(*message.scope))
+    def get_stacks(self, peer: Peer, message: from_client.GetStacks) -> Any:
+        state, scope = self._registry.state, Scope(*message.scope)
+        refusal = undeclared_in(state, scope)
         if refusal is not None:
             return to_client.Refused(message.request, *refusal)
-        self._stacks_number += 1
-        wait = _StacksWait(peer, message.request, time.monotonic() + STACKS_WAIT)
-        wanted: dict[int, list[tuple[int, int]]] = {}
-        for task_id in state.index.find(Scope(*message.scope), state.tasks):
-            task = state.tasks[task_id]
-            if task.state is State.RUNNING:
-                wanted.setdefault(task.worker, []).append((task.id, task.attempt))
-        for worker, rows in wanted.items():
-            wait.workers.add(worker)
-            self._peers.send(
-                self._peers.by_worker.get(worker),
-                "control",
-                to_worker.StacksWanted(self._stacks_number, rows),
-            )
-        if not wanted:
-            return to_client.Stacks(message.request, [])
-        self._stacks[self._stacks_number] = wait
+        wanted = state.index.find(scope, state.tasks)
+        if message.task_ids:
+            only = set(message.task_ids)
+            wanted = [task_id for task_id in wanted if task_id in only]
+
+        def answer(rows: list[to_client.StacksRow]) -> None:
+            self._peers.send(peer, "control", to_client.Stacks(message.request, rows))
+
+        self.stacks.ask([state.tasks[task_id] for task_id in wanted], answer)
         return None
-
-    def take_stacks(self, peer: Peer, message: from_worker.Stacks) -> None:
-        """One worker has sent its stacks."""
-        wait = self._stacks.get(message.request)
-        if wait is None or peer.worker not in wait.workers:
-            return
-        wait.workers.discard(peer.worker)
-        state = self._registry.state
-        for task_id, attempt, texts in message.rows:
-            task = state.tasks.get(TaskId(task_id))
-            worker = state.workers.get(task.worker) if task is not None else None
-            if task is not None and worker is not None:
-                wait.rows.append(
-                    to_client.StacksRow(task_id, attempt, task.spawn.name, worker.pid, texts)
-                )
-        if not wait.workers:
-            self._finish(message.request)
-
-    def _finish(self, number: int) -> None:
-        wait = self._stacks.pop(number)
-        self._peers.send(wait.peer, "control", to_client.Stacks(wait.request, sorted(wait.rows)))
-
-    def next_deadline(self) -> float | None:
-        """When the first wait for stacks is over, on the monotonic clock."""
-        return min((wait.deadline for wait in self._stacks.values()), default=None)
-
-    def expire(self) -> None:
-        """Answer the waits that are over with what has come."""
-        now = time.monotonic()
-        for number in [n for n, wait in self._stacks.items() if wait.deadline <= now]:
-            self._finish(number)
 
 
 _ANSWERS: Final[dict[type, Callable[[Queries, Peer, Any], Any]]] = {
@@ -209,7 +162,8 @@ _ANSWERS: Final[dict[type, Callable[[Queries, Peer, Any], Any]]] = {
     from_client.GetBroker: Queries.broker,
     from_client.GetClosed: Queries.closed,
     from_client.GetStops: Queries.stops,
-    from_client.GetStacks: Queries.stacks,
+    from_client.GetHistory: Queries.history,
+    from_client.GetStacks: Queries.get_stacks,
     from_client.Subscribe: Queries.subscribe,
     from_client.Unsubscribe: Queries.unsubscribe,
 }

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from quiesce.cli.output import add_row, age, counted, duration, size, table
+from quiesce.cli.output import add_row, age, clean, counted, duration, size, table
 from quiesce.values import ClosedScope, Progress, TaskInfo
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ _ALL: Final = (
     "REASON",
     "PID",
 )
-_OF_A_STOP: Final = ("ID", "KIND", "NAME", "AGE", "CHECKED", "WAITING FOR", "PID")
+_OF_A_STOP: Final = ("ID", "KIND", "NAME", "AGE", "CHECKED", "PROGRESS", "WAITING FOR", "PID")
+#: Stops named in one line.
+_NAMED: Final = 3
 _ALWAYS: Final = ("ID", "RUNTIME", "KIND", "NAME", "STATE", "AGE")
 _RIGHT: Final = ("ID", "ATT", "AGE", "CHECKED", "PID")
 _WRAPPED: Final = ("NAME", "STATE", "PROGRESS", "WAITING FOR", "REASON")
@@ -112,11 +114,20 @@ def runtimes(statistics: Mapping[str, Mapping[str, Any]]) -> "Table":
     return made
 
 
-def closed(scopes: Iterable[ClosedScope], stops: "Iterable[StopRow]" = ()) -> "Table":
-    """One line for each closed scope, and what the stop that closed it waits for."""
+def closed(scopes: Iterable[ClosedScope]) -> "Table":
+    """One line for each closed scope, and what has to end before it opens."""
     made = table("CLOSED SCOPE", "BY", "SINCE", "WAITING FOR", "REASON", right=("SINCE",))
-    left = {stop.scope: counted(stop.remaining, "task") for stop in stops}
     for scope in scopes:
-        waiting = left.get(scope.scope, "") if scope.holder == "stop" else ""
-        add_row(made, scope.scope, scope.holder, age(scope.since), waiting, scope.reason)
+        add_row(made, scope.scope, scope.holder, age(scope.since), scope.waiting_for, scope.reason)
     return made
+
+
+def stops(rows: "list[StopRow]") -> str:
+    """One line for all stops in progress: "2 stops in progress: 3 of [tenant_id=x] waits for 4 tasks, …"."""
+    named = ", ".join(
+        f"{row.stop_id} of [{row.scope}] waits for {counted(row.remaining, 'task')} "
+        f"since {age(row.requested_at)}"
+        for row in rows[:_NAMED]
+    )
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return clean(f"{counted(len(rows), 'stop')} in progress: {named}{more}")

@@ -20,6 +20,7 @@ from quiesce.cli.options import (
     Timeline,
 )
 from quiesce.cli.output import clean, counted, print_json
+from quiesce.cli.watching import AGAIN, SHOWN, Watch, detail
 from quiesce.errors import QuiesceError, ShutdownTimeoutError
 
 if TYPE_CHECKING:
@@ -198,8 +199,9 @@ def _goes_on(
 
 
 def _show_lines(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
-    """A line whenever what is left has changed, after a second of silence."""
-    started, last = time.monotonic(), ""
+    """After a second of silence, whenever what is left has changed, and each minute: who, and where they are."""
+    started, last, again_at = time.monotonic(), "", 0.0
+    watch = Watch(client)
     wait = _SILENCE
     while True:
         if stop.over.wait(wait):
@@ -208,10 +210,16 @@ def _show_lines(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
         row = _find(client, scope)
         if row is None:
             continue
+        now = time.monotonic()
         line = clean(f"waiting for {counted(row.remaining, 'task')} of {row.scope}: {_names(row)}")
-        if line != last:
-            last = line
-            print(f"{time.monotonic() - started:.1f} s: {line}", file=sys.stderr, flush=True)
+        lines = []
+        if line != last or now >= again_at:
+            last, again_at = line, now + AGAIN
+            lines = [f"{now - started:.1f} s: {line}", *map(detail, row.tasks[:SHOWN])]
+        watch.look(row, now)
+        lines += watch.take()
+        if lines:
+            print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def _show_live(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
@@ -220,16 +228,23 @@ def _show_live(client: "Client", stop: _Stop, scope: ScopeOptions) -> None:
 
     from quiesce.cli.output import console
 
+    started = time.monotonic()
+    watch = Watch(client)
     with Live(console=console(error=True), transient=True, auto_refresh=False) as live:
         while True:
             if stop.over.wait(_POLL):
                 return
             row = _find(client, scope)
-            if row is not None:
-                live.update(_picture(row), refresh=True)
+            if row is None:
+                continue
+            now = time.monotonic()
+            if now >= started + _SILENCE:
+                watch.look(row, now)
+            watch.take()
+            live.update(_picture(row, watch.shown), refresh=True)
 
 
-def _picture(row: "StopRow") -> "RenderableType":
+def _picture(row: "StopRow", stacks: list[str]) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
@@ -244,6 +259,7 @@ def _picture(row: "StopRow") -> "RenderableType":
     ]
     if row.remaining > len(row.tasks):
         parts.append(Text(f"… and {row.remaining - len(row.tasks)} more"))
+    parts += [Text(line, overflow="ellipsis", no_wrap=True) for line in stacks]
     return Group(*parts)
 
 

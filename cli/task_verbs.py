@@ -154,7 +154,10 @@ def ps(
         ),
     ] = None,
     closed: Annotated[
-        bool, typer.Option("--closed", help="Show closed scopes, too, and stops in progress.")
+        bool,
+        typer.Option(
+            "--closed", help="Show closed scopes, too, and what has to end before they open."
+        ),
     ] = False,
     address: Address = None,
     json: Json = False,
@@ -172,20 +175,29 @@ def ps(
         tasks = client.tasks(*scope, state=state)
         statistics = client.statistics()
         scopes = client.closed_scopes() if closed else []
-        stops = client.stops() if closed else []
+        stops = client.stops()
     if json:
-        document: dict[str, Any] = {"tasks": tasks, "runtimes": statistics.get("runtimes", {})}
+        document: dict[str, Any] = {
+            "tasks": tasks,
+            "runtimes": statistics.get("runtimes", {}),
+            "stops": stops,
+        }
         print_json(document | {"closed": scopes} if closed else document)
         return
+    from rich.text import Text
+
     from quiesce.cli import listing
 
     out = console()
     out.print(listing.tasks(tasks) if tasks else "no tasks")
     out.print()
     out.print(listing.runtimes(statistics.get("runtimes", {})))
+    if stops:
+        out.print()
+        out.print(Text(listing.stops(stops)))
     if closed:
         out.print()
-        out.print(listing.closed(scopes, stops) if scopes else "no scope is closed")
+        out.print(listing.closed(scopes) if scopes else "no scope is closed")
 
 
 def stacks(

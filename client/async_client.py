@@ -12,12 +12,14 @@ from quiesce.client.base import CLOSING, BaseClient
 from quiesce.client.events import AsyncEventStream, Inbox
 from quiesce.client.records import Reply
 from quiesce.client.stopped import AsyncStoppedBlock
-from quiesce.client.waiting import LoopBell, Waitable, wait_for_async
+from quiesce.client.waiting import LoopBell, Waitable, is_asked, wait_for_async
+from quiesce.context import current_context
 from quiesce.registry.ids import TaskId
 from quiesce.registry.rows import StopRow
 from quiesce.values import (
     BrokerInfo,
     ClosedScope,
+    EndedStop,
     ShutdownReport,
     TaskInfo,
     TaskStacks,
@@ -340,13 +342,33 @@ class AsyncClient(BaseClient):
         tenant_id: str | None = None,
         timeline_id: str | None = None,
         runtime: str | None = None,
+        *,
+        task_ids: Iterable[int] | None = None,
     ) -> list[TaskStacks]:
-        """The Python stacks of the running tasks in a scope; what has come within two seconds."""
-        return await self._ask(requests.stacks(kind, tenant_id, timeline_id, runtime))
+        """The Python stacks of the running tasks in a scope, or of those of `task_ids` alone, within two seconds.
+
+        A worker that does not answer (its interpreter is stuck in C code) has all of its process written by
+        faulthandler instead: one text, which says so in its first line and stands for each of its tasks. Where
+        even that can't be had, the text says why: "no stack: process 123 is stopped (SIGSTOP)".
+        """
+        return await self._ask(requests.stacks(kind, tenant_id, timeline_id, runtime, task_ids))
 
     async def closed_scopes(self) -> list[ClosedScope]:
         """Every closed scope, with who holds it and why."""
         return await self._ask(requests.closed())
+
+    async def history(
+        self,
+        kind: str | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        runtime: str | None = None,
+    ) -> list[EndedStop]:
+        """The stops that have ended, oldest first, of the bounded history: by any client, and the system's own.
+
+        With a scope, those that may have matched a task of it. Ended tasks: `tasks(state="ended")`.
+        """
+        return await self._ask(requests.history(kind, tenant_id, timeline_id, runtime))
 
     async def stops(self) -> list[StopRow]:
         """The stops in progress, by any client, and what each still waits for."""
@@ -378,7 +400,10 @@ class AsyncClient(BaseClient):
         )
 
     async def _ask(self, ask: requests.Ask[T]) -> T:
-        return await self._answer(ask, self._driver.ask(ask.message), self.timeout)
+        fresh = not is_asked(current_context())  # as Client._ask
+        return await self._answer(
+            ask, self._driver.ask(ask.message), self.timeout, interruptible=fresh
+        )
 
     async def _stop(
         self,

@@ -11,11 +11,14 @@ from quiesce.client.events import EventStream, Inbox
 from quiesce.client.handle import TaskHandle
 from quiesce.client.records import Reply
 from quiesce.client.stopped import StoppedBlock
+from quiesce.client.waiting import is_asked
+from quiesce.context import current_context
 from quiesce.registry.ids import TaskId
 from quiesce.registry.rows import StopRow
 from quiesce.values import (
     BrokerInfo,
     ClosedScope,
+    EndedStop,
     ShutdownReport,
     TaskInfo,
     TaskStacks,
@@ -409,13 +412,33 @@ class Client(BaseClient):
         tenant_id: str | None = None,
         timeline_id: str | None = None,
         runtime: str | None = None,
+        *,
+        task_ids: Iterable[int] | None = None,
     ) -> list[TaskStacks]:
-        """The Python stacks of the running tasks in a scope; what has come within two seconds."""
-        return self._ask(requests.stacks(kind, tenant_id, timeline_id, runtime))
+        """The Python stacks of the running tasks in a scope, or of those of `task_ids` alone, within two seconds.
+
+        A worker that does not answer (its interpreter is stuck in C code) has all of its process written by
+        faulthandler instead: one text, which says so in its first line and stands for each of its tasks. Where
+        even that can't be had, the text says why: "no stack: process 123 is stopped (SIGSTOP)".
+        """
+        return self._ask(requests.stacks(kind, tenant_id, timeline_id, runtime, task_ids))
 
     def closed_scopes(self) -> list[ClosedScope]:
         """Every closed scope, with who holds it and why."""
         return self._ask(requests.closed())
+
+    def history(
+        self,
+        kind: str | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        runtime: str | None = None,
+    ) -> list[EndedStop]:
+        """The stops that have ended, oldest first, of the bounded history: by any client, and the system's own.
+
+        With a scope, those that may have matched a task of it. Ended tasks: `tasks(state="ended")`.
+        """
+        return self._ask(requests.history(kind, tenant_id, timeline_id, runtime))
 
     def stops(self) -> list[StopRow]:
         """The stops in progress, by any client, and what each still waits for."""
@@ -440,7 +463,9 @@ class Client(BaseClient):
     # --- parts ---------------------------------------------------------------------------------
 
     def _ask(self, ask: requests.Ask[T]) -> T:
-        return self._answer(ask, self._driver.ask(ask.message), self.timeout)
+        # A task that cleans up after it was asked to stop may still look around.
+        fresh = not is_asked(current_context())
+        return self._answer(ask, self._driver.ask(ask.message), self.timeout, interruptible=fresh)
 
     def _stop(self, ask: requests.Ask[requests.Stopped], timeout: float | None) -> requests.Stopped:
         """The broker keeps the stop's own timeout; beyond that and ours it is out of reach."""

@@ -18,9 +18,12 @@ from quiesce.client.client import Client
 from quiesce.client.handle import conclude
 from quiesce.client.private_broker import KIND, RUNTIME, PrivateBroker
 from quiesce.client.records import SpawnRecord, log
+from quiesce.client.waiting import Waitable, Waker, wait_for
+from quiesce.context import current_context
 from quiesce.errors import (
     BrokerUnavailableError,
     QuiesceError,
+    ShutdownRequested,
     TaskCrashedError,
     TaskFailedError,
     TaskTimeoutError,
@@ -36,6 +39,42 @@ _START_TIMEOUT: Final = 60.0
 _AT_EXIT: Final = 30.0
 #: Beyond one per worker, so that none is idle while the next call is on its way.
 _AHEAD: Final = 1
+
+
+class _TaskFuture(Future[T]):
+    """A future whose blocking calls end with ShutdownRequested inside a task that is asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = Waitable()
+        self._ended_lock = threading.Lock()
+        self._watched = False
+
+    def result(self, timeout: float | None = None) -> T:
+        """As concurrent.futures has it."""
+        return super().result(self._wait_in_task(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As concurrent.futures has it."""
+        return super().exception(self._wait_in_task(timeout))
+
+    def _wait_in_task(self, timeout: float | None) -> float | None:
+        """What is left to be waited for: nothing, if this has waited already."""
+        if self.done() or current_context() is None:
+            return timeout
+        with self._ended_lock:
+            watched, self._watched = self._watched, True
+        if not watched:
+            self.add_done_callback(self._on_done)
+        wait_for(self._ended, self._ended_lock, timeout)
+        return 0.0
+
+    def _on_done(self, _: Future[T]) -> None:
+        wakers: list[Waker] = []
+        with self._ended_lock:
+            self._ended.finish(wakers)
+        for waker in wakers:
+            waker()
 
 
 class _Call(NamedTuple):
@@ -88,6 +127,9 @@ class _Engine:
         self._pending: deque[_Call] = deque()
         self._running: set[Future[Any]] = set()
         self.broken: str | None = None
+        #: Over once the thread has nothing left to do; guarded by `lock`.
+        self.ended = Waitable()
+        self.lock = threading.Lock()
         self.thread = threading.Thread(target=self._main, name="quiesce-executor", daemon=True)
         self.thread.start()
 
@@ -121,6 +163,11 @@ class _Engine:
         finally:
             if private is not None:
                 private.stop()
+            wakers: list[Waker] = []
+            with self.lock:
+                self.ended.finish(wakers)
+            for waker in wakers:
+                waker()
 
     def _serve(self, client: Client) -> None:
         shut_down = False
@@ -210,7 +257,8 @@ class QuiesceExecutor(Executor):
     the exception that its call raised, as this interface promises (a TaskHandle raises TaskFailedError from
     it); TaskCrashedError if the call's process died. One dead process loses its own call and no other.
     `Future.cancel` works until a call is handed to the pool, which at most `max_workers` + 1 are at a time;
-    it never stops a running call.
+    it never stops a running call. Inside a task that is asked to stop, `result`, `exception`, `map` and `shutdown`
+    end with ShutdownRequested; `concurrent.futures.wait` and `as_completed` know nothing of tasks.
 
     Args:
         max_workers: calls at a time; None: the number of processors.
@@ -287,7 +335,7 @@ class QuiesceExecutor(Executor):
                 raise BrokenExecutor(self._engine.broken)
             if not self._engine.thread.is_alive():
                 raise RuntimeError("the executor has ended")
-            future: Future[T] = Future()
+            future: Future[T] = _TaskFuture()
             self._engine.inbox.put(_Call(future, fn, args, kwargs))
             return future
 
@@ -295,11 +343,20 @@ class QuiesceExecutor(Executor):
         """Take no more calls; with `wait`, return when all have been run and everything has ended.
 
         `cancel_futures`: cancel those that have not been handed to the pool.
+
+        Raises:
+            ShutdownRequested: `wait`, inside a task that is asked to stop. The calls that have not been handed to
+                the pool are cancelled then, the others go on.
         """
         with self._lock:
             self._shut_down = True
             self._engine.inbox.put(_ShutDown(cancel_futures))
         if wait and threading.current_thread() is not self._engine.thread:
+            try:
+                wait_for(self._engine.ended, self._engine.lock, None)
+            except ShutdownRequested:
+                self._engine.inbox.put(_ShutDown(True))
+                raise
             self._engine.thread.join()
             atexit.unregister(self._engine.at_exit)
 

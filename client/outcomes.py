@@ -15,12 +15,13 @@ from quiesce.protocol import to_client
 from quiesce.protocol.callables import unpack_exception, unpack_value
 from quiesce.protocol.frames import Frame
 from quiesce.registry.ids import TaskId
-from quiesce.registry.rows import TIMED_OUT, ResultRow, StoppedRow, TaskRow
+from quiesce.registry.rows import TIMED_OUT, EndedStopRow, ResultRow, StoppedRow, TaskRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.states import Evidence, Outcome, State
 from quiesce.values import (
     BrokerInfo,
     ClosedScope,
+    EndedStop,
     Event,
     Progress,
     ShutdownReport,
@@ -184,9 +185,33 @@ def closed_list(message: to_client.Closed) -> list[ClosedScope]:
             holder=row.holder,
             reason=row.reason,
             since=row.since,
+            waiting_for=row.waiting_for,
         )
         for row in message.rows
     ]
+
+
+def history_list(message: to_client.History) -> list[EndedStop]:
+    """The answer to GetHistory."""
+    return [ended_stop(row) for row in message.rows]
+
+
+def ended_stop(row: EndedStopRow) -> EndedStop:
+    """As the history shows it."""
+    labels = (row.kind, row.tenant_id, row.timeline_id, row.runtime)
+    return EndedStop(
+        id=row.id,
+        scope=scope_words(*labels) if row.task_id is None else f"task {row.task_id}",
+        reason=row.reason,
+        requested_at=row.requested_at,
+        completed_at=row.completed_at,
+        timed_out=row.timed_out,
+        outcomes={Outcome(name): count for name, count in row.outcomes},
+        evidence={Evidence(name): count for name, count in row.evidence},
+        remaining=row.remaining,
+        keep_closed=row.keep_closed,
+        by=row.by,
+    )
 
 
 def stacks_list(message: to_client.Stacks) -> list[TaskStacks]:

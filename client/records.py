@@ -76,6 +76,10 @@ class SpawnRecord(Waitable):
         #: The rebuilt result, once asked for: (value,).
         self.value: tuple[object] | None = None
 
+    def waited_task(self) -> int:
+        """See Waitable."""
+        return self.task_id
+
     def accept(self, task_id: int, wakers: list[Waker]) -> None:
         """Under the lock: the broker has registered the task."""
         self.task_id = task_id

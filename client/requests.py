@@ -3,7 +3,7 @@
 Shared by Client and AsyncClient. Each function checks its arguments and gives an `Ask`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from quiesce.client import checks, outcomes
@@ -14,6 +14,7 @@ from quiesce.registry.rows import StopRow
 from quiesce.values import (
     BrokerInfo,
     ClosedScope,
+    EndedStop,
     ShutdownReport,
     StoppedTask,
     TaskInfo,
@@ -78,11 +79,25 @@ def stops() -> Ask[list[StopRow]]:
     return Ask(from_client.GetStops(0), rows, "stops()")
 
 
-def stacks(
+def history(
     kind: str | None, tenant_id: str | None, timeline_id: str | None, runtime: str | None
+) -> Ask[list[EndedStop]]:
+    scope = checks.scope(kind, tenant_id, timeline_id, runtime)
+    return Ask(from_client.GetHistory(0, scope), outcomes.history_list, "history()")
+
+
+def stacks(
+    kind: str | None,
+    tenant_id: str | None,
+    timeline_id: str | None,
+    runtime: str | None,
+    task_ids: Iterable[int] | None,
 ) -> Ask[list[TaskStacks]]:
     scope = checks.scope(kind, tenant_id, timeline_id, runtime)
-    return Ask(from_client.GetStacks(0, scope), outcomes.stacks_list, "stacks()")
+    ids = None if task_ids is None else [checks.task_id(each) for each in task_ids]
+    # No task has the id 0: none of none is asked for, and not all.
+    message = from_client.GetStacks(0, scope, [] if ids is None else ids or [0])
+    return Ask(message, outcomes.stacks_list, "stacks()")
 
 
 def reopen(

@@ -26,6 +26,7 @@ Request = (
     | from_client.GetClosed
     | from_client.GetStops
     | from_client.GetStacks
+    | from_client.GetHistory
     | from_client.Subscribe
     | from_client.Unsubscribe
 )
@@ -38,6 +39,7 @@ Answer = (
     | to_client.Closed
     | to_client.Stops
     | to_client.Stacks
+    | to_client.History
     | to_client.Done
     | to_client.Refused
 )

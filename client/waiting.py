@@ -20,6 +20,8 @@ from quiesce.errors import ShutdownRequested
 
 Waker = Callable[[], None]
 
+#: Seconds after which a task's wait for another is told to its worker.
+LONG: Final = 1.0
 #: What a lock can wait for, in seconds. An infinite timeout would raise.
 _LONGEST: Final = threading.TIMEOUT_MAX
 
@@ -33,6 +35,10 @@ class Waitable:
         self.over = False
         #: Entered only while not over; emptied when it is.
         self.wakers: list[Waker] | None = None
+
+    def waited_task(self) -> int:
+        """The task whose end this is; 0: it is no task's, or its id is not known yet."""
+        return 0
 
     def finish(self, wakers: list[Waker]) -> None:
         """Under the lock: mark as over, hand out who is to be woken after the lock."""
@@ -75,6 +81,13 @@ def deadline_after(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
+def is_asked(task: TaskContext | None) -> bool:
+    """Whether this task has been asked to stop; that the task itself has seen it is not noted."""
+    return task is not None and (
+        task.words[task.flag_index] == task.flag_key or task.root.is_cancelled()
+    )
+
+
 def raise_if_asked(task: TaskContext | None) -> None:
     """ShutdownRequested if this task has been asked to stop; notes that it has seen it."""
     if task is not None and task.is_shutdown_requested():
@@ -105,10 +118,10 @@ def wait_for(
         return True
     forget = None if task is None else task.root.add_callback(wake)
     try:
-        if timeout is None:
-            gate.acquire()
+        if task is None:
+            gate.acquire(timeout=_bounded(timeout))
         else:
-            gate.acquire(timeout=min(max(timeout, 0.0), _LONGEST))
+            _acquire_in_task(gate, thing, task, timeout)
         if _is_over(thing):
             return True
         raise_if_asked(task)
@@ -117,6 +130,59 @@ def wait_for(
         thing.remove_waker(lock, wake)
         if forget is not None:
             forget()
+
+
+def _bounded(timeout: float | None) -> float:
+    """As a lock takes it: -1 is for ever."""
+    return -1.0 if timeout is None else min(max(timeout, 0.0), _LONGEST)
+
+
+def _acquire_in_task(
+    gate: threading.Lock, thing: Waitable, task: TaskContext, timeout: float | None
+) -> None:
+    """A wait for another task that lasts is shown to whoever looks at this one."""
+    deadline = deadline_after(timeout)
+    other = 0
+    try:
+        while not other:
+            left = remaining(deadline)
+            if left is not None and left <= LONG:
+                break
+            if gate.acquire(timeout=LONG):
+                return
+            other = thing.waited_task()
+            if other:
+                task.port.wait_began(task, other)
+        gate.acquire(timeout=_bounded(remaining(deadline)))
+    finally:
+        if other:
+            task.port.wait_ended(task, other)
+
+
+class _Teller:
+    """The same for a coroutine: a call of the loop's when the wait has become long."""
+
+    __slots__ = ("_loop", "_other", "_task", "_thing", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, thing: Waitable, task: TaskContext) -> None:
+        self._loop = loop
+        self._thing = thing
+        self._task = task
+        self._other = 0
+        self._timer = loop.call_later(LONG, self._tell)
+
+    def _tell(self) -> None:
+        self._other = self._thing.waited_task()
+        if self._other:
+            self._task.port.wait_began(self._task, self._other)
+        else:
+            self._timer = self._loop.call_later(LONG, self._tell)
+
+    def close(self) -> None:
+        """The wait is over."""
+        self._timer.cancel()
+        if self._other:
+            self._task.port.wait_ended(self._task, self._other)
 
 
 class LoopBell:
@@ -162,6 +228,7 @@ async def wait_for_async(
     if not thing.add_waker(lock, wake):
         return True
     forget = None if task is None else task.root.add_callback(wake)
+    teller = None if task is None else _Teller(bell.loop, thing, task)
     try:
         if timeout is None:
             await future
@@ -175,3 +242,5 @@ async def wait_for_async(
         thing.remove_waker(lock, wake)
         if forget is not None:
             forget()
+        if teller is not None:
+            teller.close()

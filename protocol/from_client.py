@@ -136,7 +136,18 @@ class GetStops(NamedTuple):
 
 
 class GetStacks(NamedTuple):
-    """Control: answered by Stacks, after at most two seconds with what has come by then."""
+    """Control: answered by Stacks, after at most two seconds with what has come by then.
+
+    `task_ids`: of these tasks of the scope alone; empty: of all.
+    """
+
+    request: int
+    scope: ScopeFields
+    task_ids: list[int]
+
+
+class GetHistory(NamedTuple):
+    """Control: answered by History: the ended stops that may have matched a task of this scope."""
 
     request: int
     scope: ScopeFields
@@ -178,4 +189,5 @@ MESSAGES = (
     Subscribe,
     Unsubscribe,
     Goodbye,
+    GetHistory,
 )

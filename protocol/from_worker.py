@@ -110,8 +110,10 @@ class Stacks(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Control: (task, attempt, other): the attempt blocks until task `other` has ended; 0: no longer. Telemetry:
-    said of waits that last, all again after Registered.
+    """Control: (task, attempt, other): the attempt blocks until task `other` has ended. Telemetry, said of waits
+    that last, and all again after Registered.
+
+    The rows of an attempt are all that it waits for, and replace what was said of it before; `other` 0: nothing.
     """
 
     rows: list[tuple[int, int, int]]

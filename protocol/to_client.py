@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from quiesce.registry.rows import (
     ClosedRow,
+    EndedStopRow,
     ResultRow,
     SpawnAnswer,
     StoppedRow,
@@ -110,6 +111,13 @@ class Stops(NamedTuple):
     rows: list[StopRow]
 
 
+class History(NamedTuple):
+    """Control: answers GetHistory, in the order of their ends."""
+
+    request: int
+    rows: list[EndedStopRow]
+
+
 class StacksRow(NamedTuple):
     """The stacks of one running task: one text for each thread and coroutine."""
 
@@ -175,4 +183,5 @@ MESSAGES = (
     Refused,
     Event,
     Goodbye,
+    History,
 )

@@ -216,6 +216,7 @@ def task_requeued(state: State, fact: facts.TaskRequeued) -> None:
     task.worker = Incarnation(0)
     task.assign_number = AssignNumber(0)
     task.lingering = ""
+    task.waits_on = ()
     if fact.attempt != task.attempt:
         # A new attempt starts as the spawn said, whatever the old one associated itself with.
         state.index.remove(task)

@@ -7,6 +7,7 @@ from quiesce.registry.ids import RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.records import Closure, Session, Stop, Task, stopped_row
 from quiesce.registry.state import State
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
+from quiesce.registry.stop_history import remembered
 
 #: How many ended stops a session may ask for again, and how many rows their reports may have together.
 #: (The last one is kept whatever its size.)
@@ -34,6 +35,8 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
         members=[TaskId(member) for member in fact.members],
         at=fact.at,
     )
+    asker = state.sessions.get(stop.session)
+    stop.by = "the system" if asker is None else f"process {asker.pid} on {asker.host}"
     state.stops[stop_id] = stop
     state.open_stops[stop_id] = stop
     for member in fact.members:
@@ -92,6 +95,7 @@ def stop_ended(state: State, fact: facts.StopEnded) -> None:
         task = state.tasks[member]
         task.stops.discard(stop.id)
         stop.left.append(stopped_row(task)._replace(waiting_for=waiting_for))
+    state.stop_history.append(remembered(stop))
     if stop.closes:
         closure = state.closures[stop.id]
         if fact.timed_out:

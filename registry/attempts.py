@@ -108,6 +108,19 @@ def on_progress_said(turn: Turn, event: events.ProgressSaid) -> None:
             task.progress = (done, total, note)
 
 
+def on_waits_said(turn: Turn, event: events.WaitsSaid) -> None:
+    """All that an attempt waits for; what was said of it before is over."""
+    said: dict[tuple[int, int], list[TaskId]] = {}
+    for task_id, attempt, other in event.rows:
+        others = said.setdefault((task_id, attempt), [])
+        if other:
+            others.append(TaskId(other))
+    for (task_id, attempt), others in said.items():
+        task = held(turn, event.worker, task_id, attempt)
+        if task is not None:
+            task.waits_on = tuple(sorted(set(others)))
+
+
 def on_grace_asked(turn: Turn, event: events.GraceAsked) -> None:
     task = held(turn, event.worker, event.task_id, event.attempt)
     if task is not None:

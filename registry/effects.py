@@ -6,7 +6,7 @@ All others leave only when the facts of their turn are committed.
 
 from typing import Final, NamedTuple
 
-from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId
+from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, StoppedRow
 
 
@@ -175,6 +175,13 @@ class Log(NamedTuple):
     text: str
 
 
+class StillWaiting(NamedTuple):
+    """Say in the log where these tasks, which a stop waits for, are: their stacks."""
+
+    stop_id: StopId
+    task_ids: list[TaskId]
+
+
 class Again(NamedTuple):
     """Give the registry `Continue(stop_id)` in a later turn, after what waits in the inbox."""
 
@@ -212,9 +219,12 @@ Effect = (
     | ExitWorker
     | ExitSupervisor
     | Log
+    | StillWaiting
     | Again
     | SystemStopped
 )
 
 #: Effects that leave at once, whatever the journal does.
-HASTY: Final = frozenset({AskStops, RaiseFlags, ForceTask, GrantLease, KillWorker, Log, Again})
+HASTY: Final = frozenset(
+    {AskStops, RaiseFlags, ForceTask, GrantLease, KillWorker, Log, StillWaiting, Again}
+)

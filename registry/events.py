@@ -243,6 +243,13 @@ class ProgressSaid(NamedTuple):
     rows: list[tuple[int, int, float, float | None, str]]
 
 
+class WaitsSaid(NamedTuple):
+    """(task, attempt, other): what each of these attempts waits for; see `from_worker.Waiting`. Telemetry."""
+
+    worker: Incarnation
+    rows: list[tuple[int, int, int]]
+
+
 class UsageSaid(NamedTuple):
     """What a pool uses: (serial, pid, cpu seconds, bytes, [(task, attempt, check age)]). Telemetry."""
 
@@ -319,6 +326,7 @@ Event = (
     | AssociateAsked
     | GraceAsked
     | ProgressSaid
+    | WaitsSaid
     | UsageSaid
     | EpochBegan
     | SystemStopAsked

@@ -27,6 +27,7 @@ from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
+from quiesce.registry.stop_history import EndedStop
 
 if TYPE_CHECKING:
     from quiesce.registry.machine import Registry
@@ -58,7 +59,7 @@ _TASK: Final = (
     "assign_number",
     "lingering",
 )
-_TASK_VOLATILE: Final = ("last_check_at", "progress", "restarts")
+_TASK_VOLATILE: Final = ("last_check_at", "progress", "restarts", "waits_on")
 _ASK: Final = ("extended", "delivered_at", "observed_at", "timed_out", "stopped")
 _ASK_VOLATILE: Final = ("forced", "answered", "heard", "killed")
 _WORKER: Final = ("incarnation", "supervisor", "serial", "runtime", "pid", "host", "slots")
@@ -83,7 +84,8 @@ _STOP: Final = (
     "at",
     "caller",
 )
-_STOP_MORE: Final = ("open", "timed_out", "completed_at")
+_STOP_MORE: Final = ("open", "timed_out", "completed_at", "by")
+_STOP_VOLATILE: Final = ("asked_by", "cycle_told")
 _CLOSURE: Final = ("holder", "reason", "since", "keep", "caller", "left", "system")
 _ENDED: Final = tuple(name for name in EndedTask.__slots__ if name != "progress")
 
@@ -98,6 +100,7 @@ _get_supervisor: Final = attrgetter(*_SUPERVISOR, *_SUPERVISOR_MORE)
 _get_supervisor_volatile: Final = attrgetter(*_SUPERVISOR_VOLATILE)
 _get_session: Final = attrgetter(*_SESSION, *_SESSION_MORE)
 _get_stop: Final = attrgetter("id", *_STOP, *_STOP_MORE)
+_get_stop_volatile: Final = attrgetter(*_STOP_VOLATILE)
 _get_closure: Final = attrgetter("scope", *_CLOSURE)
 _get_ended: Final = attrgetter(*_ENDED)
 
@@ -114,7 +117,7 @@ def freeze(registry: "Registry", *, volatile: bool = True, payloads: bool = Fals
         tuple([_freeze_supervisor(each, volatile) for each in state.supervisors.values()]),
         tuple(sorted(state.gone_supervisors)),
         tuple([_freeze_session(session, volatile, keep) for session in state.sessions.values()]),
-        tuple([_freeze_stop(stop, state) for stop in state.stops.values()]),
+        tuple([_freeze_stop(stop, state, volatile) for stop in state.stops.values()]),
         tuple([(stop_id, _get_closure(each)) for stop_id, each in sorted(state.closures.items())]),
         tuple(
             [
@@ -122,6 +125,7 @@ def freeze(registry: "Registry", *, volatile: bool = True, payloads: bool = Fals
                 for ended in state.history.values()
             ]
         ),
+        tuple(state.stop_history),
         tuple(sorted(state.ended_total.items())),
         _freeze_rest(registry) if volatile else None,
     )
@@ -201,7 +205,7 @@ def _freeze_session(session: Session, volatile: bool, keep: Keep) -> Frozen:
     )
 
 
-def _freeze_stop(stop: Stop, state: State) -> Frozen:
+def _freeze_stop(stop: Stop, state: State, volatile: bool) -> Frozen:
     return (
         _get_stop(stop),
         tuple(sorted(stop.remaining)),
@@ -209,6 +213,7 @@ def _freeze_stop(stop: Stop, state: State) -> Frozen:
         tuple(stop.rows),
         tuple(stop.collateral),
         tuple(stop.left),
+        _get_stop_volatile(stop) if volatile else None,
     )
 
 
@@ -218,7 +223,7 @@ def _freeze_stop(stop: Stop, state: State) -> Frozen:
 def thaw(registry: "Registry", frozen: Frozen) -> None:
     """Give a fresh registry the state that was frozen."""
     numbers, tasks, turns, workers, supervisors, gone, sessions, stops, closures, *rest = frozen
-    history, ended_total, volatile = rest
+    history, stop_history, ended_total, volatile = rest
     state = registry.state
     _set(state, _STATE, numbers)
     for row in tasks:
@@ -242,6 +247,9 @@ def thaw(registry: "Registry", frozen: Frozen) -> None:
         _set(ended, _ENDED, row)
         ended.progress = progress
         state.history[ended.id] = ended
+    state.stop_history.extend(
+        EndedStop(*row)._replace(scope=Scope(*row[1])) for row in stop_history
+    )
     state.ended_total.update(ended_total)
     _derive(state)
     for runtime, tenants in turns:
@@ -355,7 +363,7 @@ def _thaw_session(state: State, frozen: Frozen) -> None:
 
 
 def _thaw_stop(state: State, frozen: Frozen) -> None:
-    plain, remaining, todo, rows, collateral, left = frozen
+    plain, remaining, todo, rows, collateral, left, volatile = frozen
     stop_id, *fields = plain
     named = dict(zip(_STOP, fields, strict=False))
     named["scope"] = Scope(*named["scope"])
@@ -367,6 +375,8 @@ def _thaw_stop(state: State, frozen: Frozen) -> None:
     stop.rows = [StoppedRow(*row) for row in rows]
     stop.collateral = [StoppedRow(*row) for row in collateral]
     stop.left = [StoppedRow(*row) for row in left]
+    if volatile is not None:
+        _set(stop, _STOP_VOLATILE, volatile)
     state.stops[stop.id] = stop
     if stop.open:
         state.open_stops[stop.id] = stop

@@ -102,6 +102,7 @@ def _each_task(state: State, task: Task) -> None:
         ),
         ("a session watches once", len(set(task.watchers)) == len(task.watchers)),
         ("spawns wait only for a task that is stopping", not task.parked or _marked(task)),
+        ("only a task that is held waits for others", not queued or not task.waits_on),
         ("stops that wait are open", task.stops <= state.open_stops.keys()),
     ):
         if not holds:
@@ -148,6 +149,8 @@ def _counts(state: State) -> None:
     _same("every task is live or has ended", total, state.spawned_total)
     if len(state.history) > state.history_limit:
         raise _fault("the history is bounded", f"{len(state.history)} tasks")
+    if len(state.stop_history) > state.history_limit:
+        raise _fault("the history of stops is bounded", f"{len(state.stop_history)} stops")
     _same("no live task is in the history", state.history.keys() & state.tasks.keys(), set())
 
 

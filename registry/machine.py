@@ -62,6 +62,7 @@ HANDLERS: Final[dict[type, Handler]] = {
     events.AssociateAsked: attempts.on_associate_asked,
     events.GraceAsked: attempts.on_grace_asked,
     events.ProgressSaid: attempts.on_progress_said,
+    events.WaitsSaid: attempts.on_waits_said,
 }
 
 

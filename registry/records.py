@@ -82,6 +82,7 @@ class Task:
         "stops",
         "tenant_id",
         "timeline_id",
+        "waits_on",
         "watchers",
         "worker",
     )
@@ -114,6 +115,8 @@ class Task:
         self.restarts: tuple[float, ...] = ()
         self.last_check_at: float | None = None
         self.progress: tuple[float, float | None, str] | None = None
+        #: The tasks whose end its attempt waits for, as its worker last said; some may have ended since.
+        self.waits_on: tuple[TaskId, ...] = ()
 
     @property
     def unique(self) -> tuple[str, str | None, str | None, str] | None:
@@ -343,11 +346,14 @@ class Stop:
     """One shutdown_tasks, open or ended with its report still wanted."""
 
     __slots__ = (
+        "asked_by",
         "at",
+        "by",
         "caller",
         "closes",
         "collateral",
         "completed_at",
+        "cycle_told",
         "done",
         "grace",
         "hold",
@@ -412,6 +418,12 @@ class Stop:
         self.timed_out = False
         self.completed_at: float | None = None
         self.closes = task_id is None
+        #: Who asked for it, in words that outlive the session.
+        self.by = ""
+        #: The attempt inside which the call was made, if one was. Volatile, like the next.
+        self.asked_by: tuple[TaskId, Attempt] | None = None
+        #: That a cycle of waits holds it up has been said.
+        self.cycle_told = False
 
 
 class Closure:

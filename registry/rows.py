@@ -158,7 +158,9 @@ class WorkerRow(NamedTuple):
 
 
 class ClosedRow(NamedTuple):
-    """One closed scope. `holder` is "stop", "block", "kept" or "timed-out"; `scope` its four fields."""
+    """One closed scope: its four fields. `holder` is "stop", "block", "kept" or "timed-out"; `waiting_for`: what
+    has to end before it opens, in words.
+    """
 
     kind: str | None
     tenant_id: str | None
@@ -167,6 +169,7 @@ class ClosedRow(NamedTuple):
     holder: str
     reason: str
     since: float
+    waiting_for: str = ""
 
 
 class StopRow(NamedTuple):
@@ -178,3 +181,25 @@ class StopRow(NamedTuple):
     requested_at: float
     remaining: int
     tasks: list[TaskRow]
+
+
+class EndedStopRow(NamedTuple):
+    """One ended stop; the fields of `quiesce.EndedStop`. `task_id`: it was of that task alone, which has the
+    labels that stand where else those of the scope do.
+    """
+
+    id: int
+    kind: str | None
+    tenant_id: str | None
+    timeline_id: str | None
+    runtime: str | None
+    task_id: int | None
+    reason: str
+    requested_at: float
+    completed_at: float
+    timed_out: bool
+    outcomes: list[tuple[str, int]]
+    evidence: list[tuple[str, int]]
+    remaining: int
+    keep_closed: bool
+    by: str

@@ -3,7 +3,7 @@
 `quiesce.registry.apply` is the only writer. Telemetry aside, the same facts give the same state.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from quiesce.registry import leases
 from quiesce.registry.ids import Epoch, Incarnation, SessionId, StopId, TaskId
@@ -20,6 +20,7 @@ from quiesce.registry.records import (
     Worker,
 )
 from quiesce.registry.scope import Scope
+from quiesce.registry.stop_history import EndedStop
 
 
 class Queues(dict[str, RuntimeQueue]):
@@ -88,6 +89,8 @@ class State:
         self.parked = 0
         #: The newest ended tasks, oldest first, at most `history_limit`.
         self.history: OrderedDict[TaskId, EndedTask] = OrderedDict()
+        #: The newest ended stops, in the order of their ends, at most `history_limit`.
+        self.stop_history: deque[EndedStop] = deque(maxlen=history_limit)
 
         #: Registered workers: the living, and the dead that still have orphans.
         self.workers: dict[Incarnation, Worker] = {}

@@ -4,15 +4,16 @@ import math
 from typing import Final
 
 from quiesce.registry import effects, events, facts
+from quiesce.registry.cycles import cycle_words, first_cycle
 from quiesce.registry.ending import never_ran
-from quiesce.registry.ids import SessionId, StopId, TaskId
+from quiesce.registry.ids import Attempt, SessionId, StopId, TaskId
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.records import Ask, Stop, Task
 from quiesce.registry.sessions import release_silent
 from quiesce.registry.spawning import refuse_parked, seen_all
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
-from quiesce.registry.waiting import waiting_for
+from quiesce.registry.waiting import running_first, still_waits, waiting_for
 
 #: A request to stop is sent again after so many seconds without its acknowledgement.
 RESEND: Final = 0.5
@@ -84,6 +85,7 @@ def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
         )
     )
     stop = state.stops[stop_id]
+    stop.asked_by = _asker(turn, event)
     for member in sorted(members):
         task = state.tasks[member]
         if task.state is not TaskState.QUEUED:
@@ -96,6 +98,15 @@ def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
     end_queued(turn, stop)
     turn.touched.add(stop_id)
     return stop_id
+
+
+def _asker(turn: Turn, event: events.StopAsked) -> tuple[TaskId, Attempt] | None:
+    """The attempt inside which the call was made, if it is still there."""
+    if event.caller is None:
+        return None
+    key = (TaskId(event.caller[0]), Attempt(event.caller[1]))
+    task = turn.state.tasks.get(key[0])
+    return key if task is not None and task.attempt == key[1] else None
 
 
 def _members(turn: Turn, event: events.StopAsked) -> set[TaskId]:
@@ -337,13 +348,24 @@ def on_stop_due(turn: Turn, stop_id: StopId) -> None:
 
 
 def on_word_due(turn: Turn, stop_id: StopId) -> None:
-    """Say what a stop still waits for."""
+    """Say what a stop still waits for, and have the stacks of the first said too."""
     stop = turn.state.open_stops[stop_id]
-    tasks = [turn.state.tasks[member] for member in sorted(stop.remaining)[:5]]
-    named = ", ".join(f"{task.id} {task.spawn.kind} {task.spawn.name!r}" for task in tasks)
-    more = f" and {len(stop.remaining) - 5} more" if len(stop.remaining) > 5 else ""
-    turn.log(
-        "INFO",
-        f"stop {stop.id} of [{_target(stop)}] still waits for {len(stop.remaining)} tasks: {named}{more}",
-    )
+    turn.log("INFO", still_waits(turn.state, stop, turn.now.wall))
+    running = running_first(turn.state, stop)
+    if running:
+        turn.send(effects.StillWaiting(stop_id, running))
+    _tell_cycle(turn, stop)
     turn.timers.set(("word", stop_id), turn.now.tick + NEXT_WORD)
+
+
+def _tell_cycle(turn: Turn, stop: Stop) -> None:
+    """Once: tasks that wait for each other won't end by themselves."""
+    if stop.cycle_told:
+        return
+    state = turn.state
+    cycle = first_cycle(state, (state.tasks[member] for member in sorted(stop.remaining)))
+    if cycle:
+        stop.cycle_told = True
+        turn.log(
+            "WARNING", f"stop {stop.id} of [{_target(stop)}] is held up by {cycle_words(cycle)}"
+        )

@@ -4,11 +4,11 @@ from typing import Any
 
 from quiesce.registry.ids import TaskId
 from quiesce.registry.records import EndedTask, Task
-from quiesce.registry.rows import ClosedRow, StopRow, TaskRow, WorkerRow
+from quiesce.registry.rows import ClosedRow, EndedStopRow, StopRow, TaskRow, WorkerRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
-from quiesce.registry.waiting import waiting_for
+from quiesce.registry.waiting import holding, waiting_for
 
 #: Tasks named in one row of `stops`.
 NAMED = 20
@@ -121,8 +121,14 @@ def workers(state: State) -> list[WorkerRow]:
 def closed(state: State) -> list[ClosedRow]:
     """All closed scopes, oldest first."""
     return [
-        ClosedRow(*closure.scope, closure.holder, closure.reason, closure.since)
-        for _, closure in sorted(state.closures.items())
+        ClosedRow(
+            *closure.scope,
+            closure.holder,
+            closure.reason,
+            closure.since,
+            holding(state, stop_id, closure),
+        )
+        for stop_id, closure in sorted(state.closures.items())
     ]
 
 
@@ -138,6 +144,31 @@ def stops(state: State) -> list[StopRow]:
             [live_row(state, state.tasks[member]) for member in sorted(stop.remaining)[:NAMED]],
         )
         for stop in state.open_stops.values()
+    ]
+
+
+def ended_stops(state: State, scope: Scope) -> list[EndedStopRow]:
+    """The ended stops of the history that may have matched a task of this scope, in the order of their ends."""
+    return [
+        EndedStopRow(
+            ended.id,
+            *ended.scope,
+            ended.task_id,
+            ended.reason,
+            ended.requested_at,
+            ended.completed_at,
+            ended.timed_out,
+            list(ended.outcomes),
+            list(ended.evidence),
+            ended.remaining,
+            ended.keep_closed,
+            ended.by,
+        )
+        for ended in state.stop_history
+        if all(
+            wanted is None or (mine is None and ended.task_id is None) or mine == wanted
+            for wanted, mine in zip(scope, ended.scope, strict=True)
+        )
     ]
 
 

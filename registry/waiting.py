@@ -1,8 +1,16 @@
 """What holds a task up, in words: for listings, for reports of stops that ran out of time, for the log."""
 
-from quiesce.registry.records import Task, Worker
+from typing import Final
+
+from quiesce.registry.cycles import asked_for, cycle_of, cycle_words
+from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.records import Closure, Stop, Task, Worker
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
+
+#: Tasks that are named where there may be many, and those of them whose stacks are shown.
+NAMED: Final = 5
+STACKS: Final = 3
 
 
 def waiting_for(state: State, task: Task) -> str:
@@ -18,11 +26,15 @@ def waiting_for(state: State, task: Task) -> str:
         beside = (
             f"; its grace is over, but its process can't be killed: {why_not}" if why_not else ""
         )
+        others = _others(state, task)
+        beside += f"; it waits for {others}" if others else ""
         if ask.delivered_at is None:
             return f"its worker, to acknowledge the request to stop{beside}"
         if ask.observed_at is None:
             return f"the task, to look: the request was delivered, never observed{beside}"
         return f"the task, to end: it has seen the request{beside}"
+    if task.state is TaskState.RUNNING:
+        return _others(state, task)
     if task.state is not TaskState.QUEUED:
         return ""
     runtime = task.spawn.runtime
@@ -57,3 +69,111 @@ def spared(state: State, task: Task, worker: Worker, *, frozen: bool) -> str | N
         others = "1 other task runs" if len(innocent) == 1 else f"{len(innocent)} other tasks run"
         return f"{others} there too ({named}), and kill_neighbours of runtime {worker.runtime!r} is false"
     return None
+
+
+# --- other tasks ----------------------------------------------------------------------------------
+
+
+def _others(state: State, task: Task) -> str:
+    """The tasks that a running one waits for: in `result` and its like, or in a stop; "" if it waits for none."""
+    stops = asked_for(state, task)
+    if not task.waits_on and not stops:
+        return ""
+    cycle = cycle_of(state, task)
+    if cycle:
+        return cycle_words(cycle)
+    parts = []
+    ends = [state.tasks[other] for other in task.waits_on if other in state.tasks]
+    if ends:
+        parts.append(f"the end{'s' * (len(ends) > 1)} of {_counted(ends, len(ends))}")
+    for stop in stops:
+        left = len(stop.remaining)
+        of_what = f"{left} task{'s' * (left != 1)}" if left else "spawns that came before it"
+        parts.append(f"stop {stop.id} of [{target(stop)}]: {of_what}")
+    return "; ".join(parts)
+
+
+def _counted(tasks: list[Task], total: int) -> str:
+    """ "task 3 'a'", "tasks 3 'a', 4 'b'"; of many, the first few."""
+    names = ", ".join(f"{task.id} {task.spawn.name!r}" for task in tasks[:NAMED])
+    more = f" and {total - NAMED} more" if total > NAMED else ""
+    return f"task{'s' * (total != 1)} {names}{more}"
+
+
+# --- stops ----------------------------------------------------------------------------------------
+
+
+def target(stop: Stop) -> str:
+    """What a stop is of."""
+    return str(stop.scope) if stop.task_id is None else f"task {stop.task_id}"
+
+
+def still_waits(state: State, stop: Stop, wall: float) -> str:
+    """What is left of a stop, a line for each of the first tasks."""
+    left = len(stop.remaining)
+    what = f"{left} task{'s' * (left != 1)}" if left else "spawns that its caller sent before it"
+    head = f"stop {stop.id} of [{target(stop)}] still waits for {what}"
+    lines = [
+        f"  {_line(state, state.tasks[member], wall)}" for member in sorted(stop.remaining)[:NAMED]
+    ]
+    if left > NAMED:
+        lines.append(f"  and {left - NAMED} more")
+    return "\n".join([f"{head}:", *lines] if lines else [head])
+
+
+def _line(state: State, task: Task, wall: float) -> str:
+    """Who it is, where, and what is known of how it gets on."""
+    worker = state.workers.get(task.worker)
+    labels = "/".join(each for each in (task.tenant_id, task.timeline_id) if each is not None)
+    words = f"{task.id}.{task.attempt} {task.spawn.kind} {task.spawn.name!r}"
+    words += f" of {labels}" if labels else ""
+    if worker is not None:
+        words += f" in process {worker.pid} on {worker.host}"
+    parts = [f"waits for {waiting_for(state, task) or 'nothing that is known'}"]
+    if task.state is TaskState.RUNNING:
+        at = task.last_check_at
+        parts.append(
+            "no look for a request is known"
+            if at is None
+            else f"last looked {max(0.0, wall - at):.1f} s ago"
+        )
+    if task.progress is not None:
+        done, total, note = task.progress
+        count = f"{done:g}" if total is None else f"{done:g}/{total:g}"
+        parts.append(f"progress {count} {note}".rstrip())
+    return f"{words}: {'; '.join(parts)}"
+
+
+def running_first(state: State, stop: Stop) -> list[TaskId]:
+    """The first running tasks that a stop waits for: those whose stacks are worth a look."""
+    found: list[TaskId] = []
+    for member in sorted(stop.remaining):
+        if state.tasks[member].state is TaskState.RUNNING:
+            found.append(member)
+            if len(found) == STACKS:
+                break
+    return found
+
+
+def holding(state: State, stop_id: StopId, closure: Closure) -> str:
+    """What a closed scope waits for until it opens; "" for what only `reopen` opens."""
+    stop = state.open_stops.get(stop_id)
+    if stop is not None:
+        left = [state.tasks[member] for member in sorted(stop.remaining)]
+        if not left:
+            return "spawns that its caller sent before it"
+        return _with_reasons(state, left)
+    if closure.holder == "block":
+        return "the end of its stopped() block"
+    left = [state.tasks[member] for member in closure.left if member in state.tasks]
+    return f"left behind: {_with_reasons(state, left)}" if left else ""
+
+
+def _with_reasons(state: State, tasks: list[Task]) -> str:
+    count = f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
+    names = ", ".join(
+        f"{task.id} {task.spawn.name!r} ({waiting_for(state, task) or task.state})"
+        for task in tasks[:NAMED]
+    )
+    more = f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else ""
+    return f"{count}: {names}{more}"

@@ -1,8 +1,13 @@
 """The command line against the real broker and real pools."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +105,16 @@ def test_shutdown_says_what_it_waits_for_and_that_its_time_is_over(system: Comma
         "shutdown", "--kind", "compaction", "--grace", "inf", "--timeout", "2", code=1
     )
     assert "s: waiting for 1 task of kind=compaction: 1 deaf (" in done.stderr
+    (line,) = [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("  1 compaction deaf, process ")
+    ]
+    assert "never observed" in line
+    assert "look for a request" in line
+    stack = done.stderr[done.stderr.index("was here at") :].splitlines()
+    assert any("in deaf" in line for line in stack)
+    assert len(stack) < 20
     assert done.stdout.startswith("stopped 0 of 1 task of kind=compaction in 2.")
     assert done.stderr.splitlines()[-1] == (
         "error: the stop of kind=compaction has not ended within 2 s: 1 of 1 task goes on: 1 (deaf). "
@@ -110,6 +125,40 @@ def test_shutdown_says_what_it_waits_for_and_that_its_time_is_over(system: Comma
     assert json.loads(again.stderr)["error"] == "ShutdownTimeoutError"
     (system.folder / "release").touch()
     assert system.json("shutdown", "--all")["remaining"] == []
+    system.end(process, signal.SIGTERM)
+
+
+def test_on_a_terminal_shutdown_shows_what_is_left_in_place(system: CommandSystem) -> None:
+    process = system.up()
+    words = [json.dumps(str(system.folder / name)) for name in ("mark", "release")]
+    system.run("spawn", "work:deaf", *words, "--kind", "compaction", "--tenant", "t1")
+    system.until_exists("mark")
+    screen, terminal = pty.openpty()
+    os.set_blocking(screen, False)
+    stop = subprocess.Popen(
+        [sys.executable, "-m", "quiesce", "shutdown", "--tenant", "t1", "--grace", "inf"],
+        cwd=system.folder,
+        env={**os.environ, "COLUMNS": "150", "LINES": "50", "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+    )
+    os.close(terminal)
+    shown = b""
+
+    def is_shown() -> bool:
+        nonlocal shown
+        with contextlib.suppress(BlockingIOError):
+            shown += os.read(screen, 65536)
+        return b"was here at" in shown and b"in deaf" in shown
+
+    system.until("the stack", is_shown)
+    assert b"waiting for 1 task of tenant_id=t1" in shown
+    assert b"never observed" in shown
+    (system.folder / "release").touch()
+    done, _ = stop.communicate(timeout=30)
+    os.close(screen)
+    assert done.startswith("stopped 1 task of tenant_id=t1 in ")
     system.end(process, signal.SIGTERM)
 
 
@@ -148,11 +197,72 @@ def test_an_interrupted_verb_says_what_goes_on(system: CommandSystem) -> None:
         line for line in system.run("ps", "--closed").stdout.splitlines() if "  stop  " in line
     ]
     assert row.startswith("kind=compaction tenant_id=t 1  stop")
-    assert "1 task" in row
+    assert "1 task: 1 'deaf' (the task, to look: the request was delivered, never observed)" in row
+    (line,) = [line for line in system.run("ps").stdout.splitlines() if "in progress" in line]
+    assert line.startswith(
+        "1 stop in progress: 1 of [kind=compaction tenant_id=t 1] waits for 1 task since "
+    )
+    (stop_row,) = system.json("ps")["stops"]
+    assert (stop_row["stop_id"], stop_row["remaining"]) == (1, 1)
 
     (system.folder / "release").touch()
     system.until("the end", lambda: system.json("ps", "--closed")["closed"] == [])
     assert system.json("ps", "--state", "ended")["tasks"][0]["outcome"] == "completed"
+    system.end(process, signal.SIGTERM)
+
+
+def test_history_shows_tasks_and_stops_newest_last(system: CommandSystem) -> None:
+    process = system.up()
+    assert system.run("history").stdout == "nothing has ended\n"
+    assert system.json("history") == {"tasks": [], "stops": []}
+    labels = ("--kind", "compaction", "--tenant")
+    system.run("spawn", "work:add", "1", *labels, "t1", "--wait")
+    system.run("spawn", "work:fail", *labels, "t2", "--wait", code=1)
+    mark = json.dumps(str(system.folder / "mark"))
+    system.run("spawn", "work:until_asked", mark, *labels, "t1")
+    system.until_exists("mark")
+    system.run("shutdown", "--tenant", "t1", "--reason", "to be seen", "--keep-closed")
+
+    header, *rows = system.run("history").stdout.splitlines()
+    assert header.split() == [
+        "ENDED",
+        "WHAT",
+        "KIND",
+        "NAME",
+        "TENANT",
+        "HOW",
+        "TOOK",
+        "REASON",
+        "BY",
+    ]
+    assert [re.split(r"  +", row)[1] for row in rows] == [
+        "task 1.1",
+        "task 2.1",
+        "task 3.1",
+        "stop 1",
+    ]
+    assert "completed RETURNED" in rows[0]
+    assert "failed RETURNED" in rows[1]
+    assert "[tenant_id=t1]" in rows[3]
+    assert "complete: 1 task ended (1 completed), kept closed" in rows[3]
+    assert "to be seen" in rows[3]
+    assert re.search(r"process \d+ on ", rows[3])
+
+    found = system.json("history", "--tenant", "t1")
+    assert [task["id"] for task in found["tasks"]] == [1, 3]
+    (stop,) = found["stops"]
+    assert (stop["scope"], stop["reason"], stop["keep_closed"]) == (
+        "tenant_id=t1",
+        "to be seen",
+        True,
+    )
+    assert (stop["outcomes"], stop["evidence"]) == ({"completed": 1}, {"RETURNED": 1})
+    assert system.json("history", "--tenant", "t2")["stops"] == []
+    assert list(system.json("history", "--stops")) == ["stops"]
+    newest = system.json("history", "--limit", "2")
+    assert [len(newest["tasks"]), len(newest["stops"])] == [1, 1]
+    system.run("history", "--limit", "0", code=2)
+    system.run("history", "--kind", "compacton", code=1)
     system.end(process, signal.SIGTERM)
 
 

@@ -1,5 +1,6 @@
 """Client and TaskHandle against a broker that the test plays itself, over real sockets."""
 
+import asyncio
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ from quiesce.client import driver
 from quiesce.client.client import Client
 from quiesce.client.nested import NestedClient, open_client
 from quiesce.client.steps import CONTROL, DATA
+from quiesce.client.waiting import LONG
 from quiesce.errors import (
     BrokerUnavailableError,
     PayloadTooLargeError,
@@ -35,8 +37,9 @@ from quiesce.errors import (
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.callables import pack_exception, pack_value
 from quiesce.registry.ids import SpawnNumber, TaskId
-from quiesce.registry.rows import TIMED_OUT, SpawnAnswer
-from quiesce.values import TaskInfo
+from quiesce.registry.rows import TIMED_OUT, EndedStopRow, SpawnAnswer
+from quiesce.registry.states import Evidence, Outcome
+from quiesce.values import EndedStop, TaskInfo
 
 
 def work(*_: object) -> Any:
@@ -398,6 +401,44 @@ def test_queries(broker: FakeBroker, client: Client) -> None:
     assert not (client.closed_scopes())
     assert not (client.stops())
     assert not (client.stacks())
+    broker.script[from_client.GetHistory] = lambda m: to_client.History(
+        m.request,
+        [
+            EndedStopRow(
+                *(7, None, "t", None, None, None, "why", 1.0, 2.0, True),
+                *([("completed", 2)], [("REAPED", 2)], 1, True, "process 5 on h"),
+            ),
+            EndedStopRow(
+                *(8, "gc", "t", None, "background", 12, "", 2.0, 3.0, False),
+                *([], [], 0, False, "the system"),
+            ),
+        ],
+    )
+    first, second = client.history(tenant_id="t")
+    assert first == EndedStop(
+        id=7,
+        scope="tenant_id=t",
+        reason="why",
+        requested_at=1.0,
+        completed_at=2.0,
+        timed_out=True,
+        outcomes={Outcome.COMPLETED: 2},
+        evidence={Evidence.REAPED: 2},
+        remaining=1,
+        keep_closed=True,
+        by="process 5 on h",
+    )
+    assert (second.id, second.scope) == (8, "task 12")
+    assert broker.take(from_client.GetHistory).scope == (None, "t", None, None)
+
+
+def test_stacks_of_tasks_by_their_ids(broker: FakeBroker, client: Client) -> None:
+    broker.script[from_client.GetStacks] = lambda m: to_client.Stacks(m.request, [])
+    for task_ids, sent in ((None, []), ([3, 1], [3, 1]), ([], [0])):
+        assert client.stacks(task_ids=task_ids) == []
+        assert broker.take(from_client.GetStacks).task_ids == sent
+    with pytest.raises(ValueError, match="from 1"):
+        client.stacks(task_ids=[0])
 
 
 def test_no_answer_within_the_timeout(broker: FakeBroker, client: Client) -> None:
@@ -671,10 +712,17 @@ def test_handles_that_outlive_the_modules_are_silent(broker: FakeBroker) -> None
 class _Port:
     def __init__(self) -> None:
         self.seen = threading.Event()
+        self.waits: list[tuple[str, int]] = []
 
     def associate(self, *_: object) -> None: ...
     def report_progress(self, *_: object) -> None: ...
     def extend_grace(self, *_: object) -> None: ...
+
+    def wait_began(self, task: object, other: int) -> None:
+        self.waits.append(("began", other))
+
+    def wait_ended(self, task: object, other: int) -> None:
+        self.waits.append(("ended", other))
 
     def observed(self, task: object) -> None:
         self.seen.set()
@@ -689,6 +737,72 @@ def task() -> Iterator[context.TaskContext]:
     token = context.enter(task)
     yield task
     context.leave(token)
+
+
+@pytest.mark.parametrize(
+    ("mute", "call"),
+    [
+        (None, lambda client: client.spawn("background", "compaction", work).id),
+        (from_client.ListTasks, lambda client: client.tasks()),
+        (from_client.GetTask, lambda client: client.task(1)),
+        (from_client.Reopen, lambda client: client.reopen(tenant_id="t")),
+        (from_client.GetStacks, lambda client: client.stacks()),
+    ],
+)
+def test_what_waits_for_a_silent_broker_ends_with_the_task_too(
+    broker: FakeBroker, task: context.TaskContext, mute: Any, call: Callable[[Client], object]
+) -> None:
+    """Unless it was asked before: a task that cleans up may still ask the broker something."""
+    with open_client(broker.address, 12) as client:
+        if mute is not None:
+            broker.mute.add(mute)
+
+        def ask_to_stop() -> None:
+            broker.take(mute or from_client.Spawn)
+            task.root.cancel("go")
+
+        thread = threading.Thread(target=ask_to_stop)
+        thread.start()
+        with pytest.raises(ShutdownRequested, match="go"):
+            call(client)
+        thread.join()
+        if mute is not None:
+            client.timeout = 0.05
+            with pytest.raises(BrokerUnavailableError):
+                call(client)
+        else:
+            broker.answer(1, 1)
+        token = context.enter(None)
+        client.close()
+        context.leave(token)
+
+
+def test_a_wait_that_lasts_is_told_to_the_worker_once_its_task_is_known(
+    broker: FakeBroker, task: context.TaskContext
+) -> None:
+    with open_client(broker.address, 12) as client:
+        handle = client.spawn("background", "compaction", work)
+        port = task.port
+        assert isinstance(port, _Port)
+        assert not handle.wait(0.1)
+        assert not handle.wait(LONG + 0.1)
+        assert port.waits == []  # nobody knows yet what it waits for
+        broker.answer(1, 41)
+        assert handle.id == 41
+        assert not handle.wait(0.1)
+        assert port.waits == []
+        assert not handle.wait(LONG + 0.1)
+        assert port.waits == [("began", 41), ("ended", 41)]
+
+        async def wait() -> None:
+            await asyncio.wait_for(handle, LONG + 0.5)
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(wait())
+        assert port.waits == 2 * [("began", 41), ("ended", 41)]
+        token = context.enter(None)
+        client.close()
+        context.leave(token)
 
 
 def test_inside_a_task_rows_name_it_and_waits_end_with_it(

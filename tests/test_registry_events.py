@@ -162,6 +162,7 @@ EVENTS: dict[str, Callable[[Case], events.Event]] = {
     "progress": lambda case: events.ProgressSaid(
         case.worker, [(case.task, case.attempt, 1.0, None, "")]
     ),
+    "waits": lambda case: events.WaitsSaid(case.worker, [(case.task, case.attempt, 7)]),
 }
 
 #: Said of the past, or of nothing.
@@ -197,6 +198,7 @@ FOLLOWS: dict[str, dict[str, str]] = {
         "observed": "ForceMoved >",
     },
     "progress": {},
+    "waits": {},
 }
 #: And in those that are.
 FOLLOWS_PAST = {"ended": "> TakeEnds", "associate": "> AnswerAssociate"}

@@ -114,6 +114,9 @@ def test_payloads_that_are_not_bytes_are_kept_as_their_length() -> None:
         lambda desk: desk.registry.timers.set(("word", 2), 999.0),
         lambda desk: setattr(desk.task(1), "last_check_at", 1.0),
         lambda desk: setattr(desk.task(1), "progress", (1.0, None, "")),
+        lambda desk: setattr(desk.task(1), "waits_on", (2,)),
+        lambda desk: setattr(desk.registry.state.stops[1], "asked_by", (1, 1)),
+        lambda desk: setattr(desk.registry.state.stops[1], "cycle_told", True),
         lambda desk: setattr(desk.task(1).ask, "forced", 3),
         lambda desk: setattr(desk.task(1).ask, "killed", True),
         lambda desk: setattr(desk.task(1).ask, "heard", 1.0),
@@ -403,4 +406,4 @@ def test_what_is_hasty_does_not_wait_for_the_journal() -> None:
     """A stalled disk holds up no request to stop; but nothing is promised before it is written."""
     hasty = {kind.__name__ for kind in effects.HASTY}
     asking = {"AskStops", "RaiseFlags", "ForceTask", "KillWorker"}
-    assert hasty == {*asking, "GrantLease", "Log", "Again"}
+    assert hasty == {*asking, "GrantLease", "Log", "StillWaiting", "Again"}

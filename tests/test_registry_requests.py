@@ -3,7 +3,7 @@
 import pytest
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.ids import Incarnation, RequestNumber
+from quiesce.registry.ids import Incarnation, RequestNumber, StopId, TaskId
 from quiesce.registry.scope import Scope
 from registry_helpers import WALL, Desk, fact_types, session_id, supervisor_id
 
@@ -150,6 +150,7 @@ def test_the_request_is_sent_until_it_is_acknowledged(desk: Desk) -> None:
         effects.RaiseFlags,
         effects.AskStops,
         effects.Log,
+        effects.StillWaiting,
     ]
     desk.seen(worker, 1)
     desk.expect_facts(facts.StopDelivered(1, WALL + 1.1))
@@ -311,12 +312,18 @@ def test_what_a_stop_waits_for_is_said_after_a_second_of_silence_then_each_minut
     desk.wait(0.9)
     desk.expect()
     desk.wait(0.2)
-    said = "stop 1 of [tenant_id=x] still waits for 1 tasks: 1 gc 't'"
-    desk.expect(effects.Log("INFO", said))
+    head = "stop 1 of [tenant_id=x] still waits for 1 task:\n  1.1 gc 't' of x in process 1001 on here: "
+    waits = "waits for the task, to look: the request was delivered, never observed; "
+    look = effects.StillWaiting(StopId(1), [TaskId(1)])
+    never = effects.Log("INFO", f"{head}{waits}no look for a request is known")
+    desk.expect(never, look)
     desk.wait(59.0)
     desk.expect()
+    desk.task(1).last_check_at = desk.wall - 2.0
+    desk.task(1).progress = (3.0, 10.0, "layers")
     desk.wait(1.0)
-    desk.expect(effects.Log("INFO", said))
+    said = f"{head}{waits}last looked 2.9 s ago; progress 3/10 layers"
+    desk.expect(effects.Log("INFO", said), look)
     desk.obey(worker, 1)
     assert desk.take(effects.Log) == [
         effects.Log("INFO", "stop 1 of [tenant_id=x] is complete after 61.1 s: 1 tasks ended")
@@ -325,16 +332,42 @@ def test_what_a_stop_waits_for_is_said_after_a_second_of_silence_then_each_minut
     desk.expect()
 
 
-@pytest.mark.parametrize(("count", "said"), [(5, "5 tasks: "), (6, "6 tasks: "), (8, "8 tasks: ")])
-def test_it_names_a_few_of_many(desk: Desk, count: int, said: str) -> None:
+@pytest.mark.parametrize("count", [5, 6, 8])
+def test_it_names_a_few_of_many_and_wants_the_stacks_of_the_first(desk: Desk, count: int) -> None:
     worker = desk.worker(slots=10)
     desk.running(worker, *[X] * count)
     desk.stop(**X)
     desk.wait(1.0)
     (log,) = desk.take(effects.Log)
-    named = ", ".join(f"{task} gc 't'" for task in range(1, 6))
-    more = f" and {count - 5} more" if count > 5 else ""
-    assert log.text == f"stop 1 of [tenant_id=x] still waits for {said}{named}{more}"
+    head, *lines = log.text.splitlines()
+    assert head == f"stop 1 of [tenant_id=x] still waits for {count} tasks:"
+    more = [f"and {count - 5} more"] if count > 5 else []
+    assert [line.split()[0] for line in lines[:5]] == [f"{task}.1" for task in range(1, 6)]
+    assert [line.strip() for line in lines[5:]] == more
+    assert desk.one(effects.StillWaiting).task_ids == [1, 2, 3]
+
+
+def test_what_has_not_begun_has_no_stack(desk: Desk) -> None:
+    desk.worker()
+    desk.spawn(X)
+    desk.stop(**X)
+    desk.wait(1.0)
+    (log,) = desk.take(effects.Log)
+    assert log.text.splitlines()[1] == (
+        "  1.1 gc 't' of x in process 1001 on here: waits for its worker, to acknowledge the request to stop"
+    )
+    assert desk.take(effects.StillWaiting) == []
+
+
+def test_a_stop_may_wait_for_its_callers_own_spawns(desk: Desk) -> None:
+    desk.stop(**X, last_spawn=3)
+    desk.wait(1.0)
+    desk.expect(
+        effects.Log(
+            "INFO",
+            "stop 1 of [tenant_id=x] still waits for spawns that its caller sent before it",
+        )
+    )
 
 
 def test_a_report_says_when_it_was_asked_for_and_made(desk: Desk) -> None:

@@ -90,8 +90,11 @@ class Driver:
         return self.do("receive", message)
 
     def do(self, event: str, *args: Any) -> list[Any]:
+        return self.tell(event, *args, self.now)
+
+    def tell(self, event: str, *args: Any) -> list[Any]:
         self.session = WorkerSession.thaw(IDENTITY, self.session.freeze())
-        effects: list[Any] = getattr(self.session, event)(*args, self.now)
+        effects: list[Any] = getattr(self.session, event)(*args)
         self.session.check()
         frozen = self.session.freeze()
         assert WorkerSession.thaw(IDENTITY, frozen).freeze() == frozen
@@ -474,6 +477,32 @@ def test_progress_is_thinned_out(worker: Driver) -> None:
     worker.now = 101.0
     assert worker.do("tick") == [Control(from_worker.Progress([(1, 1, 3.0, 9.0, "c")]))]
     assert worker.do("report_progress", key(2), 1.0, None, "gone") == []
+
+
+def test_waits_are_told_when_they_change_and_all_again_after_a_new_registration(
+    worker: Driver,
+) -> None:
+    """Three threads of one attempt: two wait for task 7, one for task 8; a second attempt waits for 7."""
+
+    def did(what: str, task: int, other: int) -> list[Any]:
+        return worker.tell(what, key(task), other)
+
+    run(worker, row(1, 1), row(2, 2))
+    assert did("wait_began", 1, 7) == [Control(from_worker.Waiting([(1, 1, 7)]))]
+    assert did("wait_began", 1, 7) == []
+    assert did("wait_began", 1, 8) == [Control(from_worker.Waiting([(1, 1, 7), (1, 1, 8)]))]
+    assert did("wait_ended", 1, 7) == []
+    assert did("wait_ended", 1, 7) == [Control(from_worker.Waiting([(1, 1, 8)]))]
+    assert did("wait_ended", 1, 7) == []
+    assert did("wait_began", 9, 7) == [], "of an attempt that has ended"
+    worker.do("connection_lost")
+    assert did("wait_began", 2, 7) == []
+    worker.do("connected")
+    again = worker(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000))
+    assert Control(from_worker.Waiting([(1, 1, 8), (2, 1, 7)])) in again
+    assert did("wait_ended", 1, 8) == [Control(from_worker.Waiting([(1, 1, 0)]))]
+    worker.do("ended", key(2), Outcome.COMPLETED, "", b"")
+    assert did("wait_ended", 2, 7) == []
 
 
 def test_lingering_is_told_when_it_changes(worker: Driver) -> None:

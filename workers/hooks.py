@@ -23,7 +23,8 @@ from quiesce.workers.births import watch_processes
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.scope import Scope, name_of
 
-#: Threads that run functions of these modules are the machinery's own: no attempt waits for them.
+#: Threads that run private functions of these modules are the machinery's own: no attempt waits for them. Their
+#: public ones (`Thread(target=handle.result)`) are called by a task, and part of it.
 _OURS: Final = ("quiesce.client", "quiesce.workers", "quiesce.token")
 
 start_thread: Final = threading.Thread.start
@@ -111,6 +112,8 @@ def _inherited(thread: threading.Thread) -> contextvars.Context:
 
 
 def _is_ours(thread: threading.Thread, target: Any) -> bool:
+    if not getattr(target, "__name__", "_").startswith("_"):
+        return False
     home = getattr(target, "__module__", None) or type(thread).__module__
     return any(home == ours or home.startswith(ours + ".") for ours in _OURS)
 

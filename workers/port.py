@@ -101,6 +101,16 @@ class Port:
                 lambda session, now: session.report_progress(key, float(done), whole, note, now)
             )
 
+    def wait_began(self, task: TaskContext, other: int) -> None:
+        """Never blocks."""
+        if not self._nursery.in_child:
+            self._say(lambda session, now: session.wait_began(key_of(task), other))
+
+    def wait_ended(self, task: TaskContext, other: int) -> None:
+        """Never blocks."""
+        if not self._nursery.in_child:
+            self._say(lambda session, now: session.wait_ended(key_of(task), other))
+
     def extend_grace(self, task: TaskContext, seconds: float) -> None:
         """Never blocks."""
         if not self._nursery.in_child:

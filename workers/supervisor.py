@@ -24,6 +24,7 @@ import zmq
 from quiesce.protocol import from_supervisor, to_supervisor
 from quiesce.protocol.codec import Decoder
 from quiesce.workers import kernel, logs, predecessor, processes
+from quiesce.workers.dumps import Dumps
 from quiesce.workers.lease import ArmLease, AskForLease, LeaseIsBack
 from quiesce.workers.lease_timer import LeaseTimer, boottime
 from quiesce.workers.link import Link
@@ -31,6 +32,7 @@ from quiesce.workers.markers import ATTEMPT_MARKER, WORKER_MARKER
 from quiesce.workers.settings import PoolSettings
 from quiesce.workers.supervisor_effects import (
     AskToEnd,
+    DumpWorker,
     Effects,
     FreePlace,
     Identity,
@@ -118,6 +120,7 @@ class Supervisor:
         #: Reaped workers whose orphans are hunted: pid and status.
         self._dying: dict[int, tuple[int, int, Place]] = {}
         self._timer = LeaseTimer()
+        self._dumps = Dumps()
         self._usage = Usage(self._id, os.getpid())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = Link(self._context, settings.control, Decoder(to_supervisor.MESSAGES))
@@ -181,6 +184,9 @@ class Supervisor:
         times = [self._usage.sample_at, now + 60] + ([] if due is None else [due])
         if not sent:
             times.append(now + 0.05)
+        dump = self._dumps.due()
+        if dump is not None:
+            times.append(dump)
         return int(max(0.0, min(times) - now) * 1000) + 1
 
     def _on_time(self) -> None:
@@ -190,6 +196,7 @@ class Supervisor:
             self._read()
             self._say(lambda session, now: session.tick(now))
         now = boottime()
+        self._link.outbox.extend(self._dumps.look(now))
         if now >= self._usage.sample_at:
             workers = {
                 child.serial: (child.process.pid, child.place) for child in self._children.values()
@@ -239,6 +246,8 @@ class Supervisor:
             case LeaseIsBack():
                 _log.info("the broker is back, and with it the lease of this pool")
                 self._table.lease_is_back()
+            case DumpWorker(request, serial):
+                self._dump(request, serial)
             case FreePlace(place):
                 self._table.place(place).clear()
             case AskToEnd():
@@ -354,6 +363,13 @@ class Supervisor:
             self._say(
                 lambda session, now, serial=serial, row=row: session.worker_gone(serial, row, now)  # type: ignore[misc]  # bound early
             )
+
+    def _dump(self, request: int, serial: int) -> None:
+        child = self._children[serial]
+        answers = self._dumps.begin(
+            request, serial, child.process.pid, child.pidfd, child.place, boottime()
+        )
+        self._link.outbox.extend(answers)
 
     def _signal_all(self, number: int) -> None:
         for child in self._children.values():

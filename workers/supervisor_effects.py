@@ -57,6 +57,13 @@ class KillFor(NamedTuple):
     spared: list[tuple[int, int]]
 
 
+class DumpWorker(NamedTuple):
+    """Have this worker write its stacks without its interpreter, and answer with them."""
+
+    request: int
+    serial: int
+
+
 class FreePlace(NamedTuple):
     """The account of this place is settled."""
 
@@ -83,6 +90,7 @@ Effect = (
     | StartWorker
     | SetFlags
     | KillFor
+    | DumpWorker
     | FreePlace
     | AskToEnd
     | KillAll

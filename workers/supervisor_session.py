@@ -16,6 +16,7 @@ from quiesce.protocol import PROTOCOL_VERSION, from_supervisor, to_supervisor
 from quiesce.workers.supervisor_effects import (
     RESEND,
     AskToEnd,
+    DumpWorker,
     Effects,
     FreePlace,
     KillAll,
@@ -166,6 +167,8 @@ class SupervisorSession(SupervisorState):
                 return self._on_flag(message)
             case to_supervisor.Kill():
                 return self._on_kill(message)
+            case to_supervisor.Dump():
+                return self._on_dump(message)
             case to_supervisor.ExitTaken(serial):
                 return self._on_exit_taken(serial, now)
             case to_supervisor.Exit(grace=grace):
@@ -214,6 +217,13 @@ class SupervisorSession(SupervisorState):
             return []
         place = self.alive[serial]
         return [KillFor(serial, place, message.task_id, message.attempt, list(message.spared))]
+
+    def _on_dump(self, message: to_supervisor.Dump) -> Effects:
+        serial = message.serial
+        if serial in self.alive and serial not in self.dying:
+            return [DumpWorker(message.request, serial)]
+        text = f"worker {serial} of runtime {self.identity.runtime!r} has ended"
+        return [Send(from_supervisor.Dumped(message.request, serial, "", text))]
 
     def _on_exit_taken(self, serial: int, now: float) -> Effects:
         report = self.reports.pop(serial, None)

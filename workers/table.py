@@ -4,7 +4,8 @@ One region for each pool, of 64-bit words, with one writer for each word and no 
 killed while it writes can't harm or block another.
 
     region   header (whose it is, how many places, its lease), then the places
-    place    header (serial, pid by the supervisor; readiness by the worker), then ENTRIES entries
+    place    header (serial, pid by the supervisor; readiness and the descriptor of the file for its
+             stacks, plus one, by the worker), then ENTRIES entries
     entry    task | attempt << 8 | phase | stop flag | check counter
              the flag is the supervisor's, the others the worker's
 
@@ -88,6 +89,10 @@ class Place:
     def set_ready(self) -> None:
         """This worker is registered and has loaded what it should: from now on its death is no failed start."""
         self.words[self._base + 2] = 1
+
+    def set_dump(self, fd: int) -> None:
+        """Name this worker's descriptor of the file into which it writes its stacks."""
+        self.words[self._base + 3] = fd + 1
 
     def reserve(self, task_id: TaskId, attempt: AttemptNumber) -> int:
         """Keep an entry, which this gives, for an attempt that has not begun: nobody else sees that.
@@ -187,6 +192,11 @@ class Place:
     def ready(self) -> bool:
         """Whether it has been registered."""
         return self.words[self._base + 2] != 0
+
+    @property
+    def dump(self) -> int:
+        """The worker's descriptor of the file for its stacks, -1 while there is none."""
+        return self.words[self._base + 3] - 1
 
     def phases(self) -> list[PhaseRow]:
         """Every attempt that the table knows here."""

@@ -28,7 +28,7 @@ from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import State
 from quiesce.values import Fence, TaskInfo
-from quiesce.workers import births, hooks, kernel, logs
+from quiesce.workers import births, dumps, hooks, kernel, logs
 from quiesce.workers.attempt import PHASES, Attempt, Verdict
 from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
@@ -90,7 +90,9 @@ def worker_main(
         ENTRIES,
     )
     try:
-        Worker(settings, identity, PoolTable.open(table).place(place)).run()
+        own = PoolTable.open(table).place(place)
+        dumps.register(own)
+        Worker(settings, identity, own).run()
     except BaseException:
         _log.exception("the worker failed; it ends")
     end_process(70)

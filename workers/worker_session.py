@@ -40,6 +40,7 @@ from quiesce.workers.worker_effects import (
     Look,
     Quit,
 )
+from quiesce.workers.worker_waits import WorkerWaits
 
 #: What RESEND doubles up to.
 RESEND_SLOWEST: Final = 8.0
@@ -49,7 +50,7 @@ LOADING: Final = 1.0
 LAST_ENDS: Final = 5.0
 
 
-class WorkerSession(WorkerAsks):
+class WorkerSession(WorkerAsks, WorkerWaits):
     """One worker process. Every method takes the moment and gives what is to be done, in order."""
 
     # --- the connection ---------------------------------------------------------------------------
@@ -152,6 +153,7 @@ class WorkerSession(WorkerAsks):
             Control(from_worker.Lingering(task, attempt, what))
             for (task, attempt), what in self.lingering.items()
         ]
+        effects += self.say_waits(self.waiting)
         effects += [Control(associate) for associate in self.associating.values()]
         return effects
 
@@ -241,6 +243,7 @@ class WorkerSession(WorkerAsks):
         begun_at = self.running.pop(key)
         asked = self.asked.pop(key, None)
         self.loading.pop(key, None)
+        self.waiting.pop(key, None)
         self.lingering.pop(key, None)
         self.progress.pop(key, None)
         if asked is not None and asked.lease:

@@ -35,6 +35,8 @@ class WorkerState:
         self.loading: dict[AttemptKey, tuple[AssignRow, bool]] = {}
         #: The running ones that were asked to stop.
         self.asked: dict[AttemptKey, Asked] = {}
+        #: The running ones that wait for other tasks: for which, and how many of their calls do.
+        self.waiting: dict[AttemptKey, dict[int, int]] = {}
         #: The running ones whose body has ended, and what they wait for.
         self.lingering: dict[AttemptKey, str] = {}
         #: All and only the attempts whose end the broker has not taken.
@@ -72,6 +74,7 @@ class WorkerState:
             tuple(self.running.items()),
             tuple((key, tuple(row), told) for key, (row, told) in self.loading.items()),
             tuple((key, tuple(asked)) for key, asked in self.asked.items()),
+            tuple((key, tuple(others.items())) for key, others in self.waiting.items()),
             tuple(self.lingering.items()),
             tuple((key, tuple(held)) for key, held in self.held.items()),
             tuple(self.unsent),
@@ -101,6 +104,7 @@ class WorkerState:
             running,
             loading,
             asked,
+            waiting,
             lingering,
             held,
             unsent,
@@ -118,6 +122,7 @@ class WorkerState:
         session.running = dict(running)
         session.loading = {key: (AssignRow(*row), told) for key, row, told in loading}
         session.asked = {key: Asked(*row) for key, row in asked}
+        session.waiting = {key: dict(others) for key, others in waiting}
         session.lingering = dict(lingering)
         session.held = {key: Held(*row) for key, row in held}
         session.unsent = list(unsent)
@@ -140,6 +145,11 @@ class WorkerState:
         assert set(self.unsent) <= self.held.keys()
         assert self.loading.keys() <= self.running.keys()
         assert self.asked.keys() <= self.running.keys()
+        assert self.waiting.keys() <= self.running.keys()
+        assert all(
+            others and min(others.values()) > 0 and 0 not in others
+            for others in self.waiting.values()
+        )
         assert self.lingering.keys() <= self.running.keys()
         assert len(self.handed) + len(self.running) <= self.identity.slots
         assert not self.handed or (self.exiting_since is None and not self.lease_is_over)

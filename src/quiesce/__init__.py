@@ -54,6 +54,7 @@ _HOME = {
     "quiesce.values": (
         "BrokerInfo",
         "ClosedScope",
+        "EndedStop",
         "Event",
         "Fence",
         "Progress",
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
     from quiesce.values import (
         BrokerInfo as BrokerInfo,
         ClosedScope as ClosedScope,
+        EndedStop as EndedStop,
         Event as Event,
         Fence as Fence,
         Progress as Progress,

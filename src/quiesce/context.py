@@ -34,6 +34,12 @@ class TaskPort(Protocol):
     ) -> None:
         """Never blocks."""
 
+    def wait_began(self, task: "TaskContext", other: int) -> None:
+        """A call in this task has waited for the end of task `other` for long, and goes on. Never blocks."""
+
+    def wait_ended(self, task: "TaskContext", other: int) -> None:
+        """It is over; said once for each `wait_began`. Never blocks."""
+
     def extend_grace(self, task: "TaskContext", seconds: float) -> None:
         """Never blocks."""
 

@@ -238,12 +238,37 @@ class BrokerInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClosedScope:
-    """A closed scope: by whom ("stop", "block", "kept", "timed-out"), why and since when."""
+    """A closed scope: by whom ("stop", "block", "kept", "timed-out"), why and since when.
+
+    `waiting_for`: what has to end before it opens, in words; "" for what only `reopen` opens.
+    """
 
     scope: str
     holder: str
     reason: str
     since: float
+    waiting_for: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndedStop:
+    """One stop of the bounded history, without its tasks.
+
+    `outcomes` and `evidence` count how its tasks ended; `remaining`, how many had not when it timed out. `by`:
+    who asked, "process 123 on some-host" or "the system".
+    """
+
+    id: int
+    scope: str
+    reason: str
+    requested_at: float
+    completed_at: float
+    timed_out: bool = False
+    outcomes: dict[Outcome, int] = field(default_factory=dict)
+    evidence: dict[Evidence, int] = field(default_factory=dict)
+    remaining: int = 0
+    keep_closed: bool = False
+    by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

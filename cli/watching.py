@@ -1,0 +1,88 @@
+"""What a stop that is being waited for says of its tasks: a line for each, and where they are."""
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from quiesce.cli.output import age, clean
+from quiesce.errors import QuiesceError
+from quiesce.protocol.stack_text import innermost
+from quiesce.registry.states import State
+
+if TYPE_CHECKING:
+    from quiesce.client import Client
+    from quiesce.registry.ids import TaskId
+    from quiesce.registry.rows import StopRow, TaskRow
+    from quiesce.values import TaskStacks
+
+#: Seconds after which all is said again; and after which stacks are asked for again if others are left.
+AGAIN: Final = 60.0
+_OTHERS: Final = 5.0
+#: Tasks with a line of their own, and those with their stacks.
+SHOWN: Final = 5
+_STACKS: Final = 3
+
+
+def detail(task: "TaskRow") -> str:
+    """Who it is, what holds it up, when it last looked, how far it is."""
+    labels = "/".join(each for each in (task.tenant_id, task.timeline_id) if each is not None)
+    who = " ".join(each for each in (str(task.id), task.kind, task.name, labels) if each)
+    if task.worker_pid is not None:
+        who += f", process {task.worker_pid}"
+    parts = [f"waiting for {task.waiting_for}" if task.waiting_for else task.state]
+    if task.state == State.RUNNING:
+        looked = age(task.last_check_at)
+        parts.append(f"last looked {looked} ago" if looked else "no look for a request is known")
+    if task.progress is not None:
+        done, total, note = task.progress
+        count = f"{done:g}" if total is None else f"{done:g}/{total:g}"
+        parts.append(f"progress {count} {note}".rstrip())
+    return clean(f"  {who}: {'; '.join(parts)}")
+
+
+class Watch:
+    """Fetches the stacks of the first tasks of a stop, in a thread: a stuck one takes its time."""
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+        self._thread: threading.Thread | None = None
+        self._found: list[TaskStacks] | None = None
+        self._ids: list[TaskId] = []
+        self._asked_at = 0.0
+        #: The lines that were taken last.
+        self.shown: list[str] = []
+
+    def look(self, row: "StopRow", now: float) -> None:
+        """Ask again, if it is time to."""
+        running = [task.id for task in row.tasks if task.state == State.RUNNING]
+        ids = running[:_STACKS]
+        wait = AGAIN if ids == self._ids else _OTHERS
+        busy = self._thread is not None and self._thread.is_alive()
+        if not ids or busy or (self._thread is not None and now < self._asked_at + wait):
+            return
+        self._ids, self._asked_at = ids, now
+        self._thread = threading.Thread(target=self._ask, args=(ids,), daemon=True)
+        self._thread.start()
+
+    def _ask(self, ids: "list[TaskId]") -> None:
+        try:
+            self._found = self._client.stacks(task_ids=ids)
+        except (QuiesceError, RuntimeError):
+            self._found = None  # no broker, or the verb has ended: that is said elsewhere
+
+    def take(self) -> list[str]:
+        """The lines of what has come since."""
+        found, self._found = self._found, None
+        if found is None:
+            return []
+        self.shown = [line for task in found for line in stack_lines(task)]
+        return self.shown
+
+
+def stack_lines(task: "TaskStacks") -> list[str]:
+    """Where a task is: its innermost frames."""
+    at = time.strftime("%H:%M:%S")
+    lines = [clean(f"  {task.id} {task.name}, process {task.worker_pid}, was here at {at}:")]
+    for text in innermost(task.stacks) or ["no stack came"]:
+        lines += [f"    {clean(line)}" for line in text.splitlines()]
+    return lines

@@ -1,0 +1,46 @@
+"""What is kept of stops that have ended: enough to say who asked for what, and what came of it."""
+
+from collections import Counter
+from typing import NamedTuple
+
+from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.records import Stop
+from quiesce.registry.scope import Scope
+
+
+class EndedStop(NamedTuple):
+    """A stop in the bounded history. `outcomes` and `evidence`: how many of its tasks ended how."""
+
+    id: StopId
+    scope: Scope
+    task_id: TaskId | None
+    reason: str
+    requested_at: float
+    completed_at: float
+    timed_out: bool
+    outcomes: tuple[tuple[str, int], ...]
+    evidence: tuple[tuple[str, int], ...]
+    remaining: int
+    keep_closed: bool
+    by: str
+
+
+def remembered(stop: Stop) -> EndedStop:
+    """A stop that has ended, for the history. That of one task alone is found by the labels of that task."""
+    scope = stop.scope
+    for row in (*stop.rows, *stop.left) if stop.task_id is not None else ():
+        scope = Scope(row.kind, row.tenant_id, row.timeline_id, row.runtime)
+    return EndedStop(
+        stop.id,
+        scope,
+        stop.task_id,
+        stop.reason,
+        stop.at,
+        stop.completed_at or stop.at,
+        stop.timed_out,
+        tuple(sorted(Counter(row.outcome or "" for row in stop.rows).items())),
+        tuple(sorted(Counter(row.evidence or "" for row in stop.rows).items())),
+        len(stop.left),
+        stop.keep_closed,
+        stop.by,
+    )
