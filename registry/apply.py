@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from quiesce.registry import apply_stops, facts
+from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
@@ -19,7 +20,6 @@ from quiesce.registry.ids import (
 )
 from quiesce.registry.records import (
     Ask,
-    EndedTask,
     Session,
     Supervisor,
     Task,

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sized
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
+from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import TaskId
 from quiesce.registry.records import (
     Ask,
     Blob,
     Closure,
-    EndedTask,
     Session,
     Stop,
     Supervisor,

@@ -6,13 +6,13 @@
 from collections import OrderedDict, deque
 
 from quiesce.registry import leases
+from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import Epoch, Incarnation, SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.queue import RuntimeQueue
 from quiesce.registry.records import (
     Closure,
-    EndedTask,
     Session,
     Stop,
     Supervisor,

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import TaskId
-from quiesce.registry.records import EndedTask, Task
+from quiesce.registry.records import Task
 from quiesce.registry.rows import ClosedRow, EndedStopRow, StopRow, TaskRow, WorkerRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.state import State

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quiesce import Client, Evidence, Outcome, TaskCancelledError, TaskHandle, TaskInfo
-from quiesce.testing import Witness, bodies
+from quiesce.testing import Witness, bodies, waiting_bodies
 from system import System, until
 
 
@@ -59,10 +59,10 @@ def waiting_for(client: Client, handle: TaskHandle[Any], pattern: str) -> None:
 @pytest.mark.parametrize(
     ("runtime", "body"),
     [
-        ("background", bodies.wait_for_other),
-        ("compute-request", bodies.wait_for_other),
-        ("compute-request", bodies.await_other),
-        ("compute-request", bodies.wait_in_threads),
+        ("background", waiting_bodies.wait_for_other),
+        ("compute-request", waiting_bodies.wait_for_other),
+        ("compute-request", waiting_bodies.await_other),
+        ("compute-request", waiting_bodies.wait_in_threads),
     ],
 )
 def test_a_wait_that_lasts_is_shown_until_it_is_over(
@@ -71,7 +71,9 @@ def test_a_wait_that_lasts_is_shown_until_it_is_over(
     handle = client.spawn(runtime, "attach", body, str(trigger), witness.path, 0, tenant_id="w")
     waiting_for(client, handle, r"the end of task \d+ 'ignore_until_file'")
     before = time.monotonic()
-    if body is bodies.wait_in_threads:  # beyond the moment at which the first of its waits ends
+    if (
+        body is waiting_bodies.wait_in_threads
+    ):  # beyond the moment at which the first of its waits ends
         until(time.monotonic, lambda now: now > before + 1.0)
     waiting_for(client, handle, r"the end of task \d+ 'ignore_until_file'")
     trigger.touch()
@@ -82,7 +84,7 @@ def test_a_wait_that_ends_first_is_no_longer_shown(
     client: Client, witness: Witness, trigger: Path
 ) -> None:
     def wait_then_doze(trigger: str, path: str) -> str:
-        bodies.wait_for_other(trigger, path, 0)
+        waiting_bodies.wait_for_other(trigger, path, 0)
         return bodies.doze(path, 0)
 
     handle = client.spawn("compute-request", "attach", wait_then_doze, str(trigger), witness.path)
@@ -95,7 +97,7 @@ def test_tasks_that_wait_in_a_ring_are_shown_as_a_cycle_and_stop(client: Client)
     handle = client.spawn(
         "compute-request",
         "attach",
-        bodies.wait_in_a_ring,
+        waiting_bodies.wait_in_a_ring,
         "a",
         ["b", "c"],
         tenant_id="ring",
@@ -124,7 +126,13 @@ def test_a_task_in_a_stop_is_shown_to_wait_for_it(
     client: Client, witness: Witness, trigger: Path
 ) -> None:
     handle = client.spawn(
-        "background", "attach", bodies.block_in, "shutdown_tasks", str(trigger), witness.path, 0
+        "background",
+        "attach",
+        waiting_bodies.block_in,
+        "shutdown_tasks",
+        str(trigger),
+        witness.path,
+        0,
     )
     waiting_for(client, handle, r"stop \d+ of \[tenant_id=other\]: 1 task")
 
@@ -161,9 +169,9 @@ ASYNC_CALLS = (
 @pytest.mark.parametrize(
     ("runtime", "body", "how"),
     [
-        *(("background", bodies.block_in, how) for how in CALLS),
-        *(("compute-request", bodies.block_in, how) for how in CALLS),
-        *(("compute-request", bodies.block_in_async, how) for how in ASYNC_CALLS),
+        *(("background", waiting_bodies.block_in, how) for how in CALLS),
+        *(("compute-request", waiting_bodies.block_in, how) for how in CALLS),
+        *(("compute-request", waiting_bodies.block_in_async, how) for how in ASYNC_CALLS),
     ],
 )
 def test_a_blocking_call_ends_when_its_task_is_asked_to_stop(
@@ -184,7 +192,7 @@ def test_a_task_that_was_asked_may_still_ask_the_broker(
     client: Client, witness: Witness, runtime: str
 ) -> None:
     handle = client.spawn(
-        runtime, "attach", bodies.look_around_when_asked, witness.path, 0, tenant_id="tidy"
+        runtime, "attach", waiting_bodies.look_around_when_asked, witness.path, 0, tenant_id="tidy"
     )
     until(lambda: witness.read(0).ticks)
     client.shutdown_tasks(tenant_id="tidy", grace=600, timeout=30)
