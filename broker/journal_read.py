@@ -63,7 +63,10 @@ SCHEMA: Final = tuple(
 DIGEST: Final = 16
 _ROW: Final = struct.Struct(">16sQQQBQ")
 _SEAL: Final = struct.Struct(">QQQQQ16s16s")
-_ADVICE: Final = "Nothing was changed. `quiesce doctor` shows what is left, `quiesce doctor --repair` goes on with it"
+_ADVICE: Final = (
+    "Nothing was changed. `quiesce doctor` shows what is left, "
+    "`quiesce doctor --repair` goes on with that"
+)
 
 
 def digest_of(data: bytes) -> bytes:

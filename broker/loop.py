@@ -6,6 +6,7 @@ so that a flood on one holds up neither the other nor the deadlines.
 
 import logging
 import os
+import select
 import signal
 import time
 from collections import deque
@@ -22,8 +23,7 @@ from quiesce.broker.peers import Channel, PeerKey, Peers
 from quiesce.broker.queries import Queries
 from quiesce.broker.settings import BrokerSettings
 from quiesce.protocol import to_client
-from quiesce.registry import events
-from quiesce.registry.effects import HASTY
+from quiesce.registry import effects, events
 from quiesce.registry.facts import SessionClosed
 from quiesce.registry.machine import Registry
 
@@ -109,10 +109,10 @@ class Broker:
     def handle(self, event: events.Event) -> None:
         """One event into the registry; what must not wait for the journal is done at once."""
         tick = time.clock_gettime(time.CLOCK_BOOTTIME)
-        facts, effects = self.registry.handle(event, events.Instant(tick, time.time()))
+        facts, caused = self.registry.handle(event, events.Instant(tick, time.time()))
         patient = []
-        for effect in effects:
-            if type(effect) in HASTY:
+        for effect in caused:
+            if type(effect) in effects.HASTY:
                 self._outgoing.carry_out(effect)
             else:
                 patient.append(effect)
@@ -126,6 +126,22 @@ class Broker:
         if isinstance(event, events.WorkerExited):
             worker: PeerKey = ("worker", (event.supervisor, event.row.serial))
             self._graves.append((tick + MOURNING, worker))
+
+    def settle(self) -> None:
+        """Wait until the beginning of this epoch is durable: nobody may hear of it before.
+
+        Raises:
+            JournalFailedError: it can't be written.
+        """
+        last = effects.Log("DEBUG", f"epoch {self.registry.state.epoch} is written down")
+        self._journal.append([], [last])
+        ready: list[effects.Effect] = []
+        while last not in ready:
+            ready += self._journal.committed()
+            if self._journal.fileno() >= 0 and last not in ready:
+                select.select([self._journal.fileno()], [], [])
+        for effect in ready:
+            self._outgoing.carry_out(effect)
 
     def run(self) -> bool:
         """Serve until the system has stopped; whether a failure stopped it.

@@ -107,6 +107,7 @@ def serve(settings: BrokerSettings) -> int:
             epoch,
             boot_id,
         )
+        broker.settle()
         sockets.bind()
         logging.getLogger("quiesce.broker").info(
             "broker is ready: pid %d, epoch %d, address %s", os.getpid(), epoch, settings.address
