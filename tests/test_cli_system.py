@@ -313,14 +313,15 @@ def test_sigquit_leaves_nothing_behind(system: CommandSystem) -> None:
     system.end(process, signal.SIGQUIT, code=1)
 
 
-def test_a_killed_broker_ends_the_system_and_leaves_nothing(system: CommandSystem) -> None:
+def test_a_killed_broker_is_started_again_and_the_end_leaves_nothing(system: CommandSystem) -> None:
     process = system.up("--json")
-    mark = json.dumps(str(system.folder / "mark"))
-    system.run("spawn", "work:until_asked", mark, "--kind", "compaction")
-    system.until_exists("mark")
-    os.kill(json.loads(system.text("out"))["broker_pid"], signal.SIGKILL)
-    system.assert_ended(process, 1)
-    assert "the broker died (killed by SIGKILL)" in system.text()
+    first = json.loads(system.text("out"))["broker_pid"]
+    os.kill(first, signal.SIGKILL)
+    system.until("the next one", lambda: "the broker is back: pid" in system.text())
+    assert f"the broker (pid {first}) died (killed by SIGKILL); starting it again" in system.text()
+    assert system.run("spawn", "work:add", "2", "--kind", "compaction", "--wait").stdout == "3\n"
+    system.end(process, signal.SIGTERM)
+    assert json.loads(system.text("out"))["broker_pid"] == first  # it is announced once
 
 
 def test_a_killed_supervisor_is_replaced_and_its_tasks_end_as_crashed(
