@@ -7,7 +7,7 @@ import pytest
 
 from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
-from quiesce.registry.rows import AssignRow, EndedRow
+from quiesce.registry.rows import LEASE_OVER, AssignRow, EndedRow
 from quiesce.registry.states import Outcome
 from quiesce.workers.worker_effects import (
     AskToStop,
@@ -561,3 +561,123 @@ def test_exit_asking(worker: Driver) -> None:
     run(worker, row(1, 1), row(2, 2))
     worker(stop(2, 2))
     assert worker.do("exit_asking", "bye") == [AskToStop(*key(1), "bye")]
+
+
+# --- the lease of the pool ------------------------------------------------------------------------
+
+
+def lease_ended(task: int, age: float = 0.0, **changes: Any) -> EndedRow:
+    """It was asked by its pool, `age` ago, when it had begun."""
+    row = ended(task, age, 0.0, delivered=age)
+    return row._replace(text=f"{LEASE_OVER}why\ntext", **changes)
+
+
+def test_half_a_lease_asks_what_runs(worker: Driver) -> None:
+    run(worker, row(1, 1), row(2, 2))
+    worker(stop(2, 2))
+    assert worker.do("lease_half_over", "why") == [AskToStop(*key(1), "why")]
+    assert worker.do("lease_half_over", "why") == []
+    worker.now += 2
+    assert worker.do("observed", key(1)) == []
+    told = lease_ended(1, 2.0, observed_age=0.0)
+    assert end(worker, 1) == [Data(from_worker.Ended([told]))]
+    # Who was asked by the broker before ends as ever.
+    assert end(worker, 2) == [Data(from_worker.Ended([ended(2, 2.0, 0.0, 2.0)]))]
+
+
+def test_the_end_says_that_it_was_the_lease_whatever_it_came_to(worker: Driver) -> None:
+    run(worker, row(1, 1))
+    worker.do("lease_half_over", "why")
+    (effect,) = worker.do("ended", key(1), Outcome.CANCELLED, "", b"")
+    assert (effect.message.rows[0].outcome, effect.message.rows[0].text) == (
+        "cancelled",
+        f"{LEASE_OVER}why",
+    )
+
+
+def test_the_flag_may_tell_of_the_lease_before_the_session_knows(worker: Driver) -> None:
+    run(worker, row(1, 1))
+    worker.do("observed", key(1))
+    worker.now += 1
+    assert worker.do("lease_half_over", "why") == [AskToStop(*key(1), "why")]
+    assert end(worker, 1) == [Data(from_worker.Ended([lease_ended(1, 1.0, observed_age=1.0)]))]
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_stop_that_follows_is_acknowledged_as_any_other(worker: Driver, observed: bool) -> None:
+    run(worker, row(1, 1))
+    worker.do("lease_half_over", "why")
+    if observed:
+        worker.do("observed", key(1))
+    worker.now += 5
+    knows = 0.0 if observed else None
+    assert worker(stop(1, 1)) == [AskToStop(*key(1), "r"), seen(1, "running", 0.0, knows)]
+    assert worker.do("lease_half_over", "again") == []
+    worker.now += 1
+    if not observed:
+        assert worker.do("observed", key(1)) == [seen(1, "running", 1.0, 0.0)]
+    told = ended(1, 6.0, 0.0, 1.0, 1.0 if observed else 0.0)
+    assert end(worker, 1) == [Data(from_worker.Ended([told]))]
+
+
+def test_force_and_the_end_of_the_pool_count_for_more_than_the_lease(worker: Driver) -> None:
+    run(worker, row(1, 1), row(2, 2))
+    worker.do("lease_half_over", "why")
+    assert worker(to_worker.Force(3, 1, 1)) == [AskToStop(*key(1), ""), ForceAttempt(*key(1))]
+    assert worker.do("exit_asking", "bye") == [AskToStop(*key(2), "bye")]
+    for task in (1, 2):
+        assert end(worker, task)[0] == Data(from_worker.Ended([ended(task, 0.0, 0.0, 0.0)]))
+
+
+@WAYS
+def test_nothing_begins_until_the_lease_is_back(
+    worker: Driver, way: Callable[[Driver, float], None]
+) -> None:
+    way(worker, 0.0)
+    begin(worker, 2)
+    assert worker.do("lease_half_over", "why") == [Forget(*key(1)), AskToStop(*key(2), "why")]
+    assert list(worker.session.received) == [key(1), key(3)]
+    assert end(worker, 2) == [Data(from_worker.Ended([lease_ended(2)]))]
+    assert worker(assign(row(4, 4))) == []
+    assert worker.do("tick") == []
+    assert worker.do("lease_is_back") == [Hand(row(1, 1)), Hand(row(3, 3))]
+    begin(worker, 1, 3)
+    assert end(worker, 1)[0] == Data(from_worker.Ended([ended(1, 0.0)]))
+
+
+def test_what_was_taken_back_can_be_stopped(worker: Driver) -> None:
+    handed(worker, 0.0)
+    worker.do("lease_half_over", "why")
+    assert worker(stop(1, 3)) == [
+        seen(1, "never-began"),
+        Data(from_worker.Ended([never_ran(1)])),
+    ]
+    assert worker.do("lease_is_back") == [Hand(row(2, 2)), Hand(row(3, 3))]
+
+
+def test_what_loads_while_the_lease_is_over_is_not_put_off(worker: Driver) -> None:
+    handed(worker, 0.0)
+    worker.do("load", key(1))
+    assert worker.do("lease_half_over", "why") == [
+        Forget(*key(2)),
+        AskToStop(*key(1), "why"),
+    ]
+    assert worker.session.put_off(key(1)) == []
+    assert end(worker, 1) == [Data(from_worker.Ended([lease_ended(1)]))]
+
+
+def test_what_was_asked_stays_asked_when_the_lease_is_back(worker: Driver) -> None:
+    run(worker, row(1, 1))
+    worker.do("lease_half_over", "why")
+    assert worker.do("lease_is_back") == []
+    run(worker, row(2, 2))
+    assert worker.do("lease_half_over", "again") == [AskToStop(*key(2), "again")]
+    assert end(worker, 1) == [Data(from_worker.Ended([lease_ended(1)]))]
+
+
+def test_an_exiting_worker_begins_nothing_when_the_lease_is_back(worker: Driver) -> None:
+    handed(worker, 0.0)
+    begin(worker, 1)
+    worker(to_worker.Exit(3))
+    assert worker.do("lease_half_over", "why") == [AskToStop(*key(1), "why")]
+    assert worker.do("lease_is_back") == []

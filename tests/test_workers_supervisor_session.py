@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from quiesce.protocol import PROTOCOL_VERSION, from_supervisor, to_supervisor
 from quiesce.protocol.from_supervisor import AttemptPhase, WorkerExitedRow
@@ -407,3 +408,70 @@ def test_an_ending_pool_keeps_its_lease(pool: Driver) -> None:
     pool.do("end", 100.0)
     away(pool, 105.0)
     assert pool(grant(105.0)) == [ArmLease(135.0, 30.0)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 12),
+            st.sampled_from(["handle", "handle", "answer", "answer", "lose", "reconnect"]),
+            st.integers(0, 5),
+            st.sampled_from([10.0, 30.0]),
+        ),
+        max_size=60,
+    )
+)
+def test_it_never_outlives_what_the_broker_has_granted(
+    steps: list[tuple[float, str, int, float]],
+) -> None:
+    """Requests and grants are late, lost, doubled and out of order; tasks are asked before it dies."""
+    pool = Driver()
+    requests: list[float] = []
+    grants: list[to_supervisor.Grant] = []
+    last_handled = 0.0  # `a + L` is never later than `b + L`
+    asked = False
+
+    def do(effects: list[Any]) -> None:
+        nonlocal asked
+        for effect in effects:
+            if isinstance(effect, Send) and hasattr(effect.message, "sent_at"):
+                assert effect.message.sent_at == pool.now
+                assert effect.message.armed == (pool.session.lease.armed_until is not None)
+                requests.append(pool.now)
+            elif isinstance(effect, ArmLease):
+                assert effect.until > armed
+                assert effect.until <= last_handled
+            elif isinstance(effect, AskForLease):
+                assert not asked
+                asked = True
+            elif isinstance(effect, LeaseIsBack):
+                assert asked
+                asked = False
+
+    armed = 0.0
+    do(pool.do("start"))
+    for wait, step, which, lease in steps:
+        until = pool.now + wait
+        while (due := pool.session.due()) is not None and due <= until:
+            pool.now = max(due, pool.now)
+            do(pool.do("tick"))
+        pool.now = until
+        if armed and pool.now >= armed:
+            assert asked
+            return
+        match step:
+            case "handle" if requests:
+                sent_at = requests[which % len(requests)]
+                grants.append(grant(sent_at, lease))
+                last_handled = max(last_handled, pool.now + lease)
+            case "answer" if grants:
+                answer: Any = grants[which % len(grants)]
+                if not pool.session.registered:
+                    answer = registered(answer.sent_at, answer.lease)
+                do(pool(answer))
+            case "lose":
+                del requests[:which], grants[:which]
+            case "reconnect":
+                pool.do("connection_lost")
+                do(pool.do("connected"))
+        armed = pool.session.lease.armed_until or 0.0

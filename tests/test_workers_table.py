@@ -190,3 +190,68 @@ def test_the_account_goes_to_the_successor(table: PoolTable) -> None:
     assert predecessor.parse(None) is None
     table.adopt(b"87654321")
     assert table.account() == []
+
+
+# --- the lease of the pool ------------------------------------------------------------------------
+
+
+def test_the_note_of_a_lease_is_never_earlier_than_its_timer(table: PoolTable) -> None:
+    assert (table.armed_until, table.place(0).lease) == (0.0, 0.0)
+    for until, noted in [(12.0, 12.0), (12.0001, 12.001), (1e9 + 0.25, 1e9 + 0.25)]:
+        table.note_lease(until, 0.5)
+        assert table.armed_until == noted
+        assert table.place(3).lease == 0.5
+    table.note_lease(13.0, 0.0001)
+    assert table.place(0).lease > 0
+
+
+def test_half_a_lease_sets_all_flags(table: PoolTable) -> None:
+    places = [table.place(0), table.place(3)]
+    entries = [begin(place, task) for place, task in zip(places, (7, 8), strict=True)]
+    places[0].reserve(TaskId(9), Attempt(1))
+    over = begin(places[1], 10)
+    places[1].end(TaskId(10), Attempt(1), Phase.COMPLETED)
+    table.ask_all()
+    assert [place.lease_turns for place in places] == [1, 1]
+    flags = [
+        place.words[place.flag_index(entry)] for place, entry in zip(places, entries, strict=True)
+    ]
+    assert flags == [flag_key(7, 1), flag_key(8, 1)]
+    assert places[1].words[places[1].flag_index(over)] == 0
+
+
+def test_turns_are_counted(table: PoolTable) -> None:
+    turns = []
+    for turn in (
+        table.lease_is_back,
+        table.ask_all,
+        table.ask_all,
+        table.lease_is_back,
+        table.lease_is_back,
+        table.ask_all,
+    ):
+        turn()
+        turns.append(table.place(1).lease_turns)
+    assert turns == [0, 1, 1, 2, 2, 3]
+
+
+def test_a_successor_has_no_lease_yet(table: PoolTable) -> None:
+    table.note_lease(100.0, 30.0)
+    table.ask_all()
+    assert table.armed_until == 100.0
+    table.adopt(b"87654321")
+    place = table.place(0)
+    assert (table.armed_until, place.lease, place.lease_turns) == (0.0, 0.0, 0)
+
+
+def test_the_lease_is_said_to_be_over_before_the_first_flag(table: PoolTable) -> None:
+    """So whoever ends because of a flag finds out why. A supervisor is killed after so many writes."""
+    place = table.place(0)
+    entry = begin(place, 1)
+    whole: Any = table._words
+    table._words = DyingWords(whole, 1)  # type: ignore[assignment]  # of the same shape
+    with pytest.raises(Killed):
+        table.ask_all()
+    table._words = whole
+    assert place.lease_turns == 1
+    assert place.words[place.flag_index(entry)] == 0

@@ -56,7 +56,7 @@ class FakeBroker:
 
     def __init__(self, folder: Path, lease: float = LEASE) -> None:
         self.lease = lease
-        #: Whether it answers Renew; Hello always grants, too, if it is welcomed.
+        #: Whether it answers Renew. Its welcome grants a lease, too.
         self.grants = True
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.folder = folder
@@ -75,6 +75,8 @@ class FakeBroker:
         self.supervisor = b""
         self.supervisor_hellos: list[from_supervisor.Hello] = []
         self.renewals: list[from_supervisor.Renew] = []
+        #: The newest request of the supervisor that was granted, on its CLOCK_BOOTTIME.
+        self.granted_at = 0.0
         self.last_incarnation = 100
         self.last_task = 0
         self.last_request = 0
@@ -111,6 +113,7 @@ class FakeBroker:
                 self.supervisor = sender
                 self.supervisor_hellos.append(message)
                 if self.welcome:
+                    self.granted_at = message.sent_at
                     self.tell(
                         self.control,
                         sender,
@@ -121,6 +124,7 @@ class FakeBroker:
             case from_supervisor.Renew():
                 self.renewals.append(message)
                 if self.grants:
+                    self.granted_at = message.sent_at
                     grant = to_supervisor.Grant(self.epoch, message.sent_at, self.lease)
                     self.tell(self.control, sender, grant)
             case from_supervisor.WorkerExited():

@@ -223,8 +223,8 @@ def checkpoint() -> None:
 def current_task() -> TaskInfo | None:
     """The current task as it was when this attempt began, last associated or was asked to stop.
 
-    None outside of a task. `.stopping` and `.reason` are those of the broker's own word, which may come a
-    moment after `is_shutdown_requested()` is true.
+    None outside of a task. `.stopping` and `.reason` are those of the word that follows the flag: they may
+    come a moment after `is_shutdown_requested()` is true.
 
     `.fence` grows with each new owner of the task: hand it to storage that refuses writes of older ones.
     """

@@ -2,9 +2,11 @@
 
 import asyncio
 import ctypes
+import mmap
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -116,6 +118,26 @@ def stone_deaf(folder: str) -> None:
             time.sleep(_SLEEP)
         except ShutdownRequested:
             mark(folder, "swallowed")
+
+
+def callback_thread(folder: str) -> str:
+    """Have a callback tell which thread it runs in, while this one checks all the time."""
+    told: list[str] = []
+    shutdown_token().add_callback(lambda: told.append(threading.current_thread().name))
+    mark(folder, "begun")
+    while not (is_shutdown_requested() and told):
+        time.sleep(_SLEEP)
+    return told[0]
+
+
+def witness(folder: str, name: str) -> None:
+    """Write down the moment (CLOCK_BOOTTIME), again and again; never look, never end."""
+    path = Path(folder) / name
+    path.write_bytes(bytes(8))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 8) as seen:
+        while True:
+            seen[:] = struct.pack("d", time.clock_gettime(time.CLOCK_BOOTTIME))
+            time.sleep(0.0005)
 
 
 def fail(text: str = "no good") -> None:
