@@ -54,8 +54,7 @@ class Watch:
 
     def look(self, row: "StopRow", now: float) -> None:
         """Ask again, if it is time to."""
-        running = [task.id for task in row.tasks if task.state == State.RUNNING]
-        ids = running[:_STACKS]
+        ids = [task.id for task in row.tasks if task.state != State.QUEUED][:_STACKS]
         wait = AGAIN if ids == self._ids else _OTHERS
         busy = self._thread is not None and self._thread.is_alive()
         if not ids or busy or (self._thread is not None and now < self._asked_at + wait):
