@@ -62,10 +62,13 @@ class Stacks:
         return self._registry.state
 
     def ask(self, tasks: Iterable[Task], then: Then) -> None:
-        """Call `then` with the stacks of those of these tasks that run: at once if none does, else soon."""
+        """Call `then` with the stacks of those of these tasks that run: at once if none can, else soon.
+
+        What a worker holds may have begun: word of that does not leave an interpreter that is stuck at once.
+        """
         wait = _Wait(then, time.monotonic())
         for task in tasks:
-            if task.state is TaskState.RUNNING:
+            if task.worker:
                 wait.asked.setdefault(task.worker, []).append((task.id, task.attempt))
         if not wait.asked:
             then([])
@@ -103,6 +106,9 @@ class Stacks:
         if wait is None or wait.asked.pop(worker, None) is None:
             return
         for task_id, attempt, texts in message.rows:
+            task = self._state.tasks.get(TaskId(task_id))
+            if not texts and task is not None and task.state is not TaskState.RUNNING:
+                continue  # it has not begun
             self._add(wait, worker, task_id, attempt, texts)
         self._look(message.request, wait)
 

@@ -212,11 +212,16 @@ def stacks(
     scope = options.scope(kind, tenant, timeline, runtime)
     with options.connected(address) as client:
         found = client.stacks(*scope)
+        tasks = {} if json else {task.id: task for task in client.tasks(*scope)}
     if json:
         print_json({"stacks": found})
         return
+    from quiesce.cli.watching import how_it_gets_on
+
     for task in found:
         print(f"task {task.id}.{task.attempt} {clean(task.name)} in process {task.worker_pid}")
+        if task.id in tasks:
+            print(f"  {clean(how_it_gets_on(tasks[task.id]))}")
         for text in task.stacks or ("no stack came",):
             print("\n".join(f"  {clean(line)}" for line in text.rstrip().splitlines()))
         print()

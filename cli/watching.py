@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from quiesce.client import Client
     from quiesce.registry.ids import TaskId
     from quiesce.registry.rows import StopRow, TaskRow
-    from quiesce.values import TaskStacks
+    from quiesce.values import TaskInfo, TaskStacks
 
 #: Seconds after which all is said again; and after which stacks are asked for again if others are left.
 AGAIN: Final = 60.0
@@ -24,11 +24,16 @@ _STACKS: Final = 3
 
 
 def detail(task: "TaskRow") -> str:
-    """Who it is, what holds it up, when it last looked, how far it is."""
+    """One task, on one line."""
     labels = "/".join(each for each in (task.tenant_id, task.timeline_id) if each is not None)
     who = " ".join(each for each in (str(task.id), task.kind, task.name, labels) if each)
     if task.worker_pid is not None:
         who += f", process {task.worker_pid}"
+    return clean(f"  {who}: {how_it_gets_on(task)}")
+
+
+def how_it_gets_on(task: "TaskRow | TaskInfo") -> str:
+    """What holds it up (so whether it has seen a request), when it last looked, how far it is."""
     parts = [f"waiting for {task.waiting_for}" if task.waiting_for else task.state]
     if task.state == State.RUNNING:
         looked = age(task.last_check_at)
@@ -37,7 +42,7 @@ def detail(task: "TaskRow") -> str:
         done, total, note = task.progress
         count = f"{done:g}" if total is None else f"{done:g}/{total:g}"
         parts.append(f"progress {count} {note}".rstrip())
-    return clean(f"  {who}: {'; '.join(parts)}")
+    return "; ".join(parts)
 
 
 class Watch:
@@ -54,8 +59,7 @@ class Watch:
 
     def look(self, row: "StopRow", now: float) -> None:
         """Ask again, if it is time to."""
-        running = [task.id for task in row.tasks if task.state == State.RUNNING]
-        ids = running[:_STACKS]
+        ids = [task.id for task in row.tasks if task.state != State.QUEUED][:_STACKS]
         wait = AGAIN if ids == self._ids else _OTHERS
         busy = self._thread is not None and self._thread.is_alive()
         if not ids or busy or (self._thread is not None and now < self._asked_at + wait):

@@ -13,7 +13,7 @@ from quiesce.registry.sessions import release_silent
 from quiesce.registry.spawning import refuse_parked, seen_all
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
-from quiesce.registry.waiting import running_first, still_waits, waiting_for
+from quiesce.registry.waiting import held_first, still_waits, waiting_for
 
 #: A request to stop is sent again after so many seconds without its acknowledgement.
 RESEND: Final = 0.5
@@ -351,9 +351,9 @@ def on_word_due(turn: Turn, stop_id: StopId) -> None:
     """Say what a stop still waits for, and have the stacks of the first said too."""
     stop = turn.state.open_stops[stop_id]
     turn.log("INFO", still_waits(turn.state, stop, turn.now.wall))
-    running = running_first(turn.state, stop)
-    if running:
-        turn.send(effects.StillWaiting(stop_id, running))
+    held = held_first(turn.state, stop)
+    if held:
+        turn.send(effects.StillWaiting(stop_id, held))
     _tell_cycle(turn, stop)
     turn.timers.set(("word", stop_id), turn.now.tick + NEXT_WORD)
 

@@ -144,11 +144,11 @@ def _line(state: State, task: Task, wall: float) -> str:
     return f"{words}: {'; '.join(parts)}"
 
 
-def running_first(state: State, stop: Stop) -> list[TaskId]:
-    """The first running tasks that a stop waits for: those whose stacks are worth a look."""
+def held_first(state: State, stop: Stop) -> list[TaskId]:
+    """The first tasks that a stop waits for and a worker holds: those whose stacks are worth a look."""
     found: list[TaskId] = []
     for member in sorted(stop.remaining):
-        if state.tasks[member].state is TaskState.RUNNING:
+        if state.tasks[member].worker:
             found.append(member)
             if len(found) == STACKS:
                 break

@@ -74,7 +74,11 @@ def test_spawn_ps_stacks_shutdown_reopen(system: CommandSystem) -> None:
     (stack,) = system.json("stacks", "--kind", "compaction")["stacks"]
     assert stack["id"] == task_id
     assert any("until_asked" in text for text in stack["stacks"])
-    assert "until_asked" in system.run("stacks").stdout
+    head, how, *lines = system.run("stacks").stdout.splitlines()
+    assert head.startswith(f"task {task_id}.1 a [b]name[/b] in process ")
+    assert how.startswith("  running; ")
+    assert "look" in how
+    assert any("until_asked" in line for line in lines)
 
     # shutdown, reopen
     done = system.run(
