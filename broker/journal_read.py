@@ -63,7 +63,10 @@ SCHEMA: Final = tuple(
 DIGEST: Final = 16
 _ROW: Final = struct.Struct(">16sQQQBQ")
 _SEAL: Final = struct.Struct(">QQQQQ16s16s")
-_ADVICE: Final = "Nothing was changed. `quiesce doctor` shows what is left, `quiesce doctor --repair` goes on with that"
+_ADVICE: Final = (
+    "Nothing was changed. `quiesce doctor` shows what is left, "
+    "and `quiesce doctor --repair` goes on with that"
+)
 
 
 def digest_of(data: bytes) -> bytes:
@@ -200,8 +203,8 @@ def read_journal(folder: Path, boot_id: str) -> Found:
     if header[:16] != b"SQLite format 3\0" or header[18:20] != b"\2\2":
         found.harm(f"{path} is no journal: its first bytes are wrong", 1)
         return found
-    shared = Path(f"{path}-shm")
-    had_shared = shared.exists()
+    # Reading needs these, and makes them if they are not there.
+    made = [more for name in ("-shm", "-wal") if not (more := Path(f"{path}{name}")).exists()]
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA busy_timeout = 0")
@@ -209,8 +212,8 @@ def read_journal(folder: Path, boot_id: str) -> Found:
     except sqlite3.Error as error:
         raise as_os_error(error, path) from error
     finally:
-        if not had_shared:
-            shared.unlink(missing_ok=True)
+        for more in made:
+            more.unlink(missing_ok=True)
     _compare(found, boot_id)
     return found
 
@@ -344,8 +347,10 @@ class _Reading:
                 raise _BadError("what it says of its snapshot is damaged")
             try:
                 found.frozen = self._reader.frozen(manifest.version, self._read_chunks(manifest))
-            except NewerFormatError:
-                raise
+            except NewerFormatError as error:
+                text = f"its snapshot was written by a newer quiesce: {error}"
+                found.harm(text, manifest.seq, mendable=False)
+                raise _BadError(text) from None
             except FactError as error:
                 raise _BadError(f"its snapshot as of row {manifest.seq}: {error}") from None
             found.manifest = manifest

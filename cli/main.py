@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from quiesce import __version__
-from quiesce.cli import stop_verbs, system_verbs, task_verbs
+from quiesce.cli import doctor, stop_verbs, system_verbs, task_verbs
 from quiesce.cli.options import GoesOnError
 from quiesce.cli.output import print_error
 from quiesce.errors import QuiesceError
@@ -55,6 +55,7 @@ for verb in (
     stop_verbs.reopen,
     task_verbs.stacks,
     task_verbs.events,
+    doctor.doctor,
     system_verbs.demo,
 ):
     app.command(cls=Verb)(verb)
