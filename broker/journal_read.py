@@ -203,7 +203,7 @@ def read_journal(folder: Path, boot_id: str) -> Found:
     if header[:16] != b"SQLite format 3\0" or header[18:20] != b"\2\2":
         found.harm(f"{path} is no journal: its first bytes are wrong", 1)
         return found
-    # Reading needs these, and makes them if they are not there.
+    # Reading makes these if they are not there.
     made = [more for name in ("-shm", "-wal") if not (more := Path(f"{path}{name}")).exists()]
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
@@ -211,9 +211,8 @@ def read_journal(folder: Path, boot_id: str) -> Found:
             _Reading(found, connection).read()
     except sqlite3.Error as error:
         raise as_os_error(error, path) from error
-    finally:
-        for more in made:
-            more.unlink(missing_ok=True)
+    for more in made:  # not after an error: they may be somebody else's
+        more.unlink(missing_ok=True)
     _compare(found, boot_id)
     return found
 
