@@ -180,6 +180,9 @@ class Found:
 def read_journal(folder: Path, boot_id: str) -> Found:
     """All of it.
 
+    Not in a process that has the journal open: closing any descriptor of a file lets go of all the locks
+    that a process has on it.
+
     Raises:
         AlreadyLockedError: somebody has it open.
         OSError: it can't be read.

@@ -77,7 +77,7 @@ def told(rounds: int = 1, payload: int = 10) -> Teller:
         for task in left:
             desk.seen(worker, task, 0.0)
         desk.obey(worker, *left)
-        rest = [task for task in desk.registry.state.workers[worker].tasks]
+        rest = list(desk.registry.state.workers[worker].tasks)
         if rest:
             desk.begin(worker, *[t for t in rest if desk.life(t) == "assigned"])
             desk.obey(worker, *rest)
@@ -148,15 +148,10 @@ def plain(value: Any) -> Any:
     """With payloads as bytes, so that it can be compared."""
     if isinstance(value, Frame):
         return value.data
-    if isinstance(value, (tuple, list)):
-        return (
-            type(value)([plain(item) for item in value])
-            if type(value) in (tuple, list)
-            else (
-                type(value).__name__,
-                *[plain(item) for item in value],
-            )
-        )
+    if isinstance(value, tuple):
+        return tuple([plain(item) for item in value])
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     return value
 
 
