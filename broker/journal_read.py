@@ -65,7 +65,7 @@ _ROW: Final = struct.Struct(">16sQQQBQ")
 _SEAL: Final = struct.Struct(">QQQQQ16s16s")
 _ADVICE: Final = (
     "Nothing was changed. `quiesce doctor` shows what is left, "
-    "`quiesce doctor --repair` goes on with that"
+    "and `quiesce doctor --repair` goes on with that"
 )
 
 
@@ -180,6 +180,9 @@ class Found:
 def read_journal(folder: Path, boot_id: str) -> Found:
     """All of it.
 
+    Not in a process that has the journal open: closing any descriptor of a file lets go of all the locks
+    that a process has on it.
+
     Raises:
         AlreadyLockedError: somebody has it open.
         OSError: it can't be read.
@@ -203,17 +206,16 @@ def read_journal(folder: Path, boot_id: str) -> Found:
     if header[:16] != b"SQLite format 3\0" or header[18:20] != b"\2\2":
         found.harm(f"{path} is no journal: its first bytes are wrong", 1)
         return found
-    shared = Path(f"{path}-shm")
-    had_shared = shared.exists()
+    # Reading makes these if they are not there.
+    made = [more for name in ("-shm", "-wal") if not (more := Path(f"{path}{name}")).exists()]
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA busy_timeout = 0")
             _Reading(found, connection).read()
     except sqlite3.Error as error:
         raise as_os_error(error, path) from error
-    finally:
-        if not had_shared:
-            shared.unlink(missing_ok=True)
+    for more in made:  # not after an error: they may be somebody else's
+        more.unlink(missing_ok=True)
     _compare(found, boot_id)
     return found
 
@@ -347,8 +349,10 @@ class _Reading:
                 raise _BadError("what it says of its snapshot is damaged")
             try:
                 found.frozen = self._reader.frozen(manifest.version, self._read_chunks(manifest))
-            except NewerFormatError:
-                raise
+            except NewerFormatError as error:
+                text = f"its snapshot was written by a newer quiesce: {error}"
+                found.harm(text, manifest.seq, mendable=False)
+                raise _BadError(text) from None
             except FactError as error:
                 raise _BadError(f"its snapshot as of row {manifest.seq}: {error}") from None
             found.manifest = manifest

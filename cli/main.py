@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from quiesce import __version__
-from quiesce.cli import history_verb, stop_verbs, system_verbs, task_verbs
+from quiesce.cli import doctor, history_verb, stop_verbs, system_verbs, task_verbs
 from quiesce.cli.options import GoesOnError
 from quiesce.cli.output import print_error
 from quiesce.errors import QuiesceError
@@ -56,6 +56,7 @@ for verb in (
     task_verbs.stacks,
     task_verbs.events,
     history_verb.history,
+    doctor.doctor,
     system_verbs.demo,
 ):
     app.command(cls=Verb)(verb)

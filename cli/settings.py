@@ -18,7 +18,7 @@ _ADVICE: Final = "name a folder that can be written: [broker] state or QUIESCE_B
 
 def state_folder(config: Config, env: Mapping[str, str] | None = None) -> str:
     """The folder of the journal, made if it is missing (0700). ConfigurationError if it can't be used."""
-    folder = _state_path(config, env)
+    folder = state_path(config, env)
     try:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -32,11 +32,12 @@ def state_folder(config: Config, env: Mapping[str, str] | None = None) -> str:
 
 def missing_folders(config: Config, env: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """What `state_folder` would make now, deepest first."""
-    path = Path(_state_path(config, env))
+    path = Path(state_path(config, env))
     return tuple(str(each) for each in (path, *path.parents) if not os.path.exists(each))
 
 
-def _state_path(config: Config, env: Mapping[str, str] | None) -> str:
+def state_path(config: Config, env: Mapping[str, str] | None) -> str:
+    """The folder of the journal, there or not. ConfigurationError if nothing says which."""
     env = os.environ if env is None else env
     if config.broker.state:
         return config.broker.state

@@ -61,7 +61,7 @@ def _run(
     from quiesce.cli.config import load_config
     from quiesce.cli.up import Up, say
 
-    _check_path(path)
+    check_path(path)
     config = load_config(path)
     for name in runtimes or ():
         try:
@@ -79,7 +79,7 @@ def _run(
     raise typer.Exit(code)
 
 
-def _check_path(path: str | None) -> None:
+def check_path(path: str | None) -> None:
     """An option that names no file is wrong usage; a file with wrong contents is not."""
     from quiesce.cli.sources import find_file
 

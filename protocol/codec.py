@@ -249,7 +249,7 @@ class Compiler:
     def row(self, row: type[Message]) -> Check:
         if row not in self._rows:
             fields = {f".{name}": self.field(hint) for name, hint in get_type_hints(row).items()}
-            self._rows[row] = _array_check(fields, row, _name(row) if row in CODES else "")
+            self._rows[row] = array_check(fields, row, _name(row) if row in CODES else "")
         return self._rows[row]
 
     def field(self, hint: Any) -> Field:
@@ -265,7 +265,7 @@ class Compiler:
         if origin is tuple and Ellipsis not in arguments:
             fields = {f"[{i}]": self.field(argument) for i, argument in enumerate(arguments)}
             expected = f"an array of {len(arguments)}"
-            return Field({tuple: _array_check(fields, tuple, "")}, expected)
+            return Field({tuple: array_check(fields, tuple, "")}, expected)
         if origin is dict and arguments == (str, Any):
             return Field({dict: _plain_field}, "a dictionary")
         if isinstance(hint, type) and issubclass(hint, tuple):
@@ -282,7 +282,7 @@ def _union(fields: list[Field]) -> Field:
     return Field(cases, " or ".join(dict.fromkeys(field.expected for field in fields)))
 
 
-def _array_check(fields: dict[str, Field], make: type[tuple[Any, ...]], root: str) -> Check:
+def array_check(fields: dict[str, Field], make: type[tuple[Any, ...]], root: str) -> Check:
     """Checks an array of exactly these fields and makes a `make` of it."""
     places = list(fields)
     new = tuple.__new__

@@ -14,11 +14,18 @@ reader that knows the older ones.
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from typing import Any, Final, NamedTuple, get_args, get_origin
+from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from quiesce.protocol.codec import Check, Compiler, Field, RefusedError, list_check
+from quiesce.protocol.codec import (
+    Check,
+    Compiler,
+    Field,
+    RefusedError,
+    array_check,
+    list_check,
+)
 from quiesce.protocol.frames import Frame, Payload
 from quiesce.registry import facts
 from quiesce.registry.facts import Fact
@@ -277,16 +284,20 @@ class _FactCompiler(Compiler):
 
     def row(self, row: type[Any]) -> Check:
         check = super().row(row)
-        defaults = tuple(row._field_defaults.values())
-        count = len(row._fields)
+        count, least = len(row._fields), len(row._fields) - len(row._field_defaults)
+        older: dict[int, Check] = {}
 
-        def padded(values: tuple[Any, ...]) -> Any:
-            missing = count - len(values)
-            if 0 < missing <= len(defaults):
-                values += defaults[-missing:]
-            return check(values)
+        def lenient(values: tuple[Any, ...]) -> Any:
+            size = len(values)
+            if not least <= size < count:
+                return check(values)
+            if size not in older:
+                hints = list(get_type_hints(row).items())[:size]
+                fields = {f".{name}": self.field(hint) for name, hint in hints}
+                older[size] = array_check(fields, tuple, "")
+            return row(*older[size](values))
 
-        return padded if defaults else check
+        return lenient if least < count else check
 
     def field(self, hint: Any) -> Field:
         if hint is float:
