@@ -69,6 +69,10 @@ class Incoming:
                 )
             self._queries.say_malformed(str(error))
             return
+        self.hear(channel, route, message)
+
+    def hear(self, channel: Channel, route: bytes, message: Any) -> None:
+        """One message that is one, from one route."""
         kind = type(message)
         hello = _HELLOS.get(kind)
         if hello is not None:

@@ -60,6 +60,7 @@ def move(task: Task, to: TaskState) -> None:
 def epoch_started(state: State, fact: facts.EpochStarted) -> None:
     """A stop of the whole system is over with the `quiesce up` that was stopped."""
     for supervisor in state.supervisors.values():
+        supervisor.bound = max(supervisor.bound, fact.lease_bound)
         if supervisor.silent_since is None or fact.boot_id != state.boot_id:
             supervisor.silent_since = fact.tick
     if fact.run != state.run or not fact.run:
@@ -70,6 +71,7 @@ def epoch_started(state: State, fact: facts.EpochStarted) -> None:
     state.epoch_at = fact.at
     state.boot_id = fact.boot_id
     state.run = fact.run
+    state.epoch_bound = fact.lease_bound
 
 
 def session_opened(state: State, fact: facts.SessionOpened) -> None:
@@ -332,6 +334,7 @@ def supervisor_registered(state: State, fact: facts.SupervisorRegistered) -> Non
         fact.processes,
         fact.slots,
         fact.run,
+        state.epoch_bound,
     )
 
 

@@ -12,13 +12,17 @@ from quiesce.registry.scope import Scope
 
 
 class EpochStarted(NamedTuple):
-    """A broker started. `tick`: on CLOCK_BOOTTIME of the boot that `boot_id` names. `run`: see EpochBegan."""
+    """A broker started. `tick`: on CLOCK_BOOTTIME of the boot that `boot_id` names. `run`: see EpochBegan.
+
+    `lease_bound`: that of the leases which it grants.
+    """
 
     epoch: int
     at: float
     tick: float
     boot_id: str
     run: str
+    lease_bound: float
 
 
 class SupervisorRegistered(NamedTuple):

@@ -40,6 +40,7 @@ _STATE: Final = (
     "epoch_at",
     "boot_id",
     "run",
+    "epoch_bound",
     "last_task_id",
     "last_incarnation",
     "last_stop_id",
@@ -65,7 +66,17 @@ _ASK_VOLATILE: Final = ("forced", "answered", "heard", "killed")
 _WORKER: Final = ("incarnation", "supervisor", "serial", "runtime", "pid", "host", "slots")
 _WORKER_MORE: Final = ("status", "last_assign")
 _WORKER_VOLATILE: Final = ("attached", "arrived", "exiting", "cpu_seconds", "memory_bytes")
-_SUPERVISOR: Final = ("id", "incarnation", "runtime", "pid", "host", "processes", "slots", "run")
+_SUPERVISOR: Final = (
+    "id",
+    "incarnation",
+    "runtime",
+    "pid",
+    "host",
+    "processes",
+    "slots",
+    "run",
+    "bound",
+)
 _SUPERVISOR_MORE: Final = ("armed", "silent_since")
 _SUPERVISOR_VOLATILE: Final = ("exiting", "cpu_seconds", "ended_cpu", "memory_bytes")
 _SESSION: Final = ("id", "pid", "host", "worker")

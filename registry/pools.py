@@ -99,7 +99,7 @@ def on_lease_due(turn: Turn, supervisor_id: bytes) -> None:
         turn.log(
             "ERROR",
             f"the supervisor of pool {supervisor.runtime!r} (pid {supervisor.pid} on "
-            f"{supervisor.host}) has not been heard of for {turn.state.lease_bound:g} s: its lease proves "
+            f"{supervisor.host}) has not been heard of for {supervisor.bound:g} s: its lease proves "
             "that it and its workers are dead",
         )
     supervisor_died(turn, supervisor, [], fenced=True)

@@ -189,6 +189,7 @@ class Supervisor:
 
     __slots__ = (
         "armed",
+        "bound",
         "cpu_seconds",
         "dead_serials",
         "ended_cpu",
@@ -216,6 +217,7 @@ class Supervisor:
         processes: int,
         slots: int,
         run: str,
+        bound: float,
     ) -> None:
         self.id = supervisor
         self.incarnation = incarnation
@@ -228,6 +230,8 @@ class Supervisor:
         self.run = run
         #: The kernel kills it when its lease is over. Until then its workers get no task.
         self.armed = False
+        #: The longest lease bound of all brokers that it may have a lease of: a timer never moves back.
+        self.bound = bound
         #: None once it has said hello in this epoch; else the tick at which the first epoch began in which it
         #: has not, on the present boot: all its leases were granted before.
         self.silent_since: float | None = None

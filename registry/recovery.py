@@ -19,16 +19,24 @@ from quiesce.registry.turn import Turn
 def on_epoch_began(turn: Turn, event: events.EpochBegan) -> None:
     """Take up again what the facts say, and bury what the caller has proved dead."""
     state = turn.state
+    bound = max(state.lease_bound, state.epoch_bound)
     turn.emit(
-        facts.EpochStarted(event.epoch, turn.now.wall, turn.now.tick, event.boot_id, event.run)
+        facts.EpochStarted(
+            event.epoch,
+            turn.now.wall,
+            turn.now.tick,
+            event.boot_id,
+            event.run,
+            state.lease_bound,
+        )
     )
     if not event.complete:
-        state.certain_at = turn.now.tick + state.lease_bound
+        state.certain_at = turn.now.tick + bound
         turn.timers.set(("certain", 0), state.certain_at)
         turn.log(
             "WARNING",
             "the journal may miss what the broker did last before it ended: what it had started may still run, "
-            f"so no stop is answered within the next {state.lease_bound:g} s",
+            f"so no stop is answered within the next {bound:g} s",
         )
     for session in state.sessions.values():
         session.last_heard = turn.now.tick

@@ -66,6 +66,8 @@ class State:
         self.lease_bound = leases.default_bound(lease) if lease_bound is None else lease_bound
         self.epoch = Epoch(0)
         self.epoch_at = 0.0
+        #: The lease bound of this epoch.
+        self.epoch_bound = self.lease_bound
         #: The broker's boot, and the `quiesce up` that started it.
         self.boot_id = ""
         self.run = ""

@@ -12,9 +12,10 @@ import pytest
 from quiesce.registry import effects, events, facts
 from quiesce.registry.apply import RegistryFault, move
 from quiesce.registry.ids import Incarnation, StopId
+from quiesce.registry.leases import default_bound
 from quiesce.registry.machine import HANDLERS
 from quiesce.registry.states import LEGAL, State
-from registry_helpers import GRACE, WALL, Desk, ended_row
+from registry_helpers import GRACE, LEASE, WALL, Desk, ended_row
 
 
 class Case(NamedTuple):
@@ -391,7 +392,7 @@ def test_every_event_is_handled() -> None:
 def test_the_epoch_is_noted() -> None:
     desk = Desk()
     desk.say(events.EpochBegan(7))
-    desk.expect_facts(facts.EpochStarted(7, desk.wall, desk.tick, "", ""))
+    desk.expect_facts(facts.EpochStarted(7, desk.wall, desk.tick, "", "", default_bound(LEASE)))
     assert (desk.registry.state.epoch, desk.registry.state.epoch_at) == (7, desk.wall)
 
 

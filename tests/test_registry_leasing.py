@@ -163,3 +163,16 @@ def test_a_worker_that_answers_is_spared_for_its_neighbours(desk: Desk) -> None:
         assert desk.take(effects.KillWorker) == []
         desk.seen(worker, 1)
         renew(desk)
+
+
+def test_a_longer_lease_of_an_earlier_broker_still_counts(desk: Desk) -> None:
+    """Its timer was armed by that one, and never moves back."""
+    worker = desk.worker()
+    desk.running(worker, {})
+    desk.configuration = {**desk.configuration, "lease": 1.0, "lease_bound": 2.0}
+    desk.thorough = False
+    desk.restart()
+    desk.wait(LB - 0.1)
+    assert desk.life(1) == "running"
+    desk.wait(0.2)
+    assert desk.life(1) == "lost FENCED"

@@ -6,6 +6,7 @@ import pytest
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, RequestNumber
+from quiesce.registry.leases import default_bound
 from quiesce.registry.rows import LEASE_OVER
 from registry_helpers import (
     GRACE,
@@ -41,7 +42,7 @@ def back(desk: Desk, worker: int, **words: object) -> None:
 
 def test_the_epoch_is_a_fact(desk: Desk) -> None:
     desk.restart(epoch=7, run="r", boot_id="b")
-    desk.expect_facts(facts.EpochStarted(7, WALL, 0.0, "b", "r"))
+    desk.expect_facts(facts.EpochStarted(7, WALL, 0.0, "b", "r", default_bound(LEASE)))
     desk.expect()
 
 

@@ -1,0 +1,190 @@
+"""What a broker does, but for its sockets, clock and disk: the same under real ones and under a simulator's.
+
+Messages come in through `hear`, become events, and the registry's effects become messages to `peers`: those that
+must wait for the journal, once it has their facts.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from quiesce import __version__
+from quiesce.broker import news
+from quiesce.broker.incoming import Incoming
+from quiesce.broker.journal import Journal, Recovered
+from quiesce.broker.outgoing import Outgoing
+from quiesce.broker.peers import Channel, PeerKey, Peers
+from quiesce.broker.queries import Queries
+from quiesce.broker.settings import BrokerSettings
+from quiesce.protocol import to_client
+from quiesce.registry import effects, events
+from quiesce.registry.events import Instant
+from quiesce.registry.facts import SessionClosed
+from quiesce.registry.machine import Registry
+
+#: Seconds for which a dead worker's route is kept, so that its last words are heard.
+MOURNING: Final = 5.0
+
+
+def boottime_and_wall() -> Instant:
+    """This moment, on the clocks that brokers use."""
+    return Instant(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
+def recover(settings: BrokerSettings, recovered: Recovered) -> Registry:
+    """The registry as it was when the journal was last written."""
+    configuration: dict[str, Any] = {
+        "runtimes": settings.runtimes,
+        "kinds": settings.kinds,
+        "shutdown_order": settings.shutdown_order,
+        "stop_timeout": settings.stop_timeout,
+        "session_timeout": settings.session_timeout,
+        "history": settings.history,
+        "payload_limit": settings.payload_limit,
+        "lease": settings.lease,
+        "lease_bound": settings.lease_bound,
+    }
+    if recovered.snapshot is None:
+        registry = Registry(**configuration)
+    else:
+        registry = Registry.thaw(recovered.snapshot, **configuration)
+    for fact in recovered.facts:
+        registry.apply(fact)
+    return registry
+
+
+class Core:
+    """Ties the registry to the journal and to its peers."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        peers: Peers,
+        journal: Journal,
+        recovered: Recovered,
+        epoch: int,
+        boot_id: str,
+        *,
+        now: Callable[[], Instant] = boottime_and_wall,
+        complain: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Begin an epoch.
+
+        Args:
+            settings: what this broker is to be.
+            peers: whom it speaks to.
+            journal: where facts go before their effects leave.
+            recovered: what the journal held: the broker goes on from there.
+            epoch: of this start, higher than any before.
+            boot_id: names this boot of the machine.
+            now: its clock.
+            complain: told of each malformed message.
+        """
+        self.peers = peers
+        self._journal = journal
+        self._now = now
+        self.registry = recover(settings, recovered)
+        self.queries = Queries(
+            self.registry,
+            peers,
+            address=settings.address,
+            version=__version__,
+            durability=journal.durability,
+            say_malformed=complain,
+        )
+        self.queries.counters = self._counters
+        self.incoming = Incoming(
+            peers, self.queries, self.handle, payload_limit=settings.payload_limit
+        )
+        self.outgoing = Outgoing(peers, payload_limit=settings.payload_limit)
+        self.outgoing.on_still_waiting = self.queries.stacks.say
+        self.incoming.epoch = self.outgoing.epoch = epoch
+        #: Something acknowledged before may be missing from the journal, and may still run.
+        self._doubtful = not recovered.complete
+        self._graves: deque[tuple[float, PeerKey]] = deque()
+        self.handle(
+            events.EpochBegan(epoch, boot_id, settings.run, settings.swept, recovered.complete)
+        )
+        if settings.stopping and not self.registry.state.stopping:
+            self.handle(events.SystemStopAsked(settings.stopping))
+
+    @property
+    def stopped(self) -> bool | None:
+        """None while it is to go on; then whether a failure has stopped it."""
+        return self.outgoing.stopped
+
+    def hear(self, channel: Channel, route: bytes, message: Any) -> None:
+        """One message, decoded, that has arrived by this route."""
+        self.incoming.hear(channel, route, message)
+
+    def handle(self, event: events.Event) -> None:
+        """One event into the registry; what must not wait for the journal is done at once."""
+        now = self._now()
+        facts, caused = self.registry.handle(event, now)
+        patient = []
+        for effect in caused:
+            if type(effect) in effects.HASTY:
+                self.outgoing.carry_out(effect)
+            else:
+                patient.append(effect)
+        if facts or patient:
+            self._journal.append(facts, patient)
+        if facts:
+            news.tell(self.peers, facts, now.wall)
+            for fact in facts:
+                if type(fact) is SessionClosed:
+                    self.peers.forget(("session", fact.session))
+        if isinstance(event, events.WorkerExited):
+            worker: PeerKey = ("worker", (event.supervisor, event.row.serial))
+            self._graves.append((now.tick + MOURNING, worker))
+
+    def due(self) -> float | None:
+        """The tick by which `pass_time` has something to do; None: not before something else happens."""
+        return self.registry.next_deadline()
+
+    def pass_time(self) -> None:
+        """What time brings, and the next slices of long stops. After the inbox: it may hold what is awaited."""
+        again, self.outgoing.again = self.outgoing.again, []
+        for stop_id in again:
+            self.handle(events.Continue(stop_id))
+        tick = self._now().tick
+        deadline = self.registry.next_deadline()
+        if deadline is not None and deadline <= tick:
+            self.handle(events.Tick())
+        self.queries.stacks.expire()
+        while self._graves and self._graves[0][0] <= tick:
+            self.peers.forget(self._graves.popleft()[1])
+
+    def leave(self) -> None:
+        """What is safe by now leaves.
+
+        Raises:
+            JournalFailedError: nothing can be written any more.
+        """
+        for effect in self._journal.committed():
+            self.outgoing.carry_out(effect)
+        if self._journal.room() is self.registry.state.full:
+            self.handle(events.RoomSaid(self._journal.room()))
+        if self._doubtful and self.registry.state.certain_at is None:
+            self._doubtful = False
+            self._journal.vouch()
+        if self._journal.wants_snapshot():
+            self._journal.snapshot(self.registry.freeze(volatile=False, payloads=True))
+        self.outgoing.flush()
+        if self.peers.full:
+            self.peers.flush()
+
+    def say_goodbye(self) -> None:
+        """The system has stopped: the last words to clients."""
+        self.outgoing.flush()
+        for peer in list(self.peers.by_key.values()):
+            if peer.key[0] == "session":
+                self.peers.send(peer, "control", to_client.Goodbye(self.registry.state.stop_reason))
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            "malformed_messages": self.incoming.malformed,
+            "undeliverable_messages": self.peers.dropped,
+            "peers": len(self.peers.by_key),
+        }
