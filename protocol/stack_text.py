@@ -15,6 +15,7 @@ PARTS: Final = 3
 _FRAME: Final = re.compile(r"^ *File ")
 _THREAD: Final = re.compile(r"^(Current thread|Thread) 0x.*\(most recent call first\):$")
 #: Where the machinery's own threads wait, and where it calls tasks from.
+_CALLS: Final = re.compile(r'File "[^"]*/quiesce/workers/runner\.py"')
 _OURS: Final = re.compile(r'File "[^"]*/(quiesce/workers|zmq)/')
 
 
@@ -34,7 +35,8 @@ def innermost(texts: Iterable[str], frames: int = FRAMES, parts: int = PARTS) ->
 def _of_one(lines: Sequence[str], frames: int) -> list[str]:
     """A head, then the frames, each with the lines of its source; without how the worker came to call the task."""
     starts = [number for number, line in enumerate(lines) if _FRAME.match(line)]
-    theirs = next((place for place, at in enumerate(starts) if not _OURS.search(lines[at])), 0)
+    calls = [place for place, at in enumerate(starts) if _CALLS.search(lines[at])]
+    theirs = calls[-1] + 1 if calls and calls[-1] + 1 < len(starts) else 0
     first = max(theirs, len(starts) - frames)
     if not first:
         return list(lines)

@@ -175,6 +175,8 @@ class Supervisor:
         until = boottime() + _TURN
         for message in self._link.receive():
             self._say(lambda session, now, message=message: session.receive(message, now))  # type: ignore[misc]  # bound early
+            if isinstance(message, to_supervisor.Registered):
+                self._usage.say_again()
             if boottime() >= until:
                 return
 

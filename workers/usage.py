@@ -28,6 +28,10 @@ class Usage:
         self._send_at = 0.0
         self.sample_at = 0.0
 
+    def say_again(self) -> None:
+        """The broker is another one: it knows nothing of what was said."""
+        self._sent = None
+
     def sample(
         self, workers: Mapping[int, tuple[int, Place]], now: float
     ) -> from_supervisor.Usage | None:
