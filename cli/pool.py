@@ -18,6 +18,10 @@ ORDERED_END_PATIENCE: Final = 10.0
 _NO_SUPERVISOR: Final = bytes(8)
 
 
+#: By so many seconds the table may say too late when a timer ends its supervisor.
+_ROUNDED: Final = 0.001
+
+
 class Pool:
     """The table outlives the supervisors, so that it can be read when one has died."""
 
@@ -86,9 +90,9 @@ class Pool:
         self.ended_at = now
         self.supervisor = None
         self.clearing = True
-        self._fenced = (
-            status == -signal.SIGKILL and self._adopted() and 0 < self.table.armed_until <= boottime
-        )
+        armed = self.table.armed_until
+        timed_out = 0 < armed <= boottime + _ROUNDED
+        self._fenced = status == -signal.SIGKILL and self._adopted() and timed_out
 
     def cleared(self, statuses: dict[int, int], now: float) -> None:
         """Nothing is left of the last supervisor: make its account, plan the next one."""

@@ -104,7 +104,7 @@ table = PoolTable(settings["table_fd"])
 table.adopt(bytes([number + 1] * 8))
 if mode.startswith("armed"):
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    table.armed_until = now + (1000 if mode == "armed long" else 0)
+    table.note_lease(now + (1000 if mode == "armed long" else 0), 2.0)
 # The worker has a child of its own; both outlive the supervisor unless somebody ends them.
 worker = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE)
 grandchild = int(worker.stdout.readline())

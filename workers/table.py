@@ -279,13 +279,13 @@ class PoolTable:
     def armed_until(self) -> float:
         """When the supervisor's own timer ends it, and its workers with it, in seconds of CLOCK_BOOTTIME.
 
-        Rounded down: it is dead no earlier than this says. 0.0 before the first lease.
+        Never earlier than it does; 0.0 before the first lease.
         """
         return self._words[_ARMED_UNTIL] / 1000
 
     def note_lease(self, until: float, lease: float) -> None:
         """Note a moment, before the timer is armed to it, and the length of the lease."""
-        self._words[_ARMED_UNTIL] = int(until * 1000)
+        self._words[_ARMED_UNTIL] = math.ceil(until * 1000)
         self._words[_LEASE] = math.ceil(lease * 1000)
 
     def ask_all(self) -> None:
