@@ -148,6 +148,7 @@ def test_version_and_help(system: CommandSystem) -> None:
         "reopen",
         "stacks",
         "events",
+        "doctor",
         "demo",
     )
     assert [verb for verb in verbs if verb not in text] == []
