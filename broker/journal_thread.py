@@ -92,6 +92,8 @@ class DiskJournal:
 
     def clear_wakeup(self) -> None:
         """Make it unreadable."""
+        if self._closed:
+            return
         try:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
@@ -121,7 +123,7 @@ class DiskJournal:
         self._inbox.put(_VOUCH)
 
     def close(self) -> None:
-        """Commit what was taken; mark the end as an orderly one."""
+        """Commit what was taken (`committed` still hands out its effects); mark the end as an orderly one."""
         if self._closed:
             return
         self._closed = True

@@ -140,6 +140,8 @@ def test_close_commits_what_was_taken(run_folder: Path) -> None:
         journal.append([begun(number)], [effect(number)])
     journal.close()
     journal.close()  # nothing more to do
+    assert numbers(journal.committed()) == list(range(500))
+    assert journal.committed() == []
     journal, recovered = open_here(run_folder, boot=OTHER_BOOT)
     assert list(recovered.facts) == [begun(number) for number in range(500)]
     assert recovered.complete
