@@ -128,7 +128,8 @@ def small_disk(run_folder: Path) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
+        # Lazily: a test that has failed may have left a journal open there.
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def fill(folder: Path) -> Path:
