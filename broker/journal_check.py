@@ -332,5 +332,5 @@ def _given_up(found: Found, last: int) -> str:
         return f"whatever came after row {last}: nobody can say whether anything did"
     what = f"row {until}" if until == last + 1 else f"rows {last + 1} to {until}"
     if facts and rows == until - last:
-        return f"{what}, which held {facts} facts"
+        return f"{what}, which held {facts} fact{'s' * (facts != 1)}"
     return f"{what}; how many facts they held is not known"

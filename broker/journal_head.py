@@ -68,8 +68,8 @@ class HeadFile:
                 head.boot.encode()[:36],
             )
             os.pwrite(self._fd, body + _digest(body), self._counter % 2 * _APART)
-        if sync:
-            os.fdatasync(self._fd)
+            if sync:
+                os.fdatasync(self._fd)
 
     def close(self) -> None:
         """Let go of the file."""

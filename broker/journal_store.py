@@ -6,6 +6,7 @@ no I/O error, after which nothing is ever tried again.
 """
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -44,6 +45,8 @@ SYNCED: Final[frozenset[type]] = frozenset(
 CHUNK: Final = 128 * 1024
 PART: Final = 8 * 2**20
 SLICE: Final = 500
+#: Seconds between a snapshot that was given up and the next.
+PAUSE: Final = 60.0
 #: Roughly what a commit adds to SQLite's log beside what it says.
 _OVERHEAD: Final = 8192
 #: While the disk is full the log is made short more often: its room serves the next commits.
@@ -110,6 +113,7 @@ class Store:
         self.tail_bytes = found.tail_bytes
         self.snapshot_weight = weight(found.frozen or ())
         self.snapshot_bytes = found.snapshot_bytes
+        self.paused_until = 0.0
         self._manifest_seq = found.manifest.seq if found.manifest else 0
         #: Bytes since SQLite's log was made short.
         self._logged = 0
@@ -235,8 +239,8 @@ class Store:
         self._connection.close()
         self._head.close()
 
-    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
-        """One row, with the blobs that it was the first to name."""
+    def _write(self, statement: str, values: tuple[Any, ...], *, reserved: bool = True) -> None:
+        """One row, with the blobs that it was the first to name; if need be where the reserve was."""
         blobs, self._fresh = self._fresh, []
 
         def write() -> None:
@@ -254,21 +258,23 @@ class Store:
             execute("COMMIT")
 
         try:
-            self._persist(write)
+            self._persist(write, reserved=reserved)
         except (sqlite3.Error, OSError):
             for ref, _ in blobs:
                 del self._known[ref.digest]  # it stands nowhere
             raise
 
-    def _persist(self, write: Callable[[], object]) -> None:
+    def _persist(self, write: Callable[[], object], *, reserved: bool = True) -> None:
         """Write; once more where the reserve was, if the disk is full."""
         try:
             write()
         except (sqlite3.Error, OSError) as error:
-            if not is_full(error) or not self.space.give_up():
+            if not is_full(error):
                 raise
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+            if not reserved or not self.space.give_up():
+                raise
             write()
 
     def _write_head(self, *, sync: bool, both: bool = False, clean: bool = False) -> None:
@@ -332,7 +338,8 @@ class Store:
     def snapshot(self, frozen: tuple[Any, ...]) -> Iterator[None]:
         """Write the registry as of the last row, a little between two yields, and then delete what is older.
 
-        Between yields rows may be committed. Whenever it ends, what stands on the disk is good.
+        Between yields rows may be committed. Whenever it ends, what stands on the disk is good. It is given up
+        when there is little room left: the rest of it, and the reserve, are for commits.
         """
         cut, facts, size = self.last, self.tail_facts, self.tail_bytes
         self._since_cut = set()
@@ -340,12 +347,16 @@ class Store:
         first = self._next_chunk
         checksum, number, written = cut.checksum, 0, 0
         for body in self._chunks(frozen, names):
+            self.space.look(len(body) + self._fresh_size(), now=True)
+            if not self.space.roomy:
+                yield from self._give_up(first, number)
+                return
             checksum = chain_chunk(checksum, body)
             self._next_chunk += 1
             written += len(body)
             self._logged += len(body) + self._fresh_size() + _OVERHEAD
             self._set_sync(False)
-            self._write(_INSERT_CHUNK, (first + number, body, checksum))
+            self._write(_INSERT_CHUNK, (first + number, body, checksum), reserved=False)
             number += 1
             yield
         manifest = Manifest(cut.seq, FORMAT, cut.epoch, first, number, cut.checksum, checksum)
@@ -370,6 +381,21 @@ class Store:
         yield from self._shrink()
         self._checkpoint("TRUNCATE")
         self.space.look(now=True)
+
+    def _give_up(self, first: int, count: int) -> Iterator[None]:
+        """Little room is left: take back what was written of a snapshot."""
+        for ref, _ in self._fresh:
+            del self._known[ref.digest]
+        self._fresh = []
+        self.pause_snapshots()
+        for start in range(first, first + count, SLICE // 10):
+            end = min(start + SLICE // 10, first + count)
+            self._erase("DELETE FROM chunks WHERE id >= ? AND id < ?", (start, end))
+            yield
+
+    def pause_snapshots(self) -> None:
+        """One has been given up: try no other for a while."""
+        self.paused_until = time.monotonic() + PAUSE
 
     def _chunks(self, frozen: tuple[Any, ...], names: set[int]) -> Iterator[bytes]:
         pieces: list[bytes] = []
@@ -399,11 +425,6 @@ class Store:
         self._set_sync(False)
         self._persist(lambda: self._connection.execute(statement, bounds))
         self._logged += _OVERHEAD
-
-    def give_up_snapshot(self) -> None:
-        """After a snapshot that ended with an error: the rows go on as if it had not begun."""
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
 
     def _deletions(
         self, low: int, high: int, first_chunk: int, doomed: list[BlobRef]

@@ -8,6 +8,7 @@ rows deleted between commits, a little at a time.
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -91,6 +92,8 @@ class DiskJournal:
 
     def clear_wakeup(self) -> None:
         """Make it unreadable."""
+        if self._closed:
+            return
         try:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
@@ -101,9 +104,10 @@ class DiskJournal:
         store, limits = self._store, self._limits
         if self._snapshotting or not store.space.roomy:
             return False
-        return store.tail_facts > max(
+        long = store.tail_facts > max(
             limits.snapshot_facts, 2 * store.snapshot_weight
         ) or store.tail_bytes > max(limits.snapshot_bytes, 2 * store.snapshot_bytes)
+        return long and time.monotonic() >= store.paused_until
 
     def snapshot(self, frozen: tuple[Any, ...]) -> None:
         """Have it written."""
@@ -119,7 +123,7 @@ class DiskJournal:
         self._inbox.put(_VOUCH)
 
     def close(self) -> None:
-        """Commit what was taken; mark the end as an orderly one."""
+        """Commit what was taken (`committed` still hands out its effects); mark the end as an orderly one."""
         if self._closed:
             return
         self._closed = True
@@ -215,7 +219,7 @@ class DiskJournal:
         except (sqlite3.Error, OSError) as error:
             if not is_full(error):
                 raise
-            self._store.give_up_snapshot()
+            self._store.pause_snapshots()
             self._snapshotting = False
             return None
         return job

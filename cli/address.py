@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from quiesce.broker.settings import BrokerSettings
 from quiesce.errors import ConfigurationError
@@ -110,9 +111,13 @@ def remove_empty(folder: str) -> None:
 
 
 def forget_epoch(settings: BrokerSettings) -> None:
-    """Remove the first epoch of a broker that could not start: it has told it to nobody."""
+    """Remove the first epoch of a broker that could not start, and its journal: it has told nobody of them."""
+    from quiesce.broker.journal_open import discard_journal
+
     with suppress(OSError):
         os.unlink(os.path.join(settings.state, "epoch"))
+    with suppress(OSError):
+        discard_journal(Path(settings.state))
 
 
 @contextmanager

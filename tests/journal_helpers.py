@@ -2,7 +2,7 @@
 
 import select
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -41,7 +41,7 @@ class Teller(Desk):
     def supervisor(self, runtime: str = "pool", number: int = 1, **changes: Any) -> bytes:
         """A supervisor says hello, with whatever a hello has to say."""
         name = supervisor_id(runtime, number)
-        known = {
+        known: dict[str, Any] = {
             "supervisor": name,
             "runtime": runtime,
             "pid": 500 + number,
@@ -125,21 +125,21 @@ def take(journal: Journal, count: int, patience: float = 20.0) -> list[Effect]:
     return found
 
 
-def write(journal: Journal, turns: Iterable[list[Fact]]) -> None:
+def write(journal: Journal, turns: Iterable[Sequence[Any]]) -> None:
     """Append these turns, and wait until they are safe."""
     turns = list(turns)
     for number, turn in enumerate(turns):
-        journal.append(turn, [effect(number)])
+        journal.append(list(turn), [effect(number)])
     assert numbers(take(journal, len(turns))) == list(range(len(turns)))
 
 
-def one_by_one(journal: Journal, turns: Iterable[list[Fact]]) -> None:
+def one_by_one(journal: Journal, turns: Iterable[Sequence[Any]]) -> None:
     """Each turn is a row of its own."""
     for turn in turns:
         write(journal, [turn])
 
 
-def flat(turns: Iterable[list[Fact]]) -> list[Fact]:
+def flat(turns: Iterable[Sequence[Any]]) -> list[Fact]:
     """The facts of all turns."""
     return [fact for turn in turns for fact in turn]
 

@@ -149,6 +149,7 @@ def test_version_and_help(system: CommandSystem) -> None:
         "stacks",
         "events",
         "history",
+        "doctor",
         "demo",
     )
     assert [verb for verb in verbs if verb not in text] == []

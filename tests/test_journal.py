@@ -140,6 +140,8 @@ def test_close_commits_what_was_taken(run_folder: Path) -> None:
         journal.append([begun(number)], [effect(number)])
     journal.close()
     journal.close()  # nothing more to do
+    assert numbers(journal.committed()) == list(range(500))
+    assert journal.committed() == []
     journal, recovered = open_here(run_folder, boot=OTHER_BOOT)
     assert list(recovered.facts) == [begun(number) for number in range(500)]
     assert recovered.complete
@@ -433,11 +435,11 @@ def test_with_durability_none_a_journal_counts_once(run_folder: Path) -> None:
 
 
 def test_modes_may_change(run_folder: Path) -> None:
-    expected = []
+    expected: list[Any] = []
     for number, mode in enumerate(["crash", "power-loss", "crash", "power-loss"], 1):
         journal, recovered = open_here(run_folder, mode)
         assert list(recovered.facts) == expected
-        turns = [[facts.EpochStarted(number, 1.0)], [begun(number)]]
+        turns: list[list[Any]] = [[facts.EpochStarted(number, 1.0)], [begun(number)]]
         one_by_one(journal, turns)
         head = read_head(run_folder)
         assert head is not None

@@ -133,7 +133,8 @@ def test_a_piece_that_is_missing_is_noticed() -> None:
 
 def test_damaged_bytes_are_one_error() -> None:
     at = Blobs()
-    body = b"".join(map(at.packer.fact, [facts.TaskBegan(7, 1.0), facts.SessionClosed(b"s")]))
+    given: list[Fact] = [facts.TaskBegan(7, 1.0), facts.SessionClosed(b"s")]
+    body = b"".join(map(at.packer.fact, given))
     for place in range(len(body)):
         for bit in range(8):
             flipped = bytearray(body)
@@ -188,7 +189,9 @@ def test_fields_that_came_later_get_their_defaults(monkeypatch: pytest.MonkeyPat
     body = Blobs().packer.fact(old)
     numbered(New)
     at = Blobs()
-    assert at.reader.facts(FORMAT, body, 1) == [New(7)]
+    found: list[Any] = at.reader.facts(FORMAT, body, 1)
+    assert found == [New(7)]
     new: Any = New(7, "y", (1.0, 2.0), Outcome.FAILED)
-    assert at.through(new) == [new]
-    assert type(at.through(new)[0][3]) is Outcome
+    found = at.through(new)
+    assert found == [new]
+    assert type(found[0].outcome) is Outcome

@@ -471,7 +471,7 @@ def test_a_repair_keeps_the_snapshot_and_payloads(run_folder: Path) -> None:
     last = len(desk.turns)
     altered(folder, f"UPDATE facts SET body = x'00' WHERE seq = {last}")
     done, left = mended(folder)
-    assert done.given_up == f"row {last}, which held 1 facts"
+    assert done.given_up == f"row {last}, which held 1 fact"
     assert left == plain([fact for turn in desk.turns[before:-1] for fact in turn])
     found = read_journal(folder, BOOT)
     assert plain(found.frozen) == plain(frozen)

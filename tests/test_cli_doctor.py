@@ -1,0 +1,200 @@
+"""`quiesce doctor`: what it says of a journal, what it refuses, and what it repairs."""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli_system import BACKGROUND, CommandSystem
+from journal_helpers import OTHER_BOOT, begun, one_by_one, open_here, take_snapshot, told, write
+from quiesce.broker.boot import boot_id
+from quiesce.broker.locks import Lock
+from quiesce.protocol.frames import Frame
+from quiesce.registry import facts
+
+
+@pytest.fixture
+def system(run_folder: Path) -> Iterator[CommandSystem]:
+    made = CommandSystem(run_folder, BACKGROUND)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def state(system: CommandSystem) -> Path:
+    """The state folder, with a journal of which everything is known."""
+    folder = system.folder / "state"
+    folder.mkdir()
+    desk = told(rounds=2, payload=9000)
+    journal, _ = open_here(folder, boot=boot_id())
+    (folder / "epoch").write_text("1\n")
+    one_by_one(journal, desk.turns)
+    take_snapshot(journal, desk.registry.freeze(volatile=False))
+    before = len(desk.turns)
+    desk.spawn({"tenant_id": "tail", "arguments": b"z" * 20_000})
+    desk.spawn({"tenant_id": "tail"})
+    one_by_one(journal, desk.turns[before:])
+    journal.close()
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_whole_journal(system: CommandSystem, state: Path) -> None:
+    before = files(state)
+    lines = system.run("doctor").stdout.splitlines()
+    assert lines[0] == f"{state}: the journal is whole"
+    assert lines[1] == "  last epoch 1, durability crash, ended in order"
+    assert re.fullmatch(r"  journal\.sqlite \d+ KiB", lines[2])
+    assert re.fullmatch(
+        r"  a snapshot as of row \d+ \(\d+ KiB\), then 2 facts in 2 rows, up to row \d+", lines[3]
+    )
+    assert lines[4] == "  2 large payloads, 28 KiB"
+    assert lines[5] == "  4 live tasks, 0 open stops, 1 closed scope, 1 session"
+    assert len(lines) == 6
+    assert files(state) == before
+    assert system.run("doctor", str(state)).stdout.splitlines() == lines
+    assert system.run("doctor", "--config", "quiesce.toml").stdout.splitlines() == lines
+    assert system.run("doctor", "--repair").stdout.splitlines() == lines
+    assert files(state) == before
+
+
+def test_a_whole_journal_as_json(system: CommandSystem, state: Path) -> None:
+    said = system.json("doctor")
+    assert said["repair"] is None
+    journal = said["journal"]
+    assert journal["folder"] == str(state)
+    assert (journal["whole"], journal["complete"], journal["trouble"]) == (True, True, "")
+    assert journal["counts"] == {"live_tasks": 4, "open_stops": 0, "closures": 1, "sessions": 1}
+    assert (journal["rows"], journal["facts"]) == (2, 2)
+    assert journal["last_row"] == journal["expected_row"]
+
+
+def test_a_journal_from_which_something_may_be_missing(system: CommandSystem, state: Path) -> None:
+    journal, _ = open_here(state, boot=OTHER_BOOT)
+    write(journal, [[facts.EpochStarted(2, 1.0)]])
+    kill_copy(state, system.folder / "killed")
+    journal.close()
+    lines = system.run("doctor", str(system.folder / "killed")).stdout.splitlines()
+    assert lines[1] == "  last epoch 2, durability crash, ended by a crash or a kill"
+    assert lines[2].startswith("  what was acknowledged may be missing from it")
+
+
+def kill_copy(state: Path, to: Path) -> None:
+    to.mkdir()
+    for path in state.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+
+
+def test_a_damaged_journal_and_its_repair(system: CommandSystem, state: Path) -> None:
+    # The last row's payload is damaged; the row before it is good.
+    journal, recovered = open_here(state, boot=boot_id())
+    last = recovered.words.rpartition(" ")[2]
+    result = Frame(b"unlike any other" * 1000)
+    ended = facts.TaskEnded(12, "completed", "RETURNED", None, 1.0, 2.0, "", result)
+    one_by_one(journal, [[facts.SessionOpened(b"B" * 16, 1, "here", 0)], [ended]])
+    journal.close()
+    row = int(last) + 2
+    path = state / "journal.sqlite"
+    path.write_bytes(path.read_bytes().replace(b"unlike any other", b"unlike any ether", 1))
+    before = files(state)
+
+    done = system.run("doctor", code=1)
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{state}: the journal is DAMAGED"
+    assert re.fullmatch(
+        rf"  row {row}: fact 1 of 1: payload \d+ of 16000 bytes has a wrong checksum", lines[1]
+    )
+    assert lines[2] == (
+        f"  from row {row} on nothing counts: 1 row with 1 fact can still be seen there"
+    )
+    assert "  good: 4 live tasks, 0 open stops, 1 closed scope, 2 sessions" in lines
+    assert lines[-1].startswith("  `quiesce doctor --repair` puts it aside")
+    assert files(state) == before
+    broker = system.json("doctor", code=1)
+    assert broker["journal"]["trouble_from"] == row
+
+    lines = system.run("doctor", "--repair").stdout.splitlines()
+    assert lines[:5] == [
+        "repaired:",
+        f"  the damaged files are in {state}/journal.damaged-1",
+        f"  kept: everything up to row {row - 1}",
+        f"  given up: row {row}, which held 1 fact",
+        "  The next broker takes the journal as incomplete: it answers no stop before every lease has run out.",
+    ]
+    assert lines[5] == f"{state}: the journal is whole"
+    assert "  4 live tasks, 0 open stops, 1 closed scope, 2 sessions" in lines
+    assert (state / "journal.damaged-1" / "journal.sqlite").read_bytes() == before["journal.sqlite"]
+    assert system.run("doctor").stdout.splitlines() == lines[5:]
+
+
+def test_a_repair_as_json(system: CommandSystem, state: Path) -> None:
+    (state / "head").unlink()
+    said = system.json("doctor", "--repair")
+    assert said["journal"]["whole"] is True
+    assert said["journal"]["complete"] is False
+    assert said["repair"]["saved"] == f"{state}/journal.damaged-1"
+    assert said["repair"]["given_up"].endswith("nobody can say whether anything did")
+
+
+def test_facts_that_can_not_follow_are_damage(system: CommandSystem, state: Path) -> None:
+    journal, _ = open_here(state, boot=boot_id())
+    write(journal, [[begun(10**15)]])  # nobody ever spawned it
+    journal.close()
+    before = files(state)
+    done = system.run("doctor", code=1)
+    assert "can't be applied: TaskBegan" in done.stdout
+    assert files(state) == before
+
+
+def test_a_journal_in_use_is_not_touched(system: CommandSystem, state: Path) -> None:
+    before = files(state)
+    lock = Lock(state / "lock", "this test")
+    try:
+        for words in ([], ["--repair"]):
+            done = system.run("doctor", *words, code=1)
+            assert done.stderr.startswith(f"error: another broker (pid {os.getpid()}) uses")
+            assert done.stdout == ""
+        assert '"error": "AlreadyLockedError"' in system.run("doctor", "--json", code=1).stderr
+    finally:
+        lock.release()
+    assert files(state) == before
+
+
+def test_a_folder_of_a_running_up_is_not_touched(system: CommandSystem, state: Path) -> None:
+    fd = os.open(state, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        done = system.run("doctor", code=1)
+    finally:
+        os.close(fd)
+    assert done.stderr.startswith(f"error: a `quiesce up` uses the state folder {state}")
+    assert not (state / "lock").exists()
+
+
+def test_a_folder_without_a_journal(system: CommandSystem) -> None:
+    (system.folder / "state").mkdir()
+    said = system.run("doctor").stdout
+    assert said == f"{system.folder}/state: there is no journal (last epoch 0)\n"
+    assert list((system.folder / "state").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "error: Invalid value for STATE: there is no folder"),
+        (["nowhere"], "error: Invalid value for STATE: there is no folder nowhere"),
+        (
+            [".", "--config", "quiesce.toml"],
+            "error: Invalid value for --config: goes without STATE",
+        ),
+        (["--config", "missing"], "error: Invalid value for --config: configuration missing"),
+    ],
+)
+def test_wrong_usage(system: CommandSystem, words: list[str], expected: str) -> None:
+    assert system.run("doctor", *words, code=2).stderr.startswith(expected)
