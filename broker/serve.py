@@ -18,6 +18,7 @@ from typing import Final
 import zmq
 from setproctitle import setproctitle
 
+from quiesce.broker.boot import boot_id
 from quiesce.broker.journal import (
     JournalDamagedError,
     JournalFailedError,
@@ -34,7 +35,6 @@ EXIT_FAILED: Final = 3
 EXIT_NO_START: Final = 4
 EXIT_JOURNAL_FAILED: Final = 5
 PR_SET_PDEATHSIG: Final = 1
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 #: Milliseconds that last messages get to leave.
 LINGER: Final = 1000
 #: Messages that may wait in ZeroMQ for one peer.
@@ -91,8 +91,8 @@ def serve(settings: BrokerSettings) -> int:
                 settings.lease_bound, settings.lease, settings.clock_drift, settings.kill_delay
             ):
                 raise StartError(_unsafe(settings))
-            boot_id = BOOT_ID.read_text(encoding="ascii").strip()
-            journal, recovered = open_journal(state, settings.durability, boot_id=boot_id)
+            boot = boot_id()
+            journal, recovered = open_journal(state, settings.durability, boot_id=boot)
             epoch = next_epoch(state, recovered.last_epoch)
         except (OSError, ValueError, JournalDamagedError) as error:
             raise StartError(str(error)) from error
@@ -105,7 +105,7 @@ def serve(settings: BrokerSettings) -> int:
             journal,
             recovered,
             epoch,
-            boot_id,
+            boot,
         )
         broker.settle()
         sockets.bind()

@@ -15,7 +15,7 @@ from quiesce.registry.events import Event
 from quiesce.registry.facts import Fact
 from quiesce.registry.ids import StopId
 from quiesce.registry.machine import Registry
-from registry_helpers import Desk, supervisor_id
+from registry_helpers import Desk
 
 BOOT: Final = "boot-1"
 OTHER_BOOT: Final = "boot-2"
@@ -38,24 +38,10 @@ class Teller(Desk):
         if self.facts[before:]:
             self.turns.append(self.facts[before:])
 
-    def supervisor(self, runtime: str = "pool", number: int = 1, **changes: Any) -> bytes:
-        """A supervisor says hello, with whatever a hello has to say."""
-        name = supervisor_id(runtime, number)
-        known: dict[str, Any] = {
-            "supervisor": name,
-            "runtime": runtime,
-            "pid": 500 + number,
-            "host": "here",
-            "processes": 1,
-            "slots": 3,
-            "run": "",
-            "predecessor": None,
-        }
-        hello = events.SupervisorHello(
-            **{field: known.get(field, 0) for field in events.SupervisorHello._fields}
-        )
-        self.say(hello._replace(**changes))
-        return name
+
+def epoch(number: int) -> facts.EpochStarted:
+    """The beginning of an epoch."""
+    return facts.EpochStarted(number, 1.0, 1.0, "boot", "", 33.0)
 
 
 def told(rounds: int = 1, payload: int = 10) -> Teller:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from cli_system import BACKGROUND, CommandSystem
-from journal_helpers import OTHER_BOOT, begun, one_by_one, open_here, take_snapshot, told, write
+from journal_helpers import (
+    OTHER_BOOT,
+    begun,
+    epoch,
+    one_by_one,
+    open_here,
+    take_snapshot,
+    told,
+    write,
+)
 from quiesce.broker.boot import boot_id
 from quiesce.broker.locks import Lock
 from quiesce.protocol.frames import Frame
@@ -77,7 +86,7 @@ def test_a_whole_journal_as_json(system: CommandSystem, state: Path) -> None:
 
 def test_a_journal_from_which_something_may_be_missing(system: CommandSystem, state: Path) -> None:
     journal, _ = open_here(state, boot=OTHER_BOOT)
-    write(journal, [[facts.EpochStarted(2, 1.0)]])
+    write(journal, [[epoch(2)]])
     kill_copy(state, system.folder / "killed")
     journal.close()
     lines = system.run("doctor", str(system.folder / "killed")).stdout.splitlines()

@@ -16,6 +16,7 @@ from journal_helpers import (
     SMALL,
     begun,
     effect,
+    epoch,
     flat,
     numbers,
     one_by_one,
@@ -310,8 +311,8 @@ def test_a_snapshot_that_was_interrupted_leaves_the_journal_as_it_was(run_folder
 
 def test_the_epoch_never_goes_back(run_folder: Path) -> None:
     journal, _ = open_here(run_folder)
-    write(journal, [[facts.EpochStarted(7, 1.0)], [begun(1)]])
-    journal.append([facts.EpochStarted(6, 1.0)], [effect(1)])
+    write(journal, [[epoch(7)], [begun(1)]])
+    journal.append([epoch(6)], [effect(1)])
     with pytest.raises(JournalFailedError, match="epoch 6 after epoch 7"):
         take(journal, 1)
     journal.close()
@@ -327,13 +328,12 @@ def test_the_epoch_never_goes_back(run_folder: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from journal_helpers import begun, open_here, write
-from quiesce.registry import facts
+from journal_helpers import begun, epoch, open_here, write
 folder, mode, boot = sys.argv[1:4]
 journal, recovered = open_here(Path(folder), mode, boot=boot)
 if "vouch" in sys.argv:
     journal.vouch()
-write(journal, [[facts.EpochStarted(recovered.last_epoch + 1, 1.0)], [begun(1)]]) \
+write(journal, [[epoch(recovered.last_epoch + 1)], [begun(1)]]) \
     if mode != "none" else journal.append([begun(1)], [])
 if "vouch" in sys.argv and mode != "none":
     write(journal, [[begun(2)]])
@@ -377,7 +377,7 @@ def test_whether_something_may_be_missing(
     journal, recovered = open_here(run_folder, then, boot=boot)
     assert recovered.complete is complete
     assert ("may be missing" in recovered.words) is not complete
-    expected = [] if mode == "none" else [facts.EpochStarted(1, 1.0), begun(1)]
+    expected = [] if mode == "none" else [epoch(1), begun(1)]
     assert list(recovered.facts) == expected
     journal.close()
 
@@ -415,7 +415,7 @@ def test_with_durability_none_a_journal_counts_once(run_folder: Path) -> None:
     lived(run_folder, "crash")
     journal, recovered = open_here(run_folder, "none")
     assert isinstance(journal, MemoryJournal)
-    assert list(recovered.facts) == [facts.EpochStarted(1, 1.0), begun(1)]
+    assert list(recovered.facts) == [epoch(1), begun(1)]
     journal.close()  # nothing was decided: that broker has not been there
     journal, recovered = open_here(run_folder, "none")
     assert len(list(recovered.facts)) == 2
@@ -439,7 +439,7 @@ def test_modes_may_change(run_folder: Path) -> None:
     for number, mode in enumerate(["crash", "power-loss", "crash", "power-loss"], 1):
         journal, recovered = open_here(run_folder, mode)
         assert list(recovered.facts) == expected
-        turns: list[list[Any]] = [[facts.EpochStarted(number, 1.0)], [begun(number)]]
+        turns: list[list[Any]] = [[epoch(number)], [begun(number)]]
         one_by_one(journal, turns)
         head = read_head(run_folder)
         assert head is not None

@@ -280,7 +280,7 @@ def rewritten(
     ("changes", "words"),
     [
         ({"epoch": 0, "body": b"\x91\x01"}, "is of epoch 0, after epoch 1"),
-        ({"body": b"\x91\x01"}, "fact 1 of 1: EpochStarted: expected 2 fields, got 0"),
+        ({"body": b"\x91\x01"}, "fact 1 of 1: EpochStarted: expected 6 fields, got 0"),
         ({"body": b"\xc1"}, "fact 1 of 1: "),
         ({"body": b""}, "0 facts, where 1 were written"),
         (
