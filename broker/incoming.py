@@ -246,6 +246,9 @@ class Incoming:
     def ended(self, peer: Peer, message: from_worker.Ended) -> None:
         self._handle(events.TasksEnded(Incarnation(peer.worker), message.rows))
 
+    def given_back(self, peer: Peer, message: from_worker.GivenBack) -> None:
+        self._handle(events.TasksGivenBack(Incarnation(peer.worker), message.rows))
+
     def stop_seen(self, peer: Peer, message: from_worker.StopSeen) -> None:
         rows: list[Any] = list(message.rows)
         self._handle(events.StopsSeen(Incarnation(peer.worker), rows))
@@ -349,6 +352,7 @@ _HANDLERS: Final[dict[type, Callable[[Incoming, Peer, Any], None]]] = {
     from_client.Goodbye: Incoming.client_goodbye,
     from_worker.Begun: Incoming.begun,
     from_worker.Ended: Incoming.ended,
+    from_worker.GivenBack: Incoming.given_back,
     from_worker.StopSeen: Incoming.stop_seen,
     from_worker.Lingering: Incoming.lingering,
     from_worker.Associate: Incoming.associate,

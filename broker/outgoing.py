@@ -168,6 +168,9 @@ class Outgoing:
     def take_ends(self, effect: effects.TakeEnds) -> None:
         self._collect(to_worker.EndedTaken, "data", effect.worker, effect.rows)
 
+    def take_given_back(self, effect: effects.TakeGivenBack) -> None:
+        self._collect(to_worker.GivenBackTaken, "data", effect.worker, effect.rows)
+
     def ask_stops(self, effect: effects.AskStops) -> None:
         rows = [to_worker.StopOrder(*row) for row in effect.rows]
         self._collect(to_worker.Stop, "control", effect.worker, rows)
@@ -251,6 +254,7 @@ _CARRY: Final[dict[type, Callable[[Outgoing, Any], None]]] = {
     effects.RefuseWorker: Outgoing.refuse_worker,
     effects.AssignTasks: Outgoing.assign_tasks,
     effects.TakeEnds: Outgoing.take_ends,
+    effects.TakeGivenBack: Outgoing.take_given_back,
     effects.AskStops: Outgoing.ask_stops,
     effects.RaiseFlags: Outgoing.raise_flags,
     effects.ForceTask: Outgoing.force_task,

@@ -69,7 +69,7 @@ def task_id(value: object) -> int:
 def caller() -> tuple[TaskId, Attempt] | None:
     """The attempt that the calling code belongs to."""
     task = current_context()
-    return None if task is None else (task.info.id, Attempt(task.info.attempt))
+    return None if task is None else (task.key[0], Attempt(task.key[1]))
 
 
 def name_of(fn: Callable[..., Any]) -> str:

@@ -83,9 +83,7 @@ def deadline_after(timeout: float | None) -> float | None:
 
 def is_asked(task: TaskContext | None) -> bool:
     """Whether this task has been asked to stop; that the task itself has seen it is not noted."""
-    return task is not None and (
-        task.words[task.flag_index] == task.flag_key or task.root.is_cancelled()
-    )
+    return task is not None and (task.is_asked)
 
 
 def raise_if_asked(task: TaskContext | None) -> None:

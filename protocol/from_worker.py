@@ -119,6 +119,15 @@ class Waiting(NamedTuple):
     rows: list[tuple[int, int, int]]
 
 
+class GivenBack(NamedTuple):
+    """Data: (task, attempt, assign number): these have not begun, and by this word never will under that number.
+
+    Sent again until GivenBackTaken names them.
+    """
+
+    rows: list[tuple[int, int, int]]
+
+
 MESSAGES = (
     Hello,
     Attach,
@@ -131,4 +140,5 @@ MESSAGES = (
     ExtendGrace,
     Stacks,
     Waiting,
+    GivenBack,
 )

@@ -85,6 +85,12 @@ class Exit(NamedTuple):
     epoch: int
 
 
+class GivenBackTaken(NamedTuple):
+    """Data: the broker has these back for good: (task, attempt, assign number)."""
+
+    rows: list[tuple[int, int, int]]
+
+
 MESSAGES = (
     Registered,
     Refused,
@@ -96,4 +102,5 @@ MESSAGES = (
     Associated,
     StacksWanted,
     Exit,
+    GivenBackTaken,
 )

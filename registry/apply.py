@@ -298,11 +298,12 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
                 fact.text,
                 fact.result,
             )
-    row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
-    for stop_id in task.stops:
-        stop = state.stops[stop_id]
-        stop.remaining.discard(task.id)
-        stop.rows.append(row)
+    if task.stops:
+        row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
+        for stop_id in task.stops:
+            stop = state.stops[stop_id]
+            stop.remaining.discard(task.id)
+            stop.rows.append(row)
     ended = EndedTask(
         task,
         outcome=fact.outcome,

@@ -1,11 +1,17 @@
-"""What workers say of attempts: begun, lingering, associated, ended."""
+"""What workers say of attempts: begun, lingering, associated, given back, ended."""
+
+from typing import Final
 
 from quiesce.registry import effects, events, facts, stopping
-from quiesce.registry.ending import end
+from quiesce.registry.ending import end, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Ask, Task
+from quiesce.registry.scheduling import paced
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
+
+#: The pace of a worker that has given something back: it is handed no more than it can begin.
+GIVEN_BACK: Final = 1.0
 
 
 def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | None:
@@ -38,10 +44,30 @@ def on_limit_due(turn: Turn, task_id: TaskId) -> None:
         stopping.ask(turn, task, reason, None, timed_out=True)
 
 
+def on_tasks_given_back(turn: Turn, event: events.TasksGivenBack) -> None:
+    """Queue them again: none was begun. Only what is still assigned under that very number is meant."""
+    worker = turn.state.workers.get(event.worker)
+    if worker is None:
+        return
+    for task_id, attempt, number in event.rows:
+        turn.take_given_back(event.worker, (task_id, attempt, number))
+        task = held(turn, event.worker, task_id, attempt)
+        if task is None or task.assign_number != number or task.state is not TaskState.ASSIGNED:
+            continue
+        paced(worker, GIVEN_BACK)
+        if task.ask is not None:
+            never_ran(turn, task)
+        else:
+            turn.let_go(task)
+            turn.emit(facts.TaskRequeued(task.id, task.attempt, task.retries))
+
+
 def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
     """Record each end and let the worker forget it; an end that is known already is only taken again."""
-    if event.worker not in turn.state.workers:
+    worker = turn.state.workers.get(event.worker)
+    if worker is None:
         return
+    took: list[float] = []
     for row in event.rows:
         task = held(turn, event.worker, row.task_id, row.attempt)
         turn.take_end(event.worker, (row.task_id, row.attempt))
@@ -55,8 +81,10 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
             if row.observed_age is not None and task.ask.observed_at is None:
                 _observed(turn, task, task.ask, row.observed_age)
         begun = task.started_at
-        if begun is None and row.begun_age is not None:
-            begun = max(task.created_at, now - row.begun_age)
+        if row.begun_age is not None:
+            took.append(row.begun_age - row.ended_age)
+            if begun is None:
+                begun = max(task.created_at, now - row.begun_age)
         end(
             turn,
             task,
@@ -67,6 +95,8 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
             text=row.text,
             result=row.result,
         )
+    if took:
+        paced(worker, sum(took) / len(took))
 
 
 def _placed(turn: Turn, ask: Ask, age: float) -> float:

@@ -117,6 +117,13 @@ class TakeEnds(NamedTuple):
     rows: list[tuple[int, int]]
 
 
+class TakeGivenBack(NamedTuple):
+    """The worker may forget that it gave these back: (task, attempt, assign number)."""
+
+    worker: Incarnation
+    rows: list[tuple[int, int, int]]
+
+
 class AskStops(NamedTuple):
     """(task, attempt, last assign number, reason)."""
 
@@ -210,6 +217,7 @@ Effect = (
     | RefuseWorker
     | AssignTasks
     | TakeEnds
+    | TakeGivenBack
     | AskStops
     | RaiseFlags
     | ForceTask

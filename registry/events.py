@@ -193,6 +193,13 @@ class TasksBegun(NamedTuple):
     rows: list[tuple[int, int, float]]
 
 
+class TasksGivenBack(NamedTuple):
+    """(task, attempt, assign number): handed to this worker under that number, and never to begin under it."""
+
+    worker: Incarnation
+    rows: list[tuple[int, int, int]]
+
+
 class TasksEnded(NamedTuple):
     """Attempts have ended, with all that they began."""
 
@@ -320,6 +327,7 @@ Event = (
     | WorkerHello
     | WorkerAttached
     | TasksBegun
+    | TasksGivenBack
     | TasksEnded
     | StopsSeen
     | TaskLingers

@@ -15,7 +15,7 @@ from quiesce.registry.forcing import KILL_STEP
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
 from quiesce.registry.records import Stop, Task, Worker
-from quiesce.registry.scheduling import takes
+from quiesce.registry.scheduling import MOST, takes
 from quiesce.registry.spawning import seen_all
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
@@ -191,7 +191,7 @@ def _each_worker(state: State, worker: Worker) -> None:
         ("all that a dead worker holds are orphans", alive or len(worker.orphans) == len(tasks)),
         ("a dead worker can't be reached", alive or not worker.attached),
         ("a living worker has a supervisor", not alive or supervisor is not None),
-        ("no more tasks than slots", len(worker.tasks) <= worker.slots),
+        ("no more tasks than it may be handed", len(worker.tasks) <= worker.slots + MOST),
     ):
         if not holds:
             raise _fault(what, tale)

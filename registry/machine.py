@@ -57,6 +57,7 @@ HANDLERS: Final[dict[type, Handler]] = {
     events.UsageSaid: pools.on_usage_said,
     events.TasksBegun: attempts.on_tasks_begun,
     events.TasksEnded: attempts.on_tasks_ended,
+    events.TasksGivenBack: attempts.on_tasks_given_back,
     events.StopsSeen: attempts.on_stops_seen,
     events.TaskLingers: attempts.on_task_lingers,
     events.AssociateAsked: attempts.on_associate_asked,

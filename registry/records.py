@@ -140,6 +140,7 @@ class Worker:
         "last_assign",
         "memory_bytes",
         "orphans",
+        "pace",
         "pid",
         "runtime",
         "serial",
@@ -173,6 +174,8 @@ class Worker:
         self.arrived = 0
         #: It has been told to exit: gets no more tasks.
         self.exiting = False
+        #: Seconds that its tasks lately took, at least; volatile. See `scheduling.window`.
+        self.pace = 1.0
         #: None while it lives; its exit status once its supervisor has reaped it.
         self.status: int | None = None
         #: All and only the live tasks that it holds, ASSIGNED or RUNNING.

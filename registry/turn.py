@@ -89,6 +89,10 @@ class Turn:
         """One row of TakeEnds."""
         self._batch(effects.TakeEnds, worker, row)
 
+    def take_given_back(self, worker: Incarnation, row: tuple[int, int, int]) -> None:
+        """One row of TakeGivenBack."""
+        self._batch(effects.TakeGivenBack, worker, row)
+
     def ask_stop(self, worker: Incarnation, row: tuple[int, int, int, str]) -> None:
         """One row of AskStops."""
         self._batch(effects.AskStops, worker, row)

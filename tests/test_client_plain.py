@@ -732,7 +732,13 @@ class _Port:
 def task() -> Iterator[context.TaskContext]:
     info = TaskInfo(id=TaskId(70), attempt=2, kind="compaction", name="me", runtime="background")
     task = context.TaskContext(
-        info=info, port=_Port(), words=[0, 0], flag_index=0, check_index=1, flag_key=1
+        key=(info.id, info.attempt),
+        describe=lambda: info,
+        port=_Port(),
+        words=[0, 0],
+        flag_index=0,
+        check_index=1,
+        flag_key=1,
     )
     token = context.enter(task)
     yield task

@@ -22,7 +22,7 @@ from quiesce.workers.worker_effects import (
     Quit,
     Settle,
 )
-from quiesce.workers.worker_session import WorkerSession
+from quiesce.workers.worker_session import BEGUN_AFTER, GIVE_BACK, WorkerSession
 
 IDENTITY = Identity("background", b"s" * 8, 4, 4711, "here", slots=2, capacity=4)
 
@@ -118,11 +118,22 @@ def begin(worker: Driver, *tasks: int) -> None:
     """They are handed over already; synchronous ones, loaded in no time."""
     for task in tasks:
         assert worker.do("load", key(task)) == []
-        assert worker.do("begin", key(task)) == begun(task)
+        assert worker.do("begin", key(task)) == []
+        assert told(worker) == begun(task, BEGUN_AFTER)
+
+
+def told(worker: Driver) -> list[Any]:
+    """What is said of beginnings a moment later; the driver's clock does not move."""
+    effects = worker.tell("tick", worker.now + BEGUN_AFTER)
+    return [
+        Control(from_worker.Begun([(*of, round(age, 6)) for *of, age in effect.message.rows]))
+        for effect in effects
+        if isinstance(effect.message, from_worker.Begun)
+    ]
 
 
 def begun(task: int, age: float = 0.0) -> list[Any]:
-    return [Data(from_worker.Begun([(task, 1, age)]))]
+    return [Control(from_worker.Begun([(task, 1, age)]))]
 
 
 def run(worker: Driver, *rows: AssignRow) -> None:
@@ -389,7 +400,8 @@ def test_a_stop_does_not_wait_until_it_can_begin(
 @WAYS
 def test_it_begins_when_its_body_does(worker: Driver, way: Callable[[Driver, float], None]) -> None:
     way(worker, 2.0)
-    assert worker.do("begin", key(1)) == begun(1)
+    assert worker.do("begin", key(1)) == []
+    assert told(worker) == begun(1, BEGUN_AFTER)
     assert worker.session.running == {key(1): 102.0}
     assert worker(stop(1, 3)) == [AskToStop(*key(1), "r"), seen(1, "running")]
 
@@ -442,14 +454,85 @@ def test_what_loads_for_long_has_begun(worker: Driver) -> None:
     assert worker.do("begin", key(1)) == []
 
 
-def test_a_worker_of_one_slot_tells_before_it_loads() -> None:
+def test_a_worker_of_one_slot_tells_while_it_loads() -> None:
+    """No neighbour can make it wait again."""
     session = WorkerSession(IDENTITY._replace(slots=1))
     session.start(100.0)
     session.receive(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000), 100.0)
     session.receive(assign(row(1, 1)), 100.0)
-    assert session.load(key(1), 100.0) == begun(1)
+    assert session.load(key(1), 100.0) == []
+    assert session.due() == 100.0 + BEGUN_AFTER
+    assert session.tick(100.5) == begun(1, 0.5)
     assert session.begin(key(1), 100.5) == []
     session.check()
+
+
+def test_of_what_has_ended_in_a_moment_no_beginning_is_told(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    worker.do("load", key(1))
+    worker.do("begin", key(1))
+    worker.now = 100.001
+    (said,) = end(worker, 1)
+    assert [round(each.begun_age, 6) for each in said.message.rows] == [0.001]
+    assert worker.tell("tick", 100.5) == []
+
+
+# --- more than slots ------------------------------------------------------------------------------
+
+
+def test_what_waits_for_a_slot_for_long_is_given_back(worker: Driver) -> None:
+    run(worker, row(1, 1), row(2, 2), row(3, 3), row(4, 4))
+    assert worker.session.due() == 100.0 + GIVE_BACK
+    worker.now = 100.0 + GIVE_BACK
+    back = Data(from_worker.GivenBack([(3, 1, 3), (4, 1, 4)]))
+    assert worker.do("tick") == [back]
+    assert worker.do("tick") == []
+    worker.do("connection_lost")
+    (greeting,) = worker.do("connected")
+    assert greeting.message.received == []
+    assert back in worker(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000))
+    assert worker(to_worker.GivenBackTaken([(3, 1, 3)])) == []
+    assert Data(from_worker.GivenBack([(4, 1, 4)])) in worker(
+        to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000)
+    )
+
+
+def test_what_flows_is_not_given_back(worker: Driver) -> None:
+    run(worker, *(row(n, n) for n in range(1, 6)))
+    for task in (1, 2):
+        worker.now += GIVE_BACK - 0.001
+        assert worker.do("tick") == []
+        assert Hand(row(task + 2, task + 2)) in end(worker, task)
+        begin(worker, task + 2)
+    assert list(worker.session.received) == [key(5)]
+
+
+def test_what_was_given_back_may_come_again(worker: Driver) -> None:
+    run(worker, row(1, 1), row(2, 2), row(3, 3))
+    worker.now += GIVE_BACK
+    worker.do("tick")
+    assert worker(assign(row(4, 3))) == []
+    assert list(worker.session.received) == [key(3)]
+    assert worker(to_worker.GivenBackTaken([(3, 1, 3)])) == []
+    assert list(worker.session.received) == [key(3)]
+
+
+def test_a_stop_of_what_was_given_back(worker: Driver) -> None:
+    """The broker did not know yet."""
+    run(worker, row(1, 1), row(2, 2), row(3, 3))
+    worker.now += GIVE_BACK
+    worker.do("tick")
+    assert worker(stop(3, 3)) == [seen(3, "never-began"), Data(from_worker.Ended([never_ran(3)]))]
+
+
+def test_with_one_slot_nobody_could_give_back() -> None:
+    session = WorkerSession(IDENTITY._replace(slots=1))
+    session.start(100.0)
+    session.receive(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000), 100.0)
+    session.receive(assign(row(1, 1), row(2, 2)), 100.0)
+    session.load(key(1), 100.0)
+    assert session.tick(105.0) == begun(1, 5.0)
+    assert list(session.received) == [key(2)]
 
 
 # --- what attempts ask ----------------------------------------------------------------------------

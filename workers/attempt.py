@@ -61,8 +61,7 @@ class Attempt:
     @property
     def is_asked(self) -> bool:
         """Whether it has been asked to stop, by the broker's word or the supervisor's flag."""
-        task = self.task
-        return task.root.is_cancelled() or task.words[task.flag_index] == task.flag_key
+        return self.task.is_asked
 
     def words(self) -> str:
         """Who it is, for the log."""

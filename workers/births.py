@@ -138,7 +138,7 @@ def _system(command: Any) -> int:
 
 
 def _key(task: TaskContext) -> AttemptKey:
-    return task.info.id, Attempt(task.info.attempt)
+    return task.key[0], Attempt(task.key[1])
 
 
 def _marked_list(environment: Any, marks: dict[str, str]) -> list[bytes]:

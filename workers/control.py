@@ -168,7 +168,7 @@ class ControlThread:
         attempt = self._worker.attempts.get((effect.task_id, effect.attempt))
         if attempt is not None:
             attempt.task.update(stopping=True, reason=effect.reason)
-            if attempt.task.token.is_awaited():
+            if attempt.task.is_awaited:
                 # What waits for the task's token is woken now. Said first: it may end at once.
                 attempt.task.observe()
             try:

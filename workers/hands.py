@@ -3,12 +3,15 @@
 import contextvars
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from typing import Final
 
 from quiesce.workers.hooks import start_thread
 
-_log = logging.getLogger("quiesce.worker")
+_log: Final = logging.getLogger("quiesce.worker")
+
+Work = Callable[[], None]
 
 
 def start_own(thread: threading.Thread) -> None:
@@ -17,34 +20,69 @@ def start_own(thread: threading.Thread) -> None:
 
 
 class Hands:
-    """Threads that are made when all others are busy, and kept. Nothing that is given ever waits."""
+    """Threads that are made when all others are busy, and kept."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        #: How many threads wait for work that is not in the queue yet.
-        self._idle = 0
+        #: What nobody has begun yet, oldest first.
+        self._work: deque[Work] = deque()
+        #: The locks on which idle threads sleep; the last to have fallen asleep is woken first.
+        self._idle: list[threading.Lock] = []
+        #: How many threads are awake: each takes what there is before it falls asleep.
+        self._awake = 0
         self._made = 0
 
-    def give(self, work: Callable[[], None]) -> None:
-        """Have `work` done in another thread, at once."""
+    def give(self, work: Work) -> None:
+        """Have `work` done in another thread, at once: nothing that is given waits for anything."""
         with self._lock:
-            if self._idle:
-                self._idle -= 1
-                self._work.put(work)
-                return
-            self._made += 1
-            name = f"{self._name}-{self._made}"
-        start_own(threading.Thread(target=self._run, args=(work,), name=name, daemon=True))
+            self._work.append(work)
+            self._call_one()
 
-    def _run(self, work: Callable[[], None]) -> None:
+    def queue(self, work: Work) -> None:
+        """Have `work` done by a thread that is awake, after what it has: to wake another one costs more than most
+        work takes. Who queues must `hurry` soon, as long as `is_waiting`.
+        """
+        with self._lock:
+            self._work.append(work)
+            if not self._awake:
+                self._call_one()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is work that nobody has begun."""
+        return bool(self._work)
+
+    def hurry(self) -> None:
+        """Whoever was expected to take what waits has been busy for long: a thread for each."""
+        with self._lock:
+            for _ in range(len(self._work)):
+                self._call_one()
+
+    def _call_one(self) -> None:
+        """Under the lock: one more thread is awake."""
+        self._awake += 1
+        if self._idle:
+            self._idle.pop().release()
+            return
+        self._made += 1
+        name = f"{self._name}-{self._made}"
+        start_own(threading.Thread(target=self._run, name=name, daemon=True))
+
+    def _run(self) -> None:
+        asleep = threading.Lock()
+        asleep.acquire()
         while True:
+            with self._lock:
+                work = self._work.popleft() if self._work else None
+                if work is None:
+                    self._awake -= 1
+                    self._idle.append(asleep)
+            if work is None:
+                asleep.acquire()
+                continue
             try:
                 work()
             except BaseException:
                 _log.exception("a thread of the worker caught what nobody else did")
             del work  # holds an attempt, and with it a result
-            with self._lock:
-                self._idle += 1
-            work = self._work.get()

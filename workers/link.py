@@ -9,10 +9,14 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from quiesce.errors import ProtocolError
+from quiesce.protocol import from_worker
 from quiesce.protocol.codec import Decoder, encode
 
 _log: Final = logging.getLogger("quiesce.worker")
 
+#: Messages of ends that travel as one, and bytes of results.
+_AS_ONE: Final = 128
+_LARGE: Final = 128 * 1024
 #: Messages taken in one go, so that one side can't starve the other.
 _AT_ONCE: Final = 100
 
@@ -37,8 +41,9 @@ class Link:
     def flush(self) -> bool:
         """Send what there is. False: not all could be sent yet, try again soon."""
         while self.outbox:
+            message, count = self._next()
             try:
-                frames = encode(self.outbox[0])
+                frames = encode(message)
             except ProtocolError:
                 _log.exception("a message that can't be sent is dropped")
                 self.outbox.popleft()
@@ -47,8 +52,25 @@ class Link:
                 self.socket.send_multipart(frames, zmq.DONTWAIT)
             except zmq.Again:
                 return False
-            self.outbox.popleft()
+            for _ in range(count):
+                self.outbox.popleft()
         return True
+
+    def _next(self) -> tuple[Any, int]:
+        """The oldest message, and how many it stands for: those of one kind that follow each other go as one."""
+        first = self.outbox[0]
+        waiting = len(self.outbox)
+        if waiting == 1 or type(first) is not from_worker.Ended:
+            return first, 1
+        rows, size, count = list(first.rows), 0, 1
+        while count < min(waiting, _AS_ONE) and size < _LARGE:
+            message = self.outbox[count]
+            if type(message) is not from_worker.Ended:
+                break
+            rows += message.rows
+            size += sum(len(row.result) for row in message.rows)
+            count += 1
+        return from_worker.Ended(rows), count
 
     def receive(self) -> Iterable[Any]:
         """The messages that have arrived, at most so many. What is no message is logged and dropped."""

@@ -37,6 +37,11 @@ class NestedClient:
                 )
             return self._client
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether no task of this process has ever asked for the client."""
+        return self._client is None
+
     def wait_spawned(self, parent: AttemptKey) -> None:
         """Return once the broker has acknowledged all that this attempt has spawned."""
         client = self._client

@@ -124,4 +124,4 @@ class Port:
 
 def key_of(task: TaskContext) -> AttemptKey:
     """The attempt that a task context belongs to."""
-    return task.info.id, Attempt(task.info.attempt)
+    return task.key[0], Attempt(task.key[1])

@@ -58,8 +58,9 @@ class Runner:
         gate: Gate,
         finish: Callable[[Attempt, Verdict], None],
         on_linger: Callable[[], None],
+        ends_at_once: Callable[[Attempt], bool] = lambda attempt: False,
     ) -> None:
-        """`finish` is called once for each attempt, in a thread that may wait.
+        """`finish` is called once for each attempt, in a thread that may wait unless it `ends_at_once`.
 
         `on_linger`: a body has ended, and not all that it began; in any thread.
         """
@@ -69,6 +70,7 @@ class Runner:
         self._gate = gate
         self._finish = finish
         self._on_linger = on_linger
+        self._ends_at_once = ends_at_once
         self.limit = 2**63
         self._hands = Hands("quiesce-slot")
         self.loop = loops.LoopThread(threads=4 * slots + 32)
@@ -81,12 +83,22 @@ class Runner:
         if self._inline:
             self._load_and_run(attempt, Where.MAIN_THREAD)
         else:
-            self._hands.give(lambda: self._load_and_run(attempt, Where.THREAD))
+            self._hands.queue(lambda: self._load_and_run(attempt, Where.THREAD))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something was started that no thread has taken yet."""
+        return self._hands.is_waiting
+
+    def hurry(self) -> None:
+        """It has waited for long: let each have a thread."""
+        self._hands.hurry()
 
     def _load_and_run(self, attempt: Attempt, where: Where) -> None:
         if not self._gate.may_load(attempt):
             return
-        attempt.context.run(_log.debug, "%s begins", attempt.words())
+        if _log.isEnabledFor(logging.DEBUG):
+            attempt.context.run(_log.debug, "%s begins", attempt.words())
         attempt.where = where
         ident = threading.get_ident()
         attempt.scope.threads[ident] = threading.current_thread().name
@@ -98,12 +110,12 @@ class Runner:
             leave_child(error)
         attempt.scope.threads.pop(ident, None)
         if not isinstance(value, _Coroutine):
-            self._end_body(attempt, value, error)
+            self._end_body(attempt, value, error, here=True)
         elif self._gate.may_wait(attempt):
             attempt.where = Where.LOOP
             self.loop.call(self._start_on_loop, attempt, value)
         else:
-            self._end_body(attempt, None, ShutdownRequested(_TOO_LATE))
+            self._end_body(attempt, None, ShutdownRequested(_TOO_LATE), here=True)
 
     def _load_and_call(self, attempt: Attempt) -> Any:
         """In the attempt's context: what loading imports and rebuilds is its doing, too."""
@@ -159,8 +171,13 @@ class Runner:
         else:
             self._hands.give(end)
 
-    def _end_body(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
-        """Judge and pack (user code too: it may begin things), then wait for all that it began."""
+    def _end_body(
+        self, attempt: Attempt, value: Any, error: BaseException | None, *, here: bool = False
+    ) -> None:
+        """Judge and pack (user code too: it may begin things), then wait for all that it began.
+
+        `here`: this thread may wait.
+        """
         asked = attempt.is_asked
         try:
             attempt.verdict = attempt.context.copy().run(
@@ -170,10 +187,12 @@ class Runner:
             _log.exception("the verdict on %s can't be packed", attempt.words())
             outcome = judge(error or failure, asked)
             attempt.verdict = Verdict(outcome, f"{error or failure!r}", b"")
-        if attempt.scope.end_body():
-            self.on_empty(attempt)
-        else:
+        if not attempt.scope.end_body():
             self._on_linger()
+        elif here and not attempt.scope.used_loop:
+            self._end(attempt)
+        else:
+            self.on_empty(attempt)
 
     # --- after the body ---------------------------------------------------------------------------
 
@@ -191,12 +210,16 @@ class Runner:
         running = self.loop.running
         if running is not None:
             loops.purge(running, attempt.task)
-        self._hands.give(lambda: self._end(attempt))
+        if self._ends_at_once(attempt):
+            self._end(attempt)
+        else:
+            self._hands.give(lambda: self._end(attempt))
 
     def _end(self, attempt: Attempt) -> None:
         verdict = attempt.verdict
         assert verdict is not None, "the scope empties only after the body has ended"
-        attempt.context.copy().run(_tell, attempt, verdict)
+        if verdict.outcome is not Outcome.COMPLETED or _log.isEnabledFor(logging.DEBUG):
+            attempt.context.copy().run(_tell, attempt, verdict)
         self._finish(attempt, verdict)
 
     # --- force ------------------------------------------------------------------------------------

@@ -59,6 +59,9 @@ from quiesce.workers.worker_session import WorkerSession
 
 _log: Final = logging.getLogger("quiesce.worker")
 
+#: Milliseconds that an attempt may wait for a thread which is busy with another one.
+HURRY: Final = 1
+
 #: Something that the session is told, at a moment.
 Event = Callable[[WorkerSession, float], Effects]
 
@@ -131,6 +134,7 @@ class Worker:
             self,
             finish=self._finish,
             on_linger=self._on_linger,
+            ends_at_once=lambda attempt: self._client.is_unused and not attempt.scope.forks,
         )
         self._port = Port(self.say, self.nursery)
         self._client = NestedClient(
@@ -174,13 +178,21 @@ class Worker:
         poller = zmq.Poller()
         poller.register(self._data.socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        inline = self._settings.slots == 1
         while not self.quitting:
             patience = None if self._data.flush() else 50
-            if self._to_start:
-                # With one slot this may take long. What came before it has left.
+            if self._to_start and inline:
+                # This may take long. What came before it has left.
                 self.runner.start(self._to_start.popleft())
                 patience = 0
-            for what, _ in poller.poll(patience):
+            while self._to_start and not inline:
+                self.runner.start(self._to_start.popleft())
+            if self.runner.is_waiting:
+                patience = HURRY
+            ready = poller.poll(patience)
+            if not ready and self.runner.is_waiting:
+                self.runner.hurry()
+            for what, _ in ready:
                 if what is self._data.socket:
                     for message in self._data.receive():
                         self.hear(message)
@@ -320,28 +332,16 @@ class Worker:
         """Under the lock: make the attempt; nothing of it has begun."""
         entry = self._place.reserve(row.task_id, row.attempt)
         session, place = self._session, self._place
-        info = TaskInfo(
-            id=row.task_id,
-            attempt=row.attempt,
-            kind=row.kind,
-            name=row.name,
-            runtime=session.identity.runtime,
-            tenant_id=row.tenant_id,
-            timeline_id=row.timeline_id,
-            state=State.RUNNING,
-            created_at=row.created_at,
-            started_at=time.time(),
-            host=session.identity.host,
-            worker_pid=session.identity.pid,
-            fence=Fence(session.epoch, session.incarnation, row.attempt),
-        )
+        identity = session.identity
+        fence = (session.epoch, session.incarnation, row.attempt)
         attempt: Attempt
         scope = Scope(
             on_empty=lambda: self.runner.on_empty(attempt),
             on_processes=lambda: self._control.close_processes(attempt),
         )
         task = TaskContext(
-            info=info,
+            key=(row.task_id, row.attempt),
+            describe=lambda: describe(row, identity, Fence(*fence)),
             port=self._port,
             words=place.words,
             flag_index=place.flag_index(entry),
@@ -415,6 +415,24 @@ class Worker:
             return session.ended(attempt.key, verdict.outcome, verdict.text, result, now)
 
         self.say(ended)
+
+
+def describe(row: AssignRow, identity: Identity, fence: Fence) -> TaskInfo:
+    """An attempt as it sees itself when it begins; when that was, the worker tells it then."""
+    return TaskInfo(
+        id=row.task_id,
+        attempt=row.attempt,
+        kind=row.kind,
+        name=row.name,
+        runtime=identity.runtime,
+        tenant_id=row.tenant_id,
+        timeline_id=row.timeline_id,
+        state=State.RUNNING,
+        created_at=row.created_at,
+        host=identity.host,
+        worker_pid=identity.pid,
+        fence=fence,
+    )
 
 
 def end_process(status: int) -> NoReturn:

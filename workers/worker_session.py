@@ -44,8 +44,11 @@ from quiesce.workers.worker_waits import WorkerWaits
 
 #: What RESEND doubles up to.
 RESEND_SLOWEST: Final = 8.0
-#: Seconds that an attempt may load until the broker is told that it has begun.
+#: Seconds after which the broker is told that an attempt has begun: of a body, and of what loads.
+BEGUN_AFTER: Final = 0.002
 LOADING: Final = 1.0
+#: Seconds without a free slot after which what waits for one is given back.
+GIVE_BACK: Final = 0.008
 #: Seconds that an exiting worker waits for the broker to take its last ends.
 LAST_ENDS: Final = 5.0
 
@@ -87,6 +90,10 @@ class WorkerSession(WorkerAsks, WorkerWaits):
                 return self._on_assign(message, now)
             case to_worker.EndedTaken():
                 return self._on_ended_taken(message, now)
+            case to_worker.GivenBackTaken(rows):
+                for row in rows:
+                    self.given_back.pop(row, None)
+                return []
             case to_worker.Stop():
                 return self._on_stop(message, now)
             case to_worker.Force():
@@ -104,12 +111,12 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         self.hello_at = now + self.hello_interval
         self.hello_interval = min(2 * self.hello_interval, RESEND_SLOWEST)
         identity = self.identity
-        unsaid = [key for key, (_, told) in self.loading.items() if not told]
+        waiting = [key for key in self.untold if key in self.loading]
         begun = [
-            *(key for key in self.running if key not in unsaid),
+            *(key for key in self.running if key not in waiting),
             *(key for key, held in self.held.items() if held.begun_at is not None),
         ]
-        received = [*unsaid, *self.handed, *self.received]
+        received = [*waiting, *self.handed, *self.received]
         hello = from_worker.Hello(
             PROTOCOL_VERSION,
             identity.runtime,
@@ -146,9 +153,10 @@ class WorkerSession(WorkerAsks, WorkerWaits):
             Limit(message.payload_limit),
             Data(from_worker.Attach(self.incarnation, self.epoch)),
         ]
-        told = [key for key in self.running if self.loading.get(key, (None, True))[1]]
-        effects += self._say_begun(told, now)
+        self.untold = {key: None for key in self.untold if key in self.loading}
+        effects += self._say_begun([key for key in self.running if key not in self.untold], now)
         effects += self._send_held(now, everything=True)
+        effects += self._say_given_back(list(self.given_back))
         effects += [
             Control(from_worker.Lingering(task, attempt, what))
             for (task, attempt), what in self.lingering.items()
@@ -162,6 +170,8 @@ class WorkerSession(WorkerAsks, WorkerWaits):
     def _on_assign(self, message: to_worker.Assign, now: float) -> Effects:
         ended: list[AttemptKey] = []
         passed = self.last_assign
+        if not self.received:
+            self.flowed_at = now
         for row in message.rows:
             key = (row.task_id, row.attempt)
             if row.assign_number <= passed:
@@ -180,60 +190,94 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         }
         for key in ended:
             self._hold_unbegun(key, now)
-        return [*self._send_held(now), *self._hand()]
+        return [*self._send_held(now), *self._hand(now)]
 
-    def _hand(self) -> Effects:
+    def _give_back(self, now: float) -> Effects:
+        """What waits while all slots are taken for long may begin sooner elsewhere."""
+        if not self._is_stuck() or now < self.flowed_at + GIVE_BACK:
+            return []
+        rows: list[tuple[int, int, int]] = [
+            (*key, row.assign_number) for key, row in self.received.items()
+        ]
+        self.received = {}
+        self.given_back.update(dict.fromkeys(rows))
+        return self._say_given_back(rows)
+
+    def _say_given_back(self, rows: list[tuple[int, int, int]]) -> Effects:
+        return [Data(from_worker.GivenBack(rows))] if rows else []
+
+    def _is_stuck(self) -> bool:
+        """Whether something waits for a slot that may be given back. (With one slot nobody could say so.)"""
+        return bool(
+            self.received
+            and self.registered
+            and self.identity.slots > 1
+            and self.exiting_since is None
+            and not self.lease_is_over
+        )
+
+    def _hand(self, now: float) -> Effects:
         """Hand over what the slots allow."""
-        if self.exiting_since is not None or self.lease_is_over:
+        if not self.received or self.exiting_since is not None or self.lease_is_over:
             return []
         effects: Effects = []
-        while (
-            self.received
-            and (busy := len(self.handed) + len(self.running)) < self.identity.slots
-            and busy + len(self.held) < self.identity.capacity
-        ):
+        busy = len(self.handed) + len(self.running)
+        free = min(self.identity.slots - busy, self.identity.capacity - busy - len(self.held))
+        while free > 0 and self.received:
+            free -= 1
             key = next(iter(self.received))
             self.handed[key] = self.received.pop(key)
             effects.append(Hand(self.handed[key]))
+        if effects:
+            self.flowed_at = now
         return effects
 
     def load(self, key: AttemptKey, now: float) -> Effects:
-        """A handed attempt begins to load its function. Not told at once if it may have to wait again.
-
-        With one slot no neighbour makes it wait, and the thread that loads is the one that sends.
-        """
-        told = self.identity.slots == 1
-        self.loading[key] = (self.handed.pop(key), told)
-        self.running[key] = now
-        return self._say_begun([key], now) if told else []
+        """A handed attempt begins to load its function."""
+        self.loading[key] = self.handed.pop(key)
+        self._has_begun(key, now)
+        return []
 
     def put_off(self, key: AttemptKey) -> Effects:
         """A coroutine is loaded and nothing of it runs: it waits for the loop, unless it is asked to stop."""
         if key not in self.asked and self.exiting_since is None:
-            self.handed[key] = self.loading.pop(key)[0]
+            self.handed[key] = self.loading.pop(key)
             del self.running[key]
+            self.untold.pop(key, None)
         return []
 
     def begin(self, key: AttemptKey, now: float) -> Effects:
         """The body of a handed or loading attempt begins."""
-        _, told = self.loading.pop(key, (None, False))
+        self.loading.pop(key, None)
         if self.handed.pop(key, None) is not None:
-            self.running[key] = now
-        return [] if told else self._say_begun([key], now)
+            self._has_begun(key, now)
+        elif key in self.untold:
+            self.tell_at = min(self.tell_at, self._tell_by(key))
+        return []
+
+    def _has_begun(self, key: AttemptKey, now: float) -> None:
+        """The broker is told if it lasts: of what has ended by then, its end says enough."""
+        self.running[key] = now
+        self.untold[key] = None
+        self.tell_at = min(self.tell_at, self._tell_by(key))
+
+    def _tell_by(self, key: AttemptKey) -> float:
+        """By when to tell that it has begun. What loads in a worker of many slots may have to wait again."""
+        waits = key in self.loading and self.identity.slots > 1
+        return self.running[key] + (LOADING if waits else BEGUN_AFTER)
 
     def _say_begun(self, keys: Iterable[AttemptKey], now: float) -> Effects:
         rows: list[tuple[int, int, float]] = [(*key, now - self.running[key]) for key in keys]
-        return [Data(from_worker.Begun(rows))] if rows and self.registered else []
+        return [Control(from_worker.Begun(rows))] if rows and self.registered else []
 
     def _say_slow(self, now: float) -> Effects:
-        """What loads for long has begun, for all that the broker can tell: its own timeout counts."""
-        slow = [
-            key
-            for key, (_, told) in self.loading.items()
-            if not told and now >= self.running[key] + LOADING
-        ]
+        """Tell of those that have lasted; of the loading ones too, for their own timeout counts."""
+        if now < self.tell_at:
+            return []
+        slow = [key for key in self.untold if now >= self._tell_by(key)]
         for key in slow:
-            self.loading[key] = (self.loading[key][0], True)
+            del self.untold[key]
+        self.tell_at = min(map(self._tell_by, self.untold), default=math.inf)
         return self._say_begun(slow, now)
 
     def ended(
@@ -243,6 +287,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         begun_at = self.running.pop(key)
         asked = self.asked.pop(key, None)
         self.loading.pop(key, None)
+        self.untold.pop(key, None)
         self.waiting.pop(key, None)
         self.lingering.pop(key, None)
         self.progress.pop(key, None)
@@ -261,7 +306,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
             now,
             RESEND,
         )
-        return [*self._send_held(now), *self._hand(), *self._leave(now)]
+        return [*self._send_held(now), *self._hand(now), *self._leave(now)]
 
     def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
         self.unsent.append(key)
@@ -321,7 +366,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
                 self.unsent.remove(key)
             if held is not None and held.begun_at is not None:
                 effects.append(Forget(*key))
-        return [*effects, *self._hand(), *self._leave(now)]
+        return [*effects, *self._hand(now), *self._leave(now)]
 
     # --- requests to stop -------------------------------------------------------------------------
 
@@ -339,7 +384,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
                 effects += self._bury(key, order.last_assign, now)
                 seen.append(from_worker.StopSeenRow(*key, "never-began", 0.0, None))
         acknowledged: Effects = [Control(from_worker.StopSeen(seen))] if seen else []
-        return [*effects, *acknowledged, *self._send_held(now), *self._hand()]
+        return [*effects, *acknowledged, *self._send_held(now), *self._hand(now)]
 
     def _bury(self, key: AttemptKey, last_assign: int, now: float) -> Effects:
         """Make sure that an attempt which has not begun never does.
@@ -395,7 +440,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         buried: Effects = []
         if key in self.received or key in self.handed:
             buried = self._bury(key, 0, now)
-        return [*buried, *self._send_held(now), *self._hand()]
+        return [*buried, *self._send_held(now), *self._hand(now)]
 
     # --- the lease of the pool --------------------------------------------------------------------
 
@@ -417,7 +462,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
     def lease_is_back(self, now: float) -> Effects:
         """What was received may begin. What was asked to stop stays asked."""
         self.lease_is_over = False
-        return self._hand()
+        return self._hand(now)
 
     def _take_back(self) -> Effects:
         """What was handed over and has not begun is received, as before."""
@@ -457,14 +502,16 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         if self.hello_at is not None and now >= self.hello_at:
             effects += self._hello(now)
         effects += [*self._say_slow(now), *self._send_held(now), *self._send_progress(now)]
+        effects += self._give_back(now)
         return [*effects, *self._leave(now)]
 
     def due(self) -> float | None:
         """When `tick` has something to do; None: not before something else happens."""
         times = [] if self.hello_at is None else [self.hello_at]
-        times += [
-            self.running[key] + LOADING for key, (_, told) in self.loading.items() if not told
-        ]
+        if self.untold:
+            times.append(self.tell_at)
+        if self._is_stuck():
+            times.append(self.flowed_at + GIVE_BACK)
         if self.registered:
             if self.held:
                 times.append(self.resend_at)

@@ -31,8 +31,12 @@ class WorkerState:
         self.handed: dict[AttemptKey, AssignRow] = {}
         #: All and only the attempts that have begun and not ended: when each began.
         self.running: dict[AttemptKey, float] = {}
-        #: The running ones that are being loaded, their bodies not begun; and whether Begun was said.
-        self.loading: dict[AttemptKey, tuple[AssignRow, bool]] = {}
+        #: The running ones that are being loaded, their bodies not begun.
+        self.loading: dict[AttemptKey, AssignRow] = {}
+        #: All and only the running ones of which the broker has not been told that they have begun.
+        self.untold: dict[AttemptKey, None] = {}
+        #: None of them is to be told of before this.
+        self.tell_at = math.inf
         #: The running ones that were asked to stop.
         self.asked: dict[AttemptKey, Asked] = {}
         #: The running ones that wait for other tasks: for which, and how many of their calls do.
@@ -47,6 +51,10 @@ class WorkerState:
         self.resend_at = math.inf
         #: Attempts that must never begin here, until the assignment of that number has passed.
         self.tombstones: dict[AttemptKey, int] = {}
+        #: All and only the assignments that were given back and that the broker has not taken back yet.
+        self.given_back: dict[tuple[int, int, int], None] = {}
+        #: When an attempt was last handed over, or one was received while none waited.
+        self.flowed_at = 0.0
         #: Calls of associate_with without an answer.
         self.associating: dict[int, from_worker.Associate] = {}
         self.last_request = 0
@@ -72,7 +80,7 @@ class WorkerState:
             tuple((key, tuple(row)) for key, row in self.received.items()),
             tuple((key, tuple(row)) for key, row in self.handed.items()),
             tuple(self.running.items()),
-            tuple((key, tuple(row), told) for key, (row, told) in self.loading.items()),
+            tuple((key, tuple(row)) for key, row in self.loading.items()),
             tuple((key, tuple(asked)) for key, asked in self.asked.items()),
             tuple((key, tuple(others.items())) for key, others in self.waiting.items()),
             tuple(self.lingering.items()),
@@ -86,6 +94,10 @@ class WorkerState:
             self.progress_at,
             self.exiting_since,
             self.lease_is_over,
+            tuple(self.given_back),
+            self.flowed_at,
+            tuple(self.untold),
+            self.tell_at,
         )
 
     @classmethod
@@ -116,11 +128,17 @@ class WorkerState:
             session.progress_at,
             session.exiting_since,
             session.lease_is_over,
+            given_back,
+            session.flowed_at,
+            untold,
+            session.tell_at,
         ) = frozen
+        session.given_back = dict.fromkeys(given_back)
         session.received = {key: AssignRow(*row) for key, row in received}
         session.handed = {key: AssignRow(*row) for key, row in handed}
         session.running = dict(running)
-        session.loading = {key: (AssignRow(*row), told) for key, row, told in loading}
+        session.loading = {key: AssignRow(*row) for key, row in loading}
+        session.untold = dict.fromkeys(untold)
         session.asked = {key: Asked(*row) for key, row in asked}
         session.waiting = {key: dict(others) for key, others in waiting}
         session.lingering = dict(lingering)
@@ -144,6 +162,8 @@ class WorkerState:
         assert len(keys) == len(set(keys)), f"an attempt is in two places: {keys}"
         assert set(self.unsent) <= self.held.keys()
         assert self.loading.keys() <= self.running.keys()
+        assert self.untold.keys() <= self.running.keys()
+        assert all(self.tell_at <= self.running[key] + 1.0 for key in self.untold)
         assert self.asked.keys() <= self.running.keys()
         assert self.waiting.keys() <= self.running.keys()
         assert all(

@@ -53,26 +53,31 @@ class TaskContext:
     `flag_words[flag_index]` is the word of the shared table in which the supervisor writes the attempt's
     key when it is asked to stop; `flag_words[check_index]` counts its checks. `root` is the runtime's own
     token: cancelled by the worker when the request arrives; tasks only ever get its one child, `token`.
+    What most tasks never ask for (tokens, their own description) is made when they do.
     """
 
     __slots__ = (
+        "_changes",
         "_changing",
+        "_describe",
+        "_info",
         "_observed",
+        "_root",
+        "_token",
         "check_index",
         "flag_index",
         "flag_key",
-        "info",
+        "key",
         "port",
-        "root",
         "scope",
-        "token",
         "words",
     )
 
     def __init__(
         self,
         *,
-        info: TaskInfo,
+        key: tuple[TaskId, int],
+        describe: Callable[[], TaskInfo],
         port: TaskPort,
         words: Any,
         flag_index: int,
@@ -80,14 +85,19 @@ class TaskContext:
         flag_key: int,
         scope: Any = None,
     ) -> None:
-        self.info = info
+        #: Which attempt this is.
+        self.key = key
         self.port = port
         self.words = words
         self.flag_index = flag_index
         self.check_index = check_index
         self.flag_key = flag_key
-        self.root = CancellationToken()
-        self.token = self.root.child_token()
+        self._root: CancellationToken | None = None
+        self._token: CancellationToken | None = None
+        self._describe = describe
+        self._info: TaskInfo | None = None
+        #: What has changed while nobody had asked for the description.
+        self._changes: dict[str, Any] = {}
         #: All that the attempt has begun; the worker's own, opaque here.
         self.scope = scope
         self._observed = False
@@ -97,13 +107,57 @@ class TaskContext:
     def update(self, **changes: Any) -> None:
         """Change what the task sees of itself. Any thread; no change is lost."""
         with self._changing:
-            self.info = dataclasses.replace(self.info, **changes)
+            if self._info is None:
+                self._changes.update(changes)
+            else:
+                self._info = dataclasses.replace(self._info, **changes)
+
+    @property
+    def info(self) -> TaskInfo:
+        """What the task sees of itself, as it is now."""
+        if self._info is None:
+            with self._changing:
+                if self._info is None:
+                    self._info = dataclasses.replace(self._describe(), **self._changes)
+        return self._info
+
+    @property
+    def root(self) -> CancellationToken:
+        """The runtime's own token."""
+        if self._root is None:
+            with self._changing:
+                if self._root is None:
+                    self._root = CancellationToken()
+        return self._root
+
+    @property
+    def token(self) -> CancellationToken:
+        """The task's token, always the same one."""
+        if self._token is None:
+            root = self.root
+            with self._changing:
+                if self._token is None:
+                    self._token = root.child_token()
+        return self._token
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for the task's token, or has callbacks on it."""
+        return self._token is not None and self._token.is_awaited()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it has been asked to stop, by the broker's word or the supervisor's flag. No look is counted."""
+        root = self._root
+        asked = root is not None and root.is_cancelled()
+        return asked or self.words[self.flag_index] == self.flag_key
 
     def is_shutdown_requested(self) -> bool:
         """A read of shared memory: no lock, no message, no GIL of another thread."""
         words = self.words
         words[self.check_index] += 1
-        if words[self.flag_index] == self.flag_key or self.root.is_cancelled():
+        root = self._root
+        if words[self.flag_index] == self.flag_key or (root is not None and root.is_cancelled()):
             if not self._observed:
                 self.observe()
             return True
@@ -235,7 +289,7 @@ def current_task() -> TaskInfo | None:
 def current_task_id() -> TaskId | None:
     """The current task's id; None outside of a task."""
     task = _current.get()
-    return None if task is None else task.info.id
+    return None if task is None else task.key[0]
 
 
 def current_task_kind() -> TaskKind | str | None:
