@@ -32,6 +32,8 @@ class Truth:
         self.ended: dict[AttemptKey, str] = {}
         #: Attempts of whose end the registry has been sure.
         self.over: set[AttemptKey] = set()
+        #: The attempt that each task is at, if not the first.
+        self.attempt: dict[int, int] = {}
         #: The labels of tasks, as far as the registry has confirmed them.
         self.labels: dict[int, Labels] = {}
         #: Those of the spawn, which each new attempt begins with.
@@ -372,6 +374,7 @@ class Cluster:
             self.truth.over.add(key)
         if fact.attempt > 1:
             self.truth.labels[fact.task_id] = self.truth.spawned[fact.task_id]
+        self.truth.attempt[fact.task_id] = fact.attempt
         key = (fact.task_id, fact.attempt)
         assert key not in self.truth.begun, f"{key} is queued, but it has begun"
 
@@ -381,8 +384,7 @@ class Cluster:
         )
         assert not self.truth.runs(last), f"{last} runs, and the registry says {fact}"
         if fact.evidence == "NEVER_RAN":
-            history = self.durable.state.history
-            attempt = history[fact.task_id].attempt if fact.task_id in history else 1  # type: ignore[index]  # ids are plain here
+            attempt: Any = self.truth.attempt.get(fact.task_id, 1)
             assert (fact.task_id, attempt) not in self.truth.begun, f"it ran: {fact}"
         elif fact.evidence == "RETURNED":
             outcome = self.truth.ended[last]
