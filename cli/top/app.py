@@ -46,6 +46,8 @@ _INTERVALS: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 #: Stops that stand above the table, and runtimes.
 _STOPS: Final = 3
 _RUNTIMES: Final = 8
+#: Lines below which the runtimes are left out.
+_ROOM: Final = 12
 #: Frames of a stack, and threads and coroutines of a task.
 _FRAMES: Final = 100
 _CSS: Final = """
@@ -201,7 +203,8 @@ class TopApp(App[None]):
         rows = views.runtimes(self.snapshot, self._trend)
         runtimes = self._at("#runtimes", Grid)
         height = 1 + min(len(rows), _RUNTIMES)
-        if runtimes.size.height != height:
+        runtimes.display = self.size.height >= height + _ROOM
+        if runtimes.display and runtimes.size.height != height:
             runtimes.styles.height = height
         runtimes.show(views.RUNTIMES, rows)
         self._draw_stops(self.snapshot)
