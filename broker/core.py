@@ -17,6 +17,7 @@ from quiesce.broker.outgoing import Outgoing
 from quiesce.broker.peers import Channel, PeerKey, Peers
 from quiesce.broker.queries import Queries
 from quiesce.broker.settings import BrokerSettings
+from quiesce.broker.tally import Tally
 from quiesce.protocol import to_client
 from quiesce.registry import effects, events
 from quiesce.registry.events import Instant
@@ -94,6 +95,8 @@ class Core:
             say_malformed=complain,
         )
         self.queries.counters = self._counters
+        self._tally = Tally(self.registry.state)
+        self.queries.times = self._tally.plain
         self.incoming = Incoming(
             peers, self.queries, self.handle, payload_limit=settings.payload_limit
         )
@@ -131,11 +134,14 @@ class Core:
         if facts or patient:
             self._journal.append(facts, patient)
         if facts:
-            news.tell(self.peers, facts, now.wall)
+            self._tally.take(facts)
+            news.tell(self.peers, facts, now.wall, self.registry.state)
             for fact in facts:
                 if type(fact) is SessionClosed:
                     self.peers.forget(("session", fact.session))
-        if isinstance(event, events.WorkerExited):
+        if type(event) is events.UsageSaid:
+            self._tally.on_usage(event, now.wall)
+        elif isinstance(event, events.WorkerExited):
             worker: PeerKey = ("worker", (event.supervisor, event.row.serial))
             self._graves.append((now.tick + MOURNING, worker))
 

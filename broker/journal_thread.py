@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from quiesce.broker.histogram import COMMITS, Histogram
 from quiesce.broker.journal import JournalFailedError, JournalLimits
 from quiesce.broker.journal_space import PACE, is_full
 from quiesce.broker.journal_store import Store
@@ -56,6 +57,9 @@ class DiskJournal:
         self._ready: list[Effect] = []
         self._failure: str | None = None
         self._failure_said = False
+        #: What the journal's thread has done, counted by it alone.
+        self._commits = Histogram(COMMITS)
+        self._facts = self._snapshots = 0
         self._thread = threading.Thread(target=self._run, name="quiesce journal", daemon=True)
         self._thread.start()
 
@@ -121,6 +125,18 @@ class DiskJournal:
     def vouch(self) -> None:
         """Have it noted."""
         self._inbox.put(_VOUCH)
+
+    def figures(self) -> dict[str, Any]:
+        """What it has written since the broker's start, for `Client.statistics()`."""
+        return {
+            "commit": {"bounds": list(COMMITS), **self._commits.plain()},
+            "facts": self._facts,
+            "snapshots": self._snapshots,
+            "tail_facts": self._store.tail_facts,
+            "tail_bytes": self._store.tail_bytes,
+            "waiting_turns": self._taken - self._done,
+            "roomy": self._store.space.roomy,
+        }
 
     def close(self) -> None:
         """Commit what was taken (`committed` still hands out its effects); mark the end as an orderly one."""
@@ -197,7 +213,10 @@ class DiskJournal:
     def _commit(self, turns: list[_Turn]) -> None:
         facts = [fact for turn in turns for fact in turn[0]]
         if facts:
+            began = time.perf_counter()
             self._store.commit(facts)
+            self._commits.add(time.perf_counter() - began)
+            self._facts += len(facts)
         with self._lock:
             self._done += len(turns)
             self._hand_back([effect for turn in turns for effect in turn[1]])
@@ -214,6 +233,7 @@ class DiskJournal:
         try:
             next(job)
         except StopIteration:
+            self._snapshots += 1
             self._snapshotting = False
             return None
         except (sqlite3.Error, OSError) as error:

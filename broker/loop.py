@@ -16,6 +16,7 @@ import zmq
 
 from quiesce.broker.core import Core
 from quiesce.broker.journal import Journal, Recovered
+from quiesce.broker.journal_thread import DiskJournal
 from quiesce.broker.peers import Channel, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.registry import effects, events
@@ -58,6 +59,8 @@ class Broker:
             boot_id,
             complain=self._complain,
         )
+        if isinstance(journal, DiskJournal):
+            self._core.queries.journal = journal.figures
 
     def settle(self) -> None:
         """Wait until the beginning of this epoch is durable: nobody may hear of it before.

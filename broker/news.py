@@ -1,4 +1,7 @@
-"""Facts into events for subscribers: what `Client.events()` shows."""
+"""Facts into events for subscribers: what `Client.events()` shows, and docs/observing.md documents.
+
+Each event says who it is about, so that a reader needs to ask nothing else to follow what happens.
+"""
 
 from typing import Any, Final
 
@@ -6,8 +9,10 @@ from quiesce.broker.peers import PATIENCE, Peers
 from quiesce.protocol import to_client
 from quiesce.registry import facts
 from quiesce.registry.facts import Fact
+from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.rows import SpawnRow
 from quiesce.registry.scope import Scope
+from quiesce.registry.state import State
 
 #: The facts that make news, and what it is called.
 NEWS: Final[dict[type, str]] = {
@@ -33,9 +38,10 @@ NEWS: Final[dict[type, str]] = {
     facts.WorkerGone: "worker-ended",
     facts.SystemStopping: "system-stopping",
 }
+_LABELS: Final = ("kind", "name", "runtime", "tenant_id", "timeline_id")
 
 
-def tell(peers: Peers, happened: list[Fact], now: float) -> None:
+def tell(peers: Peers, happened: list[Fact], now: float, state: State) -> None:
     """Send what happened to every subscriber; one that is too slow misses some, and is told how many."""
     subscribers = list(peers.subscribers.values())
     if not subscribers:
@@ -46,6 +52,7 @@ def tell(peers: Peers, happened: list[Fact], now: float) -> None:
             continue
         task_id = getattr(fact, "task_id", None)
         data = _plain(fact)
+        _add_labels(data, fact, state)
         for peer in subscribers:
             if len(peer.backlog) >= PATIENCE:
                 peer.missed += 1
@@ -76,3 +83,46 @@ def _plain(fact: Fact) -> dict[str, Any]:
         elif value is None or isinstance(value, (str, int, float, bool)):
             data[field] = value
     return data
+
+
+def _add_labels(data: dict[str, Any], fact: Fact, state: State) -> None:
+    """What the fact itself leaves to the state, which it has changed already."""
+    task_id = getattr(fact, "task_id", None)
+    if task_id:
+        _add_task(data, TaskId(task_id), state)
+    if isinstance(fact, facts.StopOpened):
+        data["matched"] = len(fact.members)
+    elif isinstance(fact, facts.StopEnded):
+        for ended in reversed(state.stop_history):
+            if ended.id == fact.stop_id:
+                data.update(
+                    scope=str(ended.scope),
+                    reason=ended.reason,
+                    requested_at=ended.requested_at,
+                    outcomes=dict(ended.outcomes),
+                    remaining=ended.remaining,
+                    by=ended.by,
+                )
+                break
+    elif isinstance(fact, (facts.WorkerReachable, facts.WorkerGone)):
+        worker = state.workers.get(Incarnation(fact.worker))
+        if worker is not None:
+            data.update(runtime=worker.runtime, pid=worker.pid)
+        elif isinstance(fact, facts.WorkerGone) and fact.supervisor in state.supervisors:
+            data["runtime"] = state.supervisors[fact.supervisor].runtime
+
+
+def _add_task(data: dict[str, Any], task_id: TaskId, state: State) -> None:
+    task, ended = state.tasks.get(task_id), state.history.get(task_id)
+    if task is not None:
+        spawn = task.spawn
+        labels = (spawn.kind, spawn.name, spawn.runtime, task.tenant_id, task.timeline_id)
+        attempt = task.attempt
+    elif ended is not None:
+        labels = (ended.kind, ended.name, ended.runtime, ended.tenant_id, ended.timeline_id)
+        attempt = ended.attempt
+    else:
+        return
+    data.setdefault("attempt", attempt)
+    for name, value in zip(_LABELS, labels, strict=True):
+        data.setdefault(name, value)

@@ -11,12 +11,14 @@ from typing import Any, Final
 from quiesce.broker.peers import Peer, Peers
 from quiesce.broker.stacks import Stacks
 from quiesce.protocol import from_client, to_client
-from quiesce.registry import views
+from quiesce.registry import statistics, views
 from quiesce.registry.ids import SessionId, TaskId
 from quiesce.registry.machine import Registry
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.scope import Scope
 from quiesce.registry.states import State
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Queries:
@@ -40,7 +42,10 @@ class Queries:
         self.say_malformed = say_malformed
         #: The one answer that others must give.
         self.stacks = Stacks(registry, peers)
+        #: What others count, for `statistics`: the core, its tally, and the journal if it writes anything.
         self.counters: Callable[[], dict[str, Any]] = dict
+        self.times: Callable[[], dict[str, Any]] = dict
+        self.journal: Callable[[], dict[str, Any]] = dict
 
     def take(self, peer: Peer, message: Any) -> None:
         """Answer one question."""
@@ -86,12 +91,20 @@ class Queries:
 
     def statistics(self, peer: Peer, message: from_client.GetStatistics) -> Any:
         del peer
-        body = views.statistics(self._registry.state)
+        now = time.time()
+        body = statistics.statistics(self._registry.state, now)
+        body["at"] = now
         body["broker"] = {
             "pid": os.getpid(),
+            "address": self._address,
+            "version": self._version,
+            "durability": self._durability,
             "cpu_seconds": time.process_time(),
+            "memory_bytes": _memory_bytes(),
             **self.counters(),
         }
+        body["times"] = self.times()
+        body["journal"] = self.journal()
         return to_client.Statistics(message.request, body)
 
     def workers(self, peer: Peer, message: from_client.GetWorkers) -> Any:
@@ -152,6 +165,12 @@ class Queries:
 
         self.stacks.ask([state.tasks[task_id] for task_id in wanted], answer)
         return None
+
+
+def _memory_bytes() -> int:
+    """Of this process, as it is resident now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * _PAGE
 
 
 _ANSWERS: Final[dict[type, Callable[[Queries, Peer, Any], Any]]] = {

@@ -12,7 +12,14 @@ import typer
 from typer.core import TyperCommand
 
 from quiesce import __version__
-from quiesce.cli import doctor, history_verb, stop_verbs, system_verbs, task_verbs
+from quiesce.cli import (
+    doctor,
+    history_verb,
+    stop_verbs,
+    system_verbs,
+    task_verbs,
+    top_verb,
+)
 from quiesce.cli.options import GoesOnError
 from quiesce.cli.output import print_error
 from quiesce.errors import QuiesceError
@@ -51,6 +58,7 @@ for verb in (
     system_verbs.pool,
     task_verbs.spawn,
     task_verbs.ps,
+    top_verb.top,
     stop_verbs.shutdown,
     stop_verbs.reopen,
     task_verbs.stacks,

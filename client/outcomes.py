@@ -186,6 +186,10 @@ def closed_list(message: to_client.Closed) -> list[ClosedScope]:
             reason=row.reason,
             since=row.since,
             waiting_for=row.waiting_for,
+            kind=row.kind,
+            tenant_id=row.tenant_id,
+            timeline_id=row.timeline_id,
+            runtime=row.runtime,
         )
         for row in message.rows
     ]

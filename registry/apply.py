@@ -126,6 +126,7 @@ def task_registered(state: State, fact: facts.TaskRegistered) -> None:
     task = Task(TaskId(fact.task_id), fact.row, fact.at)
     state.last_task_id = task.id
     state.spawned_total += 1
+    _count(state.live_total, (fact.row.runtime, fact.row.kind), +1)
     state.tasks[task.id] = task
     state.index.add(task)
     state.queues[fact.row.runtime].push(task.id, task.tenant_id, fact.row.kind)
@@ -317,8 +318,8 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
     state.history[task.id] = ended
     while len(state.history) > state.history_limit:
         state.history.popitem(last=False)
-    key = (ended.runtime, fact.outcome)
-    state.ended_total[key] = state.ended_total.get(key, 0) + 1
+    _count(state.live_total, (ended.runtime, ended.kind), -1)
+    _count(state.ended_total, (ended.runtime, ended.kind, fact.outcome), +1)
 
 
 # --- pools ----------------------------------------------------------------------------------------

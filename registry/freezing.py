@@ -286,6 +286,8 @@ def _derive(state: State) -> None:
             state.tasks[task_id].stops.add(stop.id)
     for task in state.tasks.values():
         spawn = task.spawn
+        pool = (spawn.runtime, spawn.kind)
+        state.live_total[pool] = state.live_total.get(pool, 0) + 1
         state.index.add(task)
         if task.unique is not None:
             state.unique[task.unique] = task.id

@@ -145,6 +145,8 @@ def _counts(state: State) -> None:
         limit = state.kind(kind).max_running
         if limit is not None and count > limit:
             raise _fault("no more of a kind are held than max_running", f"{count} of {kind!r}")
+    pools = Counter((task.spawn.runtime, task.spawn.kind) for task in state.tasks.values())
+    _same("live tasks are counted by runtime and kind", state.live_total, dict(pools))
     total = len(state.tasks) + sum(state.ended_total.values())
     _same("every task is live or has ended", total, state.spawned_total)
     if len(state.history) > state.history_limit:

@@ -97,6 +97,12 @@ class RuntimeQueue:
                 del self._lanes[tenant]
                 self._turns.remove(tenant)
 
+    def sizes(self) -> Iterator[tuple[Tenant, str, int]]:
+        """How many wait where."""
+        for tenant, lanes in self._lanes.items():
+            for kind, lane in lanes.items():
+                yield tenant, kind, len(lane.members)
+
     def lanes(self) -> Iterator[tuple[Tenant, str, list[TaskId]]]:
         """Who waits where, for the checker of invariants."""
         for tenant, lanes in self._lanes.items():

@@ -124,9 +124,11 @@ class State:
         #: The journal has no room for more tasks. Volatile.
         self.full = False
 
-        #: Counters for statistics: all tasks ever registered; ended ones by runtime and outcome.
+        #: Counters for statistics: all tasks ever registered; live ones by runtime and kind (no zeros); ended
+        #: ones by runtime, kind and outcome.
         self.spawned_total = 0
-        self.ended_total: dict[tuple[str, str], int] = {}
+        self.live_total: dict[tuple[str, str], int] = {}
+        self.ended_total: dict[tuple[str, str, str], int] = {}
 
     def closing(
         self, kind: str, tenant_id: str | None, timeline_id: str | None, runtime: str

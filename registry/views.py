@@ -1,7 +1,5 @@
 """What a listing shows: pure reads of the state, as rows."""
 
-from typing import Any
-
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import TaskId
 from quiesce.registry.records import Task
@@ -171,55 +169,3 @@ def ended_stops(state: State, scope: Scope) -> list[EndedStopRow]:
             for wanted, mine in zip(scope, ended.scope, strict=True)
         )
     ]
-
-
-def statistics(state: State) -> dict[str, Any]:
-    """Counts of everything, by runtime and by kind. Plain values, fit for JSON."""
-    runtimes: dict[str, dict[str, Any]] = {}
-    lost = {name for name in (*state.queues, *state.pool) if state.index.has(runtime=name)}
-    for name in (*state.runtimes, *sorted(lost - state.runtimes.keys())):
-        limits = state.runtime(name)
-        pool = state.pool[name].values()
-        supervisors = [each for each in state.supervisors.values() if each.runtime == name]
-        runtimes[name] = {
-            "processes": len(pool),
-            "slots": limits.slots,
-            "queued": len(state.queues[name]),
-            "held": sum(len(worker.tasks) for worker in pool),
-            "running": 0,
-            "stopping": 0,
-            "ended": {
-                outcome: count
-                for (runtime, outcome), count in sorted(state.ended_total.items())
-                if runtime == name
-            },
-            "cpu_seconds": sum(each.cpu_seconds + each.ended_cpu for each in supervisors)
-            + sum(worker.cpu_seconds for worker in pool),
-            "memory_bytes": sum(each.memory_bytes for each in supervisors)
-            + sum(worker.memory_bytes for worker in pool),
-        }
-    kinds: dict[str, int] = {}
-    for worker in state.workers.values():
-        for task_id in worker.tasks:
-            task = state.tasks[task_id]
-            if task.state is TaskState.RUNNING:
-                runtimes[task.spawn.runtime]["running"] += 1
-                kinds[task.spawn.kind] = kinds.get(task.spawn.kind, 0) + 1
-            if task.ask is not None:
-                runtimes[task.spawn.runtime]["stopping"] += 1
-    return {
-        "epoch": state.epoch,
-        "started_at": state.epoch_at,
-        "state": "stopping" if state.stopping else "running",
-        "tasks": len(state.tasks),
-        "queued": sum(each["queued"] for each in runtimes.values()),
-        "running": sum(each["running"] for each in runtimes.values()),
-        "stopping": sum(each["stopping"] for each in runtimes.values()),
-        "spawned_total": state.spawned_total,
-        "ended_total": sum(state.ended_total.values()),
-        "runtimes": runtimes,
-        "running_kinds": dict(sorted(kinds.items())),
-        "sessions": len(state.sessions),
-        "stops": len(state.open_stops),
-        "closed": len(state.closures),
-    }

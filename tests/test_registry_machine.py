@@ -193,6 +193,7 @@ DAMAGE: list[tuple[str, Callable[[Desk], object]]] = [
     ("counted by kind", lambda desk: state(desk).held_kind.clear()),
     ("counted by kind and tenant", lambda desk: state(desk).held_tenant.clear()),
     ("live or has ended", lambda desk: setattr(state(desk), "spawned_total", 0)),
+    ("by runtime and kind", lambda desk: state(desk).live_total.clear()),
     ("pool 'pool' is all", lambda desk: state(desk).pool["pool"].clear()),
     ("assignments of worker 4", assign_twice),
     ("is registered once", lambda desk: setattr(state(desk), "last_incarnation", 0)),

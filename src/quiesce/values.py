@@ -240,7 +240,8 @@ class BrokerInfo:
 class ClosedScope:
     """A closed scope: by whom ("stop", "block", "kept", "timed-out"), why and since when.
 
-    `waiting_for`: what has to end before it opens, in words; "" for what only `reopen` opens.
+    `scope` is in words; the last four fields are the same one by one. `waiting_for`: what has to end before it
+    opens, in words; "" for what only `reopen` opens.
     """
 
     scope: str
@@ -248,6 +249,10 @@ class ClosedScope:
     reason: str
     since: float
     waiting_for: str = ""
+    kind: str | None = None
+    tenant_id: str | None = None
+    timeline_id: str | None = None
+    runtime: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -69,6 +69,12 @@ def mark(path: str) -> None:
 # --- bodies that run until asked ------------------------------------------------------------------
 
 
+def half_way(note: str) -> None:
+    """Be half done, and wait."""
+    quiesce.report_progress(5, 10, note)
+    quiesce.wait_for_shutdown()
+
+
 def spin(path: str, slot: int) -> str:
     """Burn the processor, looking at each turn whether it is asked to stop."""
     witness = opened(path)

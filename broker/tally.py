@@ -1,0 +1,129 @@
+"""How long things take: histograms of what this broker has seen since its start, for `Client.statistics()`.
+
+Kept always, since they cost about two microseconds for a task; the totals, which outlive a broker, are the
+registry's own.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from quiesce.broker.histogram import CHECK_AGES, TASK_TIMES, Histogram
+from quiesce.registry import facts
+from quiesce.registry.events import UsageSaid
+from quiesce.registry.facts import Fact
+from quiesce.registry.ids import TaskId
+from quiesce.registry.state import State
+from quiesce.registry.states import State as TaskState
+
+#: What is measured, and its buckets.
+MEASURES: Final = {
+    "queue": TASK_TIMES,  # from the spawn to the beginning of the first attempt
+    "run": TASK_TIMES,  # from the beginning of the last attempt to its end
+    "stop_delivery": TASK_TIMES,  # from the request to stop to its arrival at the worker
+    "stop_observation": TASK_TIMES,  # from there to the task's look
+    "stop_end": TASK_TIMES,  # from there to the end
+    "stop": TASK_TIMES,  # from the request to the end, of all that were asked
+    "check_age": CHECK_AGES,  # how long ago running tasks had last looked, sampled every few seconds
+}
+
+
+class _Asked:
+    """When a task was asked to stop, and how far that has come."""
+
+    __slots__ = ("at", "delivered_at", "observed_at")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.delivered_at: float | None = None
+        self.observed_at: float | None = None
+
+
+class Tally:
+    """Is shown all facts once they are applied. By runtime and kind, so there are only so many."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._histograms: dict[tuple[str, str, str], Histogram] = {}
+        #: All and only the live tasks that this broker has asked to stop.
+        self._asked: dict[int, _Asked] = {}
+
+    def take(self, happened: list[Fact]) -> None:
+        """What the registry has decided."""
+        for fact in happened:
+            count = _COUNTED.get(type(fact))
+            if count is not None:
+                count(self, fact)
+
+    def plain(self) -> dict[str, Any]:
+        """As `Client.statistics()` shows it: of each measure its bounds, and a row for each runtime and kind."""
+        shown: dict[str, Any] = {
+            measure: {"bounds": list(bounds), "rows": []} for measure, bounds in MEASURES.items()
+        }
+        for (measure, runtime, kind), histogram in sorted(self._histograms.items()):
+            row = {"runtime": runtime, "kind": kind, **histogram.plain()}
+            shown[measure]["rows"].append(row)
+        return shown
+
+    def _add(self, measure: str, runtime: str, kind: str, seconds: float) -> None:
+        key = (measure, runtime, kind)
+        histogram = self._histograms.get(key)
+        if histogram is None:
+            histogram = self._histograms[key] = Histogram(MEASURES[measure])
+        histogram.add(seconds)
+
+    # --- facts and events -------------------------------------------------------------------------
+
+    def on_asked(self, fact: facts.TaskAsked) -> None:
+        self._asked[fact.task_id] = _Asked(fact.at)
+
+    def on_delivered(self, fact: facts.StopDelivered) -> None:
+        asked = self._asked.get(fact.task_id)
+        if asked is not None:
+            asked.delivered_at = fact.at
+
+    def on_observed(self, fact: facts.StopObserved) -> None:
+        asked = self._asked.get(fact.task_id)
+        if asked is not None:
+            asked.observed_at = fact.at
+
+    def on_requeued(self, fact: facts.TaskRequeued) -> None:
+        self._asked.pop(fact.task_id, None)
+
+    def on_ended(self, fact: facts.TaskEnded) -> None:
+        asked = self._asked.pop(fact.task_id, None) if self._asked else None
+        ended = self._state.history.get(TaskId(fact.task_id))
+        if ended is None:  # no history is kept
+            return
+        runtime, kind = ended.runtime, ended.kind
+        if fact.started_at is not None:
+            if ended.attempt == 1:
+                self._add("queue", runtime, kind, fact.started_at - ended.created_at)
+            self._add("run", runtime, kind, fact.at - fact.started_at)
+        if asked is None:
+            return
+        self._add("stop", runtime, kind, fact.at - asked.at)
+        delivered, observed = asked.delivered_at, asked.observed_at
+        if delivered is not None:
+            self._add("stop_delivery", runtime, kind, delivered - asked.at)
+            if observed is not None:
+                self._add("stop_observation", runtime, kind, observed - delivered)
+                self._add("stop_end", runtime, kind, fact.at - observed)
+
+    def on_usage(self, event: UsageSaid, now: float) -> None:
+        """What a supervisor says of its tasks' looks. One that never looked counts from its beginning."""
+        for _, _, _, _, checks in event.workers:
+            for task_id, attempt, age in checks:
+                task = self._state.tasks.get(TaskId(task_id))
+                if task is None or task.attempt != attempt or task.state is not TaskState.RUNNING:
+                    continue
+                since = now - (task.started_at or now) if age is None else age
+                self._add("check_age", task.spawn.runtime, task.spawn.kind, since)
+
+
+_COUNTED: Final[dict[type, Callable[[Tally, Any], None]]] = {
+    facts.TaskAsked: Tally.on_asked,
+    facts.StopDelivered: Tally.on_delivered,
+    facts.StopObserved: Tally.on_observed,
+    facts.TaskRequeued: Tally.on_requeued,
+    facts.TaskEnded: Tally.on_ended,
+}

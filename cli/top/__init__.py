@@ -1,0 +1,1 @@
+"""`quiesce top`: the live view. `source` asks the broker, `views` make rows of it, `app` shows them (Textual)."""
