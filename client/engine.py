@@ -1,11 +1,12 @@
 """The thread behind a QuiesceExecutor: hands calls to the client, results to the futures."""
 
 import atexit
+import contextvars
 import queue
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Future
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -112,6 +113,8 @@ class Engine:
         max_workers: int,
         runtime: str,
         kind: str,
+        tenant_id: str | None,
+        env: Mapping[str, str],
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
     ) -> None:
@@ -125,6 +128,8 @@ class Engine:
         self._room = max_workers + _AHEAD
         self._runtime = runtime
         self._kind = kind
+        self._tenant_id = tenant_id
+        self._env = env
         self._initializer = (
             None
             if initializer is None
@@ -139,7 +144,10 @@ class Engine:
         self.ended = Waitable()
         self.lock = threading.Lock()
         self.thread = threading.Thread(
-            target=self._main, args=(started,), name="quiesce-executor", daemon=True
+            target=self._main,
+            args=(started, contextvars.copy_context()),
+            name="quiesce-executor",
+            daemon=True,
         )
         self.thread.start()
         started.wait()
@@ -151,6 +159,12 @@ class Engine:
         if self._trouble is not None:
             self.thread.join()
             raise self._trouble
+
+    @property
+    def client(self) -> Client:
+        """What the calls go through."""
+        assert self._client is not None, "made before the constructor returned"
+        return self._client
 
     # --- from any thread ---------------------------------------------------------------------
 
@@ -187,12 +201,14 @@ class Engine:
 
     # --- the thread --------------------------------------------------------------------------
 
-    def _main(self, started: threading.Event) -> None:
+    def _main(self, started: threading.Event, maker: contextvars.Context) -> None:
         private: PrivateBroker | None = None
         try:
             try:
                 if self._client is None and self._address is None:
-                    private = PrivateBroker(self._workers)
+                    # This thread belongs to no task. What it starts here belongs to the one that wanted it, if any,
+                    # which so ends only when all of it has.
+                    private = maker.run(PrivateBroker, self._workers, self._env)
                     self._client = _connect(private)
                 elif self._client is None:
                     self._client = Client(self._address)
@@ -200,6 +216,7 @@ class Engine:
                 self._trouble = error
                 return
             finally:
+                del maker
                 started.set()
             self._serve(self._client)
         except Exception as error:
@@ -256,12 +273,26 @@ class Engine:
         if self._broken is not None:
             future.set_exception(BrokenExecutor(self._broken))
             return
-        options = _options(args[0] if fn in (remote.chunk, remote.chunk_async) else fn)
+        named = args[0] if fn in (remote.chunk, remote.chunk_async) else fn
         if self._initializer is not None:
             args, kwargs = (self._initializer, fn, args, kwargs), {}
             fn = remote.call_async if is_async(fn) else remote.call
         try:
-            record = client._spawn(self._runtime, self._kind, fn, args, kwargs, **options)
+            record = client._spawn(
+                self._runtime,
+                self._kind,
+                fn,
+                args,
+                kwargs,
+                tenant_id=self._tenant_id,
+                timeline_id=None,
+                name=name_of(named),
+                shutdown_process_on_error=False,
+                retries=0,
+                restart="never",
+                timeout=None,
+                unique_key=None,
+            )
         except BaseException as error:  # of this call alone: unpicklable, the client closed
             future.set_exception(error.with_traceback(None))
             return
@@ -328,20 +359,6 @@ def _connect(private: PrivateBroker) -> Client:
             waited += 1.0
             if waited >= _START_TIMEOUT:
                 raise
-
-
-def _options(fn: Callable[..., Any]) -> dict[str, Any]:
-    """What a call leaves open of a spawn; its name is that of the user's function."""
-    return {
-        "tenant_id": None,
-        "timeline_id": None,
-        "name": name_of(fn),
-        "shutdown_process_on_error": False,
-        "retries": 0,
-        "restart": "never",
-        "timeout": None,
-        "unique_key": None,
-    }
 
 
 def _original(error: BaseException) -> BaseException:

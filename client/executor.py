@@ -3,11 +3,12 @@
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar, overload
 
 from quiesce.client import mapping
+from quiesce.client.checks import text
 from quiesce.client.client import Client
 from quiesce.client.engine import Engine, ShutDown
 from quiesce.client.private_broker import KIND, RUNTIME
@@ -29,6 +30,7 @@ class QuiesceExecutor(Executor):
     pool of `max_workers` processes, one call at a time in each, and ends both with itself. A future raises
     the exception that its call raised, as this interface promises (a TaskHandle raises TaskFailedError from
     it); TaskCrashedError if the call's process died. One dead process loses its own call and no other.
+    Made inside a task, a private pool is part of it: the task ends when the pool has.
     `Future.cancel` works until a call is handed to the pool, which at most `max_workers` + 1 are at a time;
     it never stops a running call. Inside a task that is asked to stop, `result`, `exception`, `map` and `shutdown`
     end with ShutdownRequested; `concurrent.futures.wait` and `as_completed` know nothing of tasks.
@@ -39,6 +41,8 @@ class QuiesceExecutor(Executor):
         address: of a broker to connect to.
         runtime, kind: of the tasks. None: "background" and `TaskKind.CALCULATE_SYNTHETIC_SIZE` of that
             broker; a private one has its own.
+        tenant_id: of the tasks, so that `client.shutdown_tasks(tenant_id=...)` stops the running calls; None: none.
+        env: variables for the processes of a private pool, besides those of this process.
         initializer, initargs: `initializer(*initargs)` is run in each worker process before its first
             call. If it fails, this executor is broken.
 
@@ -54,6 +58,8 @@ class QuiesceExecutor(Executor):
         address: str | None = None,
         runtime: str | None = None,
         kind: str | None = None,
+        tenant_id: str | None = None,
+        env: Mapping[str, str] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
@@ -73,12 +79,17 @@ class QuiesceExecutor(Executor):
                 "runtime and kind are those of a broker: give its client or address too "
                 "(a private broker has one of each)"
             )
+        if env is not None and not private:
+            raise ValueError("env is for a private pool: the processes of another run already")
+        text("tenant_id", tenant_id)
         self._engine = Engine(
             client=client,
             address=address,
             max_workers=max_workers,
             runtime=RUNTIME if private else runtime or "background",
             kind=KIND if private else str(kind or TaskKind.CALCULATE_SYNTHETIC_SIZE),
+            tenant_id=tenant_id,
+            env=dict(env or {}),
             initializer=initializer,
             initargs=tuple(initargs),
         )
@@ -87,6 +98,11 @@ class QuiesceExecutor(Executor):
         # Without the lock: a garbage collection comes between any two steps of anything.
         self._finalizer = weakref.finalize(self, self._engine.inbox.put, ShutDown(False))
         self._finalizer.atexit = False
+
+    @property
+    def client(self) -> Client:
+        """The client that the calls go through, to look at their tasks and to stop them."""
+        return self._engine.client
 
     @overload
     def submit(

@@ -48,7 +48,9 @@ class QuiesceMixin(ExecutorMixin):  # type: ignore[misc]  # only known when it r
 
         def ours(*words: str, **env: str) -> Any:
             changed = [
-                word.replace("from concurrent.futures import Quiesce", "from quiesce import Quiesce")
+                word.replace(
+                    "from concurrent.futures import Quiesce", "from quiesce import Quiesce"
+                )
                 for word in words
             ]
             return run(*changed, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **env)
@@ -69,4 +71,3 @@ TestExecutor = build(ExecutorTest)
 TestWait = build(WaitTests)
 TestAsCompleted = build(AsCompletedTests)
 TestShutdown = build(ExecutorShutdownTest)
-del BaseTestCase, ExecutorMixin, ExecutorTest, WaitTests, AsCompletedTests
