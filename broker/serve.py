@@ -49,10 +49,11 @@ class StartError(Exception):
 def main() -> int:
     """Serve until the system has stopped."""
     settings = BrokerSettings.from_json(sys.stdin.readline())
+    file = settings.log_file
     logging.basicConfig(
         level=settings.log_level,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
+        handlers=[logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)],
     )
     die_with(settings.parent_pid)
     setproctitle("quiesce broker")

@@ -68,6 +68,7 @@ class BrokerConfig:
     history: int = 10_000
     app_dir: str = ""
     log_level: str = "INFO"
+    log_file: str = ""
     shutdown_order: tuple[str, ...] = DEFAULT_SHUTDOWN_ORDER
     default_runtimes: bool | None = None
 
@@ -320,12 +321,15 @@ class _Loader:
             refuse_unsafe(values["address"])
         except ConfigurationError as error:
             self._wrong(("broker", "address"), str(error))
-        for key in ("state", "app_dir"):
+        for key in ("state", "app_dir", "log_file"):
             if key in values:
                 values[key] = self._folder(("broker", key), values[key])
         values.setdefault("app_dir", str(Path.cwd()))
         if not Path(values["app_dir"]).is_dir():
             self._wrong(("broker", "app_dir"), f"there is no folder {values['app_dir']}")
+        if "log_file" in values and not Path(values["log_file"]).parent.is_dir():
+            folder = Path(values["log_file"]).parent
+            self._wrong(("broker", "log_file"), f"there is no folder {folder}")
         broker = BrokerConfig(**values)
         self._check_bound(broker, values)
         return broker

@@ -106,6 +106,7 @@ BROKER: Final[Mapping[str, Key]] = {
     "history": Key(_whole(0, 10_000_000), "number"),
     "app_dir": Key(_text),
     "log_level": Key(_choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", upper=True)),
+    "log_file": Key(_text),
     "shutdown_order": Key(_texts("kinds", rf"\*|{NAME}"), "list"),
     "default_runtimes": Key(_boolean, "boolean"),
 }

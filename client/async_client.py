@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 
 from quiesce.client import requests
 from quiesce.client.async_handle import AsyncTaskHandle
 from quiesce.client.base import CLOSING, BaseClient
 from quiesce.client.events import AsyncEventStream, Inbox
+from quiesce.client.options import SpawnOptions
 from quiesce.client.records import Reply
 from quiesce.client.stopped import AsyncStoppedBlock
 from quiesce.client.waiting import LoopBell, Waitable, is_asked, wait_for_async
@@ -26,7 +27,9 @@ from quiesce.values import (
     WorkerInfo,
 )
 
+A = TypeVar("A")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class AsyncClient(BaseClient):
@@ -99,18 +102,35 @@ class AsyncClient(BaseClient):
         self,
         runtime: str,
         kind: str,
+        fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        /,
+        *args: *Ts,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> AsyncTaskHandle[T]: ...
+
+    @overload
+    async def spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[Unpack[Ts]], T],
+        /,
+        *args: *Ts,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> AsyncTaskHandle[T]: ...
+
+    @overload
+    async def spawn(
+        self,
+        runtime: str,
+        kind: str,
         fn: Callable[..., Coroutine[Any, Any, T]],
         /,
         *args: Any,
-        kwargs: Mapping[str, Any] | None = None,
-        tenant_id: str | None = None,
-        timeline_id: str | None = None,
-        name: str | None = None,
-        shutdown_process_on_error: bool = False,
-        retries: int = 0,
-        restart: str = "never",
-        timeout: float | None = None,  # noqa: ASYNC109 - the task's own
-        unique_key: str | None = None,
+        kwargs: Mapping[str, Any] | None,
+        **options: Unpack[SpawnOptions],
     ) -> AsyncTaskHandle[T]: ...
 
     @overload
@@ -121,18 +141,11 @@ class AsyncClient(BaseClient):
         fn: Callable[..., T],
         /,
         *args: Any,
-        kwargs: Mapping[str, Any] | None = None,
-        tenant_id: str | None = None,
-        timeline_id: str | None = None,
-        name: str | None = None,
-        shutdown_process_on_error: bool = False,
-        retries: int = 0,
-        restart: str = "never",
-        timeout: float | None = None,  # noqa: ASYNC109 - the task's own
-        unique_key: str | None = None,
+        kwargs: Mapping[str, Any] | None,
+        **options: Unpack[SpawnOptions],
     ) -> AsyncTaskHandle[T]: ...
 
-    async def spawn(
+    async def spawn(  # type: ignore[misc]  # mypy can't tell that *args: Any takes what *args: *Ts does
         self,
         runtime: str,
         kind: str,
@@ -172,19 +185,64 @@ class AsyncClient(BaseClient):
         self,
         runtime: str,
         kind: str,
+        fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        iterable_of_args: Iterable[tuple[*Ts]],
+        /,
+        *,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[AsyncTaskHandle[T]]: ...
+
+    @overload
+    async def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[Unpack[Ts]], T],
+        iterable_of_args: Iterable[tuple[*Ts]],
+        /,
+        *,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[AsyncTaskHandle[T]]: ...
+
+    @overload
+    async def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[A], Coroutine[Any, Any, T]],
+        iterable_of_args: Iterable[A],
+        /,
+        *,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[AsyncTaskHandle[T]]: ...
+
+    @overload
+    async def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[A], T],
+        iterable_of_args: Iterable[A],
+        /,
+        *,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[AsyncTaskHandle[T]]: ...
+
+    @overload
+    async def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
         fn: Callable[..., Coroutine[Any, Any, T]],
         iterable_of_args: Iterable[Any],
         /,
         *,
-        kwargs: Mapping[str, Any] | None = None,
-        tenant_id: str | None = None,
-        timeline_id: str | None = None,
-        name: str | None = None,
-        shutdown_process_on_error: bool = False,
-        retries: int = 0,
-        restart: str = "never",
-        timeout: float | None = None,  # noqa: ASYNC109 - the task's own
-        unique_key: str | None = None,
+        kwargs: Mapping[str, Any] | None,
+        **options: Unpack[SpawnOptions],
     ) -> list[AsyncTaskHandle[T]]: ...
 
     @overload
@@ -196,15 +254,8 @@ class AsyncClient(BaseClient):
         iterable_of_args: Iterable[Any],
         /,
         *,
-        kwargs: Mapping[str, Any] | None = None,
-        tenant_id: str | None = None,
-        timeline_id: str | None = None,
-        name: str | None = None,
-        shutdown_process_on_error: bool = False,
-        retries: int = 0,
-        restart: str = "never",
-        timeout: float | None = None,  # noqa: ASYNC109 - the task's own
-        unique_key: str | None = None,
+        kwargs: Mapping[str, Any] | None,
+        **options: Unpack[SpawnOptions],
     ) -> list[AsyncTaskHandle[T]]: ...
 
     async def spawn_many(

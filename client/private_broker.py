@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,13 +21,24 @@ KIND: Final = "executor"
 _STOP_TIMEOUT: Final = 5
 _END_TIMEOUT: Final = 20.0
 
-#: Runs in the child: asks to be told to stop when the thread that started it ends, looks whether that has
-#: happened already, and becomes `quiesce up`. (SIGTERM stops it in order.)
+#: Runs in the child: asks to be told to stop when the thread that started it ends (SIGTERM stops it in order),
+#: looks whether that has happened already, and is `quiesce up`. What that says for people goes to the log; what
+#: the tasks print and log goes where the owner's own does. The folder goes with
+#: whoever of the two ends last, but for SIGKILL to both.
 _LAUNCH: Final = """
-import ctypes, os, signal, sys
+import ctypes, os, shutil, signal, sys
+parent, folder = int(sys.argv[1]), sys.argv[2]
 ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.executable, [sys.executable, "-m", "quiesce.cli.main", "up", "--config", sys.argv[2]])
+sys.stderr = open(os.path.join(folder, "log"), "a", buffering=1)
+status = 1
+try:
+    if os.getppid() == parent:
+        from quiesce.cli.main import run
+        status = run(["up", "--config", os.path.join(folder, "quiesce.toml")])
+finally:
+    if status == 0 or os.getppid() != parent:  # otherwise the owner looks at the log first
+        shutil.rmtree(folder, ignore_errors=True)
+sys.exit(status)
 """
 
 
@@ -36,7 +48,8 @@ class PrivateBroker:
     To be made in a thread that lives as long as it shall: it stops when that thread ends, however it does.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, variables: Mapping[str, str]) -> None:
+        """`variables`: of the environment of its processes, besides our own."""
         self._folder = Path(tempfile.mkdtemp(prefix="qx-", dir="/tmp"))
         self.address = f"ipc://{self._folder}/b"
         self._log_path = self._folder / "log"
@@ -50,6 +63,7 @@ app_dir = {_toml(str(Path.cwd()))}
 durability = "none"
 stop_timeout = {_STOP_TIMEOUT}
 log_level = "WARNING"
+log_file = "{self._log_path}"
 [runtimes.{RUNTIME}]
 processes = {processes}
 slots = 1
@@ -59,17 +73,15 @@ max_queue = 1000000
         )
         # The workers import what this process can; no settings of the user's own broker reach this one.
         env = {name: value for name, value in os.environ.items() if not name.startswith("QUIESCE_")}
+        env.update(variables)
         env["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         try:
-            with self._log_path.open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _LAUNCH, str(os.getpid()), str(config)],
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # a Ctrl-C is for the owner, who then shuts this down
-                )
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _LAUNCH, str(os.getpid()), str(self._folder)],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C is for the owner, who then shuts this down
+            )
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise

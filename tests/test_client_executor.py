@@ -13,7 +13,7 @@ import pytest
 from client_fakes import FakeBroker, ended
 from quiesce.client.client import Client
 from quiesce.client.executor import QuiesceExecutor
-from quiesce.client.initialised import call
+from quiesce.client.remote import Initializer, call
 from quiesce.client.steps import DATA
 from quiesce.errors import TaskCrashedError
 from quiesce.protocol import from_client, to_client
@@ -106,10 +106,10 @@ def test_the_initializer_runs_once_in_a_process_and_may_break_the_executor(
 ) -> None:
     done: list[int] = []
     for _ in range(2):
-        assert call("key", done.append, (1,), max, (1, 2), {}) == 2
+        assert call(Initializer("key", done.append, (1,)), max, (1, 2), {}) == 2
     assert done == [1]
     with pytest.raises(BrokenExecutor, match="ZeroDivisionError"):
-        call("other", divmod, (1, 0), max, (1, 2), {})
+        call(Initializer("other", divmod, (1, 0)), max, (1, 2), {})
     executor = QuiesceExecutor(1, address=broker.address, initializer=divmod, initargs=(1, 0))
     future = executor.submit(work)
     finish(broker, 1, outcome="failed", result=pack_exception(BrokenExecutor("no")))
@@ -134,7 +134,7 @@ def test_a_private_broker() -> None:
         assert list(executor.map(pow, [2, 3], [5, 2])) == [32, 9]
         pid = executor.submit(os.getpid).result(30)
         assert pid != os.getpid()
-        dead = executor.submit(os._exit, 3)
+        dead: Future[None] = executor.submit(os._exit, 3)
         with pytest.raises(TaskCrashedError) as caught:
             dead.result(30)
         assert caught.value.exit_status == 3

@@ -210,7 +210,7 @@ def test_wrong_arguments_are_told_at_once(
     client: Client, wrong: dict[str, object], error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=next(iter(wrong))):
-        client.spawn("background", "compaction", work, **wrong)  # type: ignore[call-overload]  # wrong on purpose
+        client.spawn("background", "compaction", work, **wrong)  # type: ignore[call-arg,call-overload]  # wrong on purpose
 
 
 def test_more_wrong_arguments(client: Client) -> None:

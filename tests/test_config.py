@@ -30,7 +30,8 @@ from quiesce.workers.settings import PoolSettings
 
 KEYS_OF_BROKER = (
     "(keys: address, state, lease, lease_bound, clock_drift, kill_delay, durability, stop_timeout, "
-    "payload_limit, session_timeout, history, app_dir, log_level, shutdown_order, default_runtimes)"
+    "payload_limit, session_timeout, history, app_dir, log_level, log_file, shutdown_order, "
+    "default_runtimes)"
 )
 KEYS_OF_RUNTIME = "(keys: processes, slots, max_queue, kill_neighbours, stop_grace, preload, title)"
 KEYS_OF_KIND = "(keys: stop_grace, max_running, max_running_per_tenant)"
@@ -135,6 +136,7 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         history = 0
         app_dir = "."
         log_level = "debug"
+        log_file = "log"
         shutdown_order = ["compaction", "*"]
         [runtimes.background]
         processes = 3
@@ -160,6 +162,7 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         history=0,
         app_dir=str(tmp_path),
         log_level="DEBUG",
+        log_file=str(tmp_path / "log"),
         shutdown_order=("compaction", "*"),
     )
     background = config.runtime("background")

@@ -126,7 +126,7 @@ def told(worker: Driver) -> list[Any]:
     """What is said of beginnings a moment later; the driver's clock does not move."""
     effects = worker.tell("tick", worker.now + BEGUN_AFTER)
     return [
-        Control(from_worker.Begun([(*of, round(age, 6)) for *of, age in effect.message.rows]))
+        Control(from_worker.Begun([(*row[:2], round(row[2], 6)) for row in effect.message.rows]))
         for effect in effects
         if isinstance(effect.message, from_worker.Begun)
     ]

@@ -10,8 +10,8 @@ from quiesce.context import current_context
 ATTRIBUTES: Final = ("quiesce_task_id", "quiesce_kind", "quiesce_tenant_id", "quiesce_timeline_id")
 
 
-def configure(level: str, runtime: str) -> None:
-    """Log to standard error, in this process and for its whole life."""
+def configure(level: str, runtime: str, file: str = "") -> None:
+    """Log to standard error, in this process and for its whole life; our own records to `file`, if there is one."""
     make = logging.getLogRecordFactory()
 
     def make_with_task(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -35,3 +35,9 @@ def configure(level: str, runtime: str) -> None:
     form = f"%(asctime)s %(levelname)s {runtime}[%(process)d] %(name)s%(quiesce)s: %(message)s"
     handler.setFormatter(logging.Formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if file:
+        own = logging.FileHandler(file)
+        own.setFormatter(logging.Formatter(form))
+        ours = logging.getLogger("quiesce")
+        ours.handlers[:] = [own]
+        ours.propagate = False

@@ -13,6 +13,7 @@ class PoolSettings:
     `current_client()`; workers do not import the client themselves. `table_fd`: an inherited descriptor of
     the shared table's memory, so that whoever started the supervisor can read it after its death; -1: the
     supervisor makes its own. `parent_pid`: 0, or whose death must end the supervisor.
+    `log_file`: for our own log records; "": they go to standard error, as what tasks log always does.
     `run` names the `quiesce up` that starts the supervisor, "" if none does.
     `predecessor`: None, or a JSON-able account of the reaped predecessor (fields of from_supervisor.Predecessor).
     """
@@ -30,6 +31,7 @@ class PoolSettings:
     stop_timeout: float = 30.0
     payload_limit: int = 64 * 1024 * 1024
     log_level: str = "INFO"
+    log_file: str = ""
     table_fd: int = -1
     parent_pid: int = 0
     run: str = ""

@@ -71,7 +71,7 @@ def supervise(settings: PoolSettings) -> NoReturn:
         kernel.die_with_parent(settings.parent_pid)
     kernel.become_subreaper()
     setproctitle.setproctitle(f"quiesce supervisor: {settings.runtime}")
-    logs.configure(settings.log_level, settings.runtime)
+    logs.configure(settings.log_level, settings.runtime, settings.log_file)
     _prepare_environment(settings)
     supervisor = Supervisor(settings)
     supervisor.run()

@@ -362,7 +362,9 @@ def stop_own_tenant(path: str, slot: int) -> list[int]:
     return [row.id for row in report.caller]
 
 
-def associate_then_doze(tenant_id: str, timeline_id: str | None, path: str, slot: int) -> str:
+def associate_then_doze(
+    tenant_id: str | None, timeline_id: str | None, path: str, slot: int
+) -> str:
     """Associate, then tick until asked."""
     quiesce.associate_with(tenant_id, timeline_id)
     return doze(path, slot)

@@ -1,0 +1,372 @@
+"""The thread behind a QuiesceExecutor: hands calls to the client, results to the futures."""
+
+import atexit
+import contextvars
+import queue
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import BrokenExecutor, Future
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from quiesce.client import outcomes, remote
+from quiesce.client.checks import name_of
+from quiesce.client.client import Client
+from quiesce.client.handle import failure
+from quiesce.client.private_broker import PrivateBroker
+from quiesce.client.records import SpawnRecord, log
+from quiesce.client.waiting import Waitable, Waker, wait_for
+from quiesce.context import current_context
+from quiesce.errors import (
+    BrokerUnavailableError,
+    QuiesceError,
+    TaskCrashedError,
+    TaskFailedError,
+    TaskTimeoutError,
+)
+from quiesce.protocol.callables import is_async
+
+#: Seconds for a private broker to answer.
+_START_TIMEOUT: Final = 60.0
+#: At the interpreter's end: seconds without an answer of the broker after which it is not waited for any more.
+_SILENCE: Final = 30.0
+#: Beyond one per worker, so that none is idle while the next call is on its way.
+_AHEAD: Final = 1
+
+AFTER_SHUTDOWN: Final = "cannot schedule new futures after shutdown"
+_AT_EXIT: Final = "cannot schedule new futures after interpreter shutdown"
+_ENDED: Final = "cannot schedule new futures: the executor has ended"
+
+
+class TaskFuture(Future[Any]):
+    """A future whose blocking calls end with ShutdownRequested inside a task that is asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = Waitable()
+        self._ended_lock = threading.Lock()
+        self._watched = False
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As concurrent.futures has it."""
+        try:
+            return super().result(self._wait_in_task(timeout))
+        finally:
+            del self  # an exception that is raised here refers to this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As concurrent.futures has it."""
+        return super().exception(self._wait_in_task(timeout))
+
+    def _wait_in_task(self, timeout: float | None) -> float | None:
+        """What is left to be waited for: nothing, if this has waited already."""
+        if self.done() or current_context() is None:
+            return timeout
+        with self._ended_lock:
+            watched, self._watched = self._watched, True
+        if not watched:
+            self.add_done_callback(self._on_done)
+        wait_for(self._ended, self._ended_lock, timeout)
+        return 0.0
+
+    def _on_done(self, _: Future[Any]) -> None:
+        wakers: list[Waker] = []
+        with self._ended_lock:
+            self._ended.finish(wakers)
+        for waker in wakers:
+            waker()
+
+
+class _Call(NamedTuple):
+    future: "Future[Any]"
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Ended(NamedTuple):
+    future: "Future[Any]"
+    record: SpawnRecord
+
+
+class ShutDown(NamedTuple):
+    """No more calls come."""
+
+    cancel_futures: bool
+
+
+class Engine:
+    """See the module.
+
+    It holds back all but a few calls, so that a future which has not begun can be cancelled for sure. It
+    does not refer to the executor, so that the executor can go without being shut down; and of a call and
+    its result it keeps nothing once they are on their way.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: Client | None,
+        address: str | None,
+        max_workers: int,
+        runtime: str,
+        kind: str,
+        tenant_id: str | None,
+        env: Mapping[str, str],
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+    ) -> None:
+        self.inbox: queue.SimpleQueue[_Call | _Ended | ShutDown] = queue.SimpleQueue()
+        started = threading.Event()
+        self._trouble: BaseException | None = None
+        self._client = client
+        self._address = address
+        self._own_client = client is None
+        self._workers = max_workers
+        self._room = max_workers + _AHEAD
+        self._runtime = runtime
+        self._kind = kind
+        self._tenant_id = tenant_id
+        self._env = env
+        self._initializer = (
+            None
+            if initializer is None
+            else remote.Initializer(uuid.uuid4().hex, initializer, initargs)
+        )
+        self._pending: deque[_Call] = deque()
+        self._running: set[Future[Any]] = set()
+        self._broken: str | None = None
+        #: Why no more calls are taken; "" while they are. Guarded by `lock`, as is the putting of calls.
+        self._closed = ""
+        #: Over once the thread has nothing left to do; guarded by `lock`.
+        self.ended = Waitable()
+        self.lock = threading.Lock()
+        self.thread = threading.Thread(
+            target=self._main,
+            args=(started, contextvars.copy_context()),
+            name="quiesce-executor",
+            daemon=True,
+        )
+        self.thread.start()
+        started.wait()
+        self._raise_trouble()
+        # After the client's own: run before it.
+        atexit.register(self.at_exit)
+
+    def _raise_trouble(self) -> None:
+        if self._trouble is not None:
+            self.thread.join()
+            raise self._trouble
+
+    @property
+    def client(self) -> Client:
+        """What the calls go through."""
+        assert self._client is not None, "made before the constructor returned"
+        return self._client
+
+    # --- from any thread ---------------------------------------------------------------------
+
+    def submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> "Future[Any]":
+        """Take a call. RuntimeError: it is shut down, or has ended. BrokenExecutor: its initializer failed."""
+        future = TaskFuture()
+        with self.lock:
+            if self._broken is not None:
+                raise BrokenExecutor(self._broken)
+            if self._closed:
+                raise RuntimeError(self._closed)
+            if not self.thread.is_alive():  # a forked copy
+                raise RuntimeError(_ENDED)
+            self.inbox.put(_Call(future, fn, args, kwargs))
+        return future
+
+    def close(self, *, cancel_futures: bool, why: str = AFTER_SHUTDOWN) -> None:
+        """Take no more calls."""
+        with self.lock:
+            self._closed = self._closed or why
+            self.inbox.put(ShutDown(cancel_futures))
+
+    def at_exit(self) -> None:
+        """The interpreter ends: what was submitted is still run, as long as there is a broker to run it."""
+        self.close(cancel_futures=False, why=_AT_EXIT)
+        while self.thread.is_alive():
+            self.thread.join(_SILENCE / 6)
+            silence = None if self._client is None else self._client._driver.silence()
+            if silence is not None and silence > _SILENCE:
+                log.warning("a QuiesceExecutor gives up its calls: no broker for %.0f s", silence)
+                return
+
+    # --- the thread --------------------------------------------------------------------------
+
+    def _main(self, started: threading.Event, maker: contextvars.Context) -> None:
+        private: PrivateBroker | None = None
+        try:
+            try:
+                if self._client is None and self._address is None:
+                    # This thread belongs to no task. What it starts here belongs to the one that wanted it, if any,
+                    # which so ends only when all of it has.
+                    private = maker.run(PrivateBroker, self._workers, self._env)
+                    self._client = _connect(private)
+                elif self._client is None:
+                    self._client = Client(self._address)
+            except BaseException as error:  # for the constructor, which waits for it
+                self._trouble = error
+                return
+            finally:
+                del maker
+                started.set()
+            self._serve(self._client)
+        except Exception as error:
+            log.exception("a QuiesceExecutor has failed")
+            self._break(f"the executor has failed inside: {error!r}")
+        finally:
+            self._end(private)
+
+    def _end(self, private: PrivateBroker | None) -> None:
+        try:
+            self._give_up()
+            if self._own_client and self._client is not None:
+                self._client.close()
+        except QuiesceError as error:
+            log.warning("a QuiesceExecutor could not close its client: %s", error)
+        finally:
+            if private is not None:
+                private.stop()
+            if self._closed != _AT_EXIT:
+                atexit.unregister(self.at_exit)
+            wakers: list[Waker] = []
+            with self.lock:
+                self.ended.finish(wakers)
+            for waker in wakers:
+                waker()
+
+    def _serve(self, client: Client) -> None:
+        shut_down = False
+        while not (shut_down and not self._pending and not self._running):
+            message = self.inbox.get()
+            if isinstance(message, _Call):
+                self._pending.append(message)
+            elif isinstance(message, _Ended):
+                self._running.discard(message.future)
+                self._resolve(message.future, message.record)
+            else:
+                shut_down = True
+                if message.cancel_futures:
+                    self._cancel_pending()
+            del message  # nothing of it may live through the next wait
+            while self._pending and len(self._running) < self._room:
+                self._begin(client, *self._pending.popleft())
+
+    def _begin(
+        self,
+        client: Client,
+        future: "Future[Any]",
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        if self._broken is not None:
+            future.set_exception(BrokenExecutor(self._broken))
+            return
+        named = args[0] if fn in (remote.chunk, remote.chunk_async) else fn
+        if self._initializer is not None:
+            args, kwargs = (self._initializer, fn, args, kwargs), {}
+            fn = remote.call_async if is_async(fn) else remote.call
+        try:
+            record = client._spawn(
+                self._runtime,
+                self._kind,
+                fn,
+                args,
+                kwargs,
+                tenant_id=self._tenant_id,
+                timeline_id=None,
+                name=name_of(named),
+                shutdown_process_on_error=False,
+                retries=0,
+                restart="never",
+                timeout=None,
+                unique_key=None,
+            )
+        except BaseException as error:  # of this call alone: unpicklable, the client closed
+            future.set_exception(error.with_traceback(None))
+            return
+        self._running.add(future)
+        ended = _Ended(future, record)
+        if not record.add_waker(client._driver.lock, partial(self.inbox.put, ended)):
+            self.inbox.put(ended)
+
+    def _resolve(self, future: "Future[Any]", record: SpawnRecord) -> None:
+        error: BaseException | None = failure(record)
+        if error is None:
+            assert record.result is not None
+            try:
+                future.set_result(outcomes.value_of(record.result, record.name))
+                return
+            except QuiesceError as unreadable:
+                error = unreadable.with_traceback(None)
+        error = _original(error)
+        if self._initializer is not None and isinstance(error, BrokenExecutor):
+            self._break(str(error))
+        future.set_exception(error)
+
+    def _cancel_pending(self) -> None:
+        while self._pending:
+            future = self._pending.popleft().future
+            future.cancel()
+            future.set_running_or_notify_cancel()
+
+    def _break(self, why: str) -> None:
+        """Nothing more can be run."""
+        with self.lock:
+            self._broken = why
+        while self._pending:
+            future = self._pending.popleft().future
+            if future.set_running_or_notify_cancel():
+                future.set_exception(BrokenExecutor(why))
+
+    def _give_up(self) -> None:
+        """The thread ends: no future is left that nobody will ever complete."""
+        with self.lock:
+            self._closed = self._closed or _ENDED
+        while not self.inbox.empty():
+            message = self.inbox.get()
+            if isinstance(message, _Call):
+                self._pending.append(message)
+        if self._pending or self._running:
+            why = self._broken or "the executor has ended"
+            self._break(why)
+            for future in self._running:
+                future.set_exception(BrokenExecutor(why))
+            self._running.clear()
+
+
+def _connect(private: PrivateBroker) -> Client:
+    """A client of it, as soon as it answers; at once the reason if it ends instead."""
+    waited = 0.0
+    while True:
+        try:
+            return Client(private.address, timeout=1.0)
+        except BrokerUnavailableError:
+            ended = private.unavailable()
+            if ended is not None:
+                raise ended from None
+            waited += 1.0
+            if waited >= _START_TIMEOUT:
+                raise
+
+
+def _original(error: BaseException) -> BaseException:
+    """What the call raised, with the remote traceback as its cause."""
+    cause = error.__cause__
+    if isinstance(error, TaskFailedError | TaskCrashedError | TaskTimeoutError) and cause:
+        error.__cause__ = None
+        if cause.__cause__ is None:
+            cause.__cause__ = error
+        return cause
+    return error

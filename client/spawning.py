@@ -1,0 +1,253 @@
+"""How a Client spawns: with signatures by which a type checker knows what comes back, and what may be given."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
+
+from quiesce.client.base import BaseClient
+from quiesce.client.handle import TaskHandle
+from quiesce.client.options import SpawnOptions
+from quiesce.client.records import SpawnRecord
+
+A = TypeVar("A")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class SpawningClient(BaseClient):
+    """The part of `Client` that spawns. Not made by users.
+
+    In the overloads, positional arguments are checked against the function; with `kwargs` nothing is, since no type
+    stands for the keywords of a function beside options of our own.
+    """
+
+    @abstractmethod
+    def _handle(self, record: SpawnRecord) -> TaskHandle[Any]:
+        """What is handed out for a record."""
+
+    @overload
+    def spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        /,
+        *args: *Ts,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> TaskHandle[T]: ...
+
+    @overload
+    def spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[Unpack[Ts]], T],
+        /,
+        *args: *Ts,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> TaskHandle[T]: ...
+
+    @overload
+    def spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        /,
+        *args: Any,
+        kwargs: Mapping[str, Any] | None,
+        **options: Unpack[SpawnOptions],
+    ) -> TaskHandle[T]: ...
+
+    @overload
+    def spawn(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., T],
+        /,
+        *args: Any,
+        kwargs: Mapping[str, Any] | None,
+        **options: Unpack[SpawnOptions],
+    ) -> TaskHandle[T]: ...
+
+    def spawn(  # type: ignore[misc]  # mypy can't tell that *args: Any takes what *args: *Ts does
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        name: str | None = None,
+        shutdown_process_on_error: bool = False,
+        retries: int = 0,
+        restart: str = "never",
+        timeout: float | None = None,
+        unique_key: str | None = None,
+    ) -> TaskHandle[Any]:
+        """Run `fn(*args, **kwargs)` in a worker of `runtime`. Returns at once, without the broker's answer.
+
+        An importable function goes by reference; a lambda, a closure or a function of `__main__` by value.
+        An `async def` runs on the worker's event loop, anything else in a thread of it or its main thread.
+
+        Args:
+            runtime: the pool to run in.
+            kind: what the task is for: a TaskKind, or a name that the broker's configuration declares.
+            kwargs: keyword arguments for `fn`.
+            tenant_id, timeline_id: whom it works for; what stops and listings select by.
+            name: for people; None: the function's qualified name.
+            shutdown_process_on_error: if it fails, crashes or is lost unasked, the whole system stops in
+                order, and `quiesce up` exits 1.
+            retries: how often it is run again after it failed or its process died.
+            restart: "never"; "on-failure": run again whenever it fails or crashes, with growing pauses;
+                "always": also when it returns. For long-lived tasks; a stop ends it for good.
+            timeout: seconds that one execution may take; then it is stopped and ends with TaskTimeoutError.
+            unique_key: one live task at most per key within (kind, tenant, timeline): a second spawn gets
+                a handle of the first's task.
+
+        Raises:
+            TypeError, ValueError: an argument is unusable, or can't be pickled.
+            RuntimeError: the client is closed, or was made before a fork.
+
+        What the broker refuses is raised by the handle's `id`, `wait` and `result`.
+        """
+        record = self._spawn(
+            runtime,
+            kind,
+            fn,
+            args,
+            kwargs,
+            tenant_id=tenant_id,
+            timeline_id=timeline_id,
+            name=name,
+            shutdown_process_on_error=shutdown_process_on_error,
+            retries=retries,
+            restart=restart,
+            timeout=timeout,
+            unique_key=unique_key,
+        )
+        return self._handle(record)
+
+    @overload
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        iterable_of_args: Iterable[tuple[*Ts]],
+        /,
+        *,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[TaskHandle[T]]: ...
+
+    @overload
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[Unpack[Ts]], T],
+        iterable_of_args: Iterable[tuple[*Ts]],
+        /,
+        *,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[TaskHandle[T]]: ...
+
+    @overload
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[A], Coroutine[Any, Any, T]],
+        iterable_of_args: Iterable[A],
+        /,
+        *,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[TaskHandle[T]]: ...
+
+    @overload
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[[A], T],
+        iterable_of_args: Iterable[A],
+        /,
+        *,
+        kwargs: None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[TaskHandle[T]]: ...
+
+    @overload
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        iterable_of_args: Iterable[Any],
+        /,
+        *,
+        kwargs: Mapping[str, Any] | None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[TaskHandle[T]]: ...
+
+    @overload
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., T],
+        iterable_of_args: Iterable[Any],
+        /,
+        *,
+        kwargs: Mapping[str, Any] | None,
+        **options: Unpack[SpawnOptions],
+    ) -> list[TaskHandle[T]]: ...
+
+    def spawn_many(
+        self,
+        runtime: str,
+        kind: str,
+        fn: Callable[..., Any],
+        iterable_of_args: Iterable[Any],
+        /,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        tenant_id: str | None = None,
+        timeline_id: str | None = None,
+        name: str | None = None,
+        shutdown_process_on_error: bool = False,
+        retries: int = 0,
+        restart: str = "never",
+        timeout: float | None = None,
+        unique_key: str | None = None,
+    ) -> list[TaskHandle[Any]]:
+        """Spawn one task for each item, all or none; their handles in the same order.
+
+        An item that is a tuple holds the positional arguments of one call; any other item is the only
+        argument (so a tuple as the only argument is written `((1, 2),)`). All else is shared, and as in
+        `spawn`. No items: no handles. If one is refused, all are.
+        """
+        records = self._spawn_many(
+            runtime,
+            kind,
+            fn,
+            iterable_of_args,
+            kwargs,
+            tenant_id=tenant_id,
+            timeline_id=timeline_id,
+            name=name,
+            shutdown_process_on_error=shutdown_process_on_error,
+            retries=retries,
+            restart=restart,
+            timeout=timeout,
+            unique_key=unique_key,
+        )
+        return [self._handle(record) for record in records]
