@@ -14,9 +14,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from leaks import Process, descendants
 from quiesce import Client, QuiesceError, TaskHandle
 from quiesce.testing import Witness, bodies
+from quiesce.testing.leaks import Process, descendants
 from system import System
 
 TENANTS: Final = ("t0", "t1", "t2", "t3")

@@ -4,14 +4,13 @@ import importlib.util
 import os
 import shutil
 import signal
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from leaks import LeakCheck, become_subreaper
+from quiesce.testing.leaks import LeakCheck, become_subreaper, sockets_and_locks
 
 
 def pytest_configure() -> None:
@@ -64,20 +63,10 @@ def run_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="q-", dir="/tmp"))
     try:
         yield folder
-        left = [str(path) for path in sorted(folder.rglob("*")) if _is_socket_or_lock(path)]
+        left = sockets_and_locks(folder)
     finally:
         shutil.rmtree(folder)
     _report("this test in its run_folder", left)
-
-
-def _is_socket_or_lock(path: Path) -> bool:
-    mode = path.lstat().st_mode
-    return (
-        stat.S_ISSOCK(mode)
-        or stat.S_ISFIFO(mode)
-        or path.suffix in (".lock", ".pid")
-        or path.name == "lock"
-    )
 
 
 def _report(whose: str, left: list[str]) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from chaos import Chaos
-from leaks import descendants, is_running
 from quiesce import Client, ShutdownReport, TaskCrashedError
 from quiesce.testing import Witness, bodies
+from quiesce.testing.leaks import descendants, is_running
 from system import System, until, workers_of
 
 #: A lease that a test can wait for, and how long after it its holder may be called dead.
