@@ -1,5 +1,6 @@
 """What holds for every test: it starts from a clean environment and leaves nothing behind."""
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -13,7 +14,11 @@ import pytest
 from quiesce.testing.leaks import LeakCheck, become_subreaper, sockets_and_locks
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.has_plugin("quiesce"):
+        # The tree is tested, and what is installed beside it knows of no plugin.
+        plugin = importlib.import_module("quiesce.testing.plugin")
+        config.pluginmanager.register(plugin, "quiesce")
     become_subreaper()
     # Started in the background of a script, or by nohup: what the tests start must hear signals all the same.
     for number, handler in (

@@ -10,7 +10,7 @@ See `docs/testing.md`.
 
 import signal
 
-from quiesce.testing import cluster_files, launch, members
+from quiesce.testing import cluster_files, members
 from quiesce.testing.cluster_life import Life
 from quiesce.testing.failures import ClusterError
 from quiesce.testing.members import ClusterProcess
@@ -65,7 +65,7 @@ class Cluster(Life):
         process = self._one(what, runtime, pid, "kill")
         if what == members.UP:
             (up,) = (up for up in self._ups if up.pid == process.pid)
-            self._runs |= launch.runs_below([up.pid])
+            self._note_runs([up.pid])
             up.was_killed = True
             up.send(signal.SIGKILL)
             up.wait(20.0)

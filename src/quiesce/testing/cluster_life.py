@@ -55,6 +55,8 @@ class Life:
         start_timeout: float = 60.0,
         **broker: Any,
     ) -> None:
+        if given := sorted({"address", "state"} & set(broker)):
+            raise TypeError(f"a cluster has its own {' and '.join(given)}: leave it out")
         self.folder = cluster_files.make_folder()
         #: What was still there when it had ended, in words.
         self.left: list[str] = []
@@ -174,8 +176,14 @@ class Life:
             rows = wait_until(ready, timeout, wanted=lambda rows: len(rows) == wanted)
         except NotInTimeError as error:
             raise self._error(f"not all of {wanted} workers were ready: {error}") from None
-        self._runs |= launch.runs_below([up.pid for up in self._ups])
+        self._note_runs([up.pid for up in self._ups])
         return rows
+
+    def _note_runs(self, ups: list[int]) -> None:
+        """By which all that descends from these is known, whoever its parent is by then."""
+        for run in launch.runs_below(ups) - self._runs:
+            self._runs.add(run)
+            self._tell_guard(f"run {run}")
 
     def _ready_workers(self, client: Client) -> list[WorkerInfo]:
         """What the broker calls ready, and lives: it may not have heard of a death yet."""
@@ -209,7 +217,7 @@ class Life:
             with suppress(QuiesceError):
                 client.close()
         ups = [up for up in self._ups if up.pid]
-        self._runs |= launch.runs_below([up.pid for up in ups if up.is_running])
+        self._note_runs([up.pid for up in ups if up.is_running])
         in_order = not any(up.was_killed for up in ups)
         patience = self.config.broker.stop_timeout + _END
         if ups:

@@ -1,15 +1,15 @@
 """A process that outlives a test run which is killed, and ends what that had started.
 
-`python -m quiesce.testing.guard` reads lines on standard input: "up PID START", "folder PATH", "disk PATH". At the
-end of the input it ends all of it, unless "done" was the last line.
+`python -m quiesce.testing.guard` reads lines on standard input: "up PID START", "run ID", "folder PATH",
+"disk PATH". At the end of the input it ends all of it, unless "done" was the last line.
 """
 
-import os
 import shutil
 import signal
 import sys
 from pathlib import Path
 
+from quiesce.testing import launch
 from quiesce.testing.cluster_files import unmount
 from quiesce.workers import processes
 
@@ -21,6 +21,7 @@ def main() -> None:
     ups: list[tuple[int, int]] = []
     folders: list[Path] = []
     disks: list[Path] = []
+    runs: set[str] = set()
     for line in sys.stdin:
         word, _, rest = line.rstrip("\n").partition(" ")
         if word == "done":
@@ -28,28 +29,21 @@ def main() -> None:
         if word == "up":
             pid, start = rest.split()
             ups.append((int(pid), int(start)))
+        elif word == "run":
+            runs.add(rest)
         else:
             (disks if word == "disk" else folders).append(Path(rest))
-    for pid, start in ups:
-        process = processes.look(pid)
-        if process is not None and process.start == start:
-            processes.kill(process)
-    end_runs(folders)
+    living = [each for pid, start in ups if (each := processes.look(pid)) and each.start == start]
+    runs |= launch.runs_below([each.pid for each in living])
+    for each in living:
+        processes.kill(each)
+    for folder in folders:
+        launch.end_what_is_left(runs, folder / "state")
     for disk in disks:
         unmount(disk)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def end_runs(folders: list[Path]) -> None:
-    """Kill what carries the mark of a run of these folders' state, wherever it is by now."""
-    from quiesce.cli import leftovers, runs
-
-    found = {each.run for folder in folders for each in runs.read(folder / "state" / "runs")}
-    if found:
-        leftovers.end(found)
-
-
 if __name__ == "__main__":
     main()
-    os._exit(0)

@@ -37,7 +37,10 @@ def quiesce_leaks() -> Iterator[None]:
         with no_leaks():
             yield
     except LeakError as error:
-        pytest.fail(str(error), pytrace=False)
+        left = str(error)
+    else:
+        return
+    pytest.fail(left, pytrace=False)
 
 
 @pytest.fixture

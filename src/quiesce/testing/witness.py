@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -132,7 +131,10 @@ class Witness:
             time.sleep(min(remaining, 0.01))
 
     def close(self) -> None:
-        """Unmap the file. More than once does nothing."""
+        """Unmap the file, also where `at` has opened it in this process. More than once does nothing."""
+        other = _opened.pop(self.path, None)
+        if other is not None and other is not self:
+            other.close()
         self._words.release()
         self._map.close()
 
@@ -148,7 +150,12 @@ class Witness:
         self.close()
 
 
-@lru_cache(maxsize=64)
+#: What `opened` has given in this process, by path.
+_opened: Final[dict[str, Witness]] = {}
+
+
 def opened(path: str) -> Witness:
     """The witness at `path`, opened once in each process: for task bodies."""
-    return Witness(path)
+    found = _opened.get(path)
+    # Of two threads that get here at once both have one, of the same memory.
+    return _opened.setdefault(path, Witness(path)) if found is None else found
