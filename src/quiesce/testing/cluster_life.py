@@ -36,6 +36,8 @@ RUNTIMES: Final[Mapping[str, Mapping[str, Any]]] = {
 _TAIL: Final = 40
 #: Seconds beyond `stop_timeout` that an orderly end may take.
 _END: Final = 20.0
+#: Seconds that a look at a broker may take before it is seen whether its `up` still lives.
+_LOOK: Final = 1.0
 
 
 class Life:
@@ -163,7 +165,7 @@ class Life:
                 if up.status is not None:
                     raise self._error(f"`{up}` has ended with status {up.status}")
             try:
-                with Client(self.address, timeout=max(0.5, deadline - time.monotonic())) as client:
+                with Client(self.address, timeout=_LOOK) as client:
                     while True:
                         rows = self._ready_workers(client)
                         if len(rows) == wanted or time.monotonic() > deadline:
