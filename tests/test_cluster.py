@@ -371,6 +371,22 @@ def test_links_that_are_not_there(wired: Cluster) -> None:
         wired.heal("nowhere")
 
 
+def test_a_new_connection_behind_a_partition_comes_about_afterwards(
+    wired: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that is held in one direction alone: nothing comes back from nowhere."""
+    wired.partition("clients", "broker", one_way=True)
+    with pytest.raises(quiesce.BrokerUnavailableError):
+        Client(wired.client_address, timeout=0.3)
+    wired.cut("clients", "broker")
+    with pytest.raises(quiesce.BrokerUnavailableError):
+        Client(wired.client_address, timeout=0.3)
+    wired.heal()
+    with wired.client() as client:
+        assert client.broker_info().epoch == 1
+    assert caplog.messages == []
+
+
 # --- the disk
 
 

@@ -44,9 +44,11 @@ class Rule:
 
 
 class Way:
-    """One direction of one connection: from `source` to `target`."""
+    """One direction of one connection: from `source` to `target`. Nothing goes before both are there."""
 
-    def __init__(self, rule: Rule, source: socket.socket, target: socket.socket | None) -> None:
+    def __init__(
+        self, rule: Rule, source: socket.socket | None, target: socket.socket | None
+    ) -> None:
         self.rule = rule
         self.source = source
         self.target = target
@@ -63,6 +65,7 @@ class Way:
         return (
             not self.rule.held
             and not self.ended
+            and self.source is not None
             and self.target is not None
             and self.size < _ON_THE_WAY
         )
@@ -83,7 +86,7 @@ class Pair:
         rules = link.rules[channel]
         self.ways = {
             TO_BROKER: Way(rules[TO_BROKER], peer, None),
-            TO_PEER: Way(rules[TO_PEER], peer, peer),  # its source comes with the connection
+            TO_PEER: Way(rules[TO_PEER], None, peer),
         }
         self.is_open = True
         #: Something waits for its time to come.
@@ -268,7 +271,7 @@ class Proxy:
         wanted: dict[socket.socket, int] = {}
         pair.is_timed = any(way.queue and way.queue[0][0] > now for way in pair.ways.values())
         for way in pair.ways.values():
-            if way.wants_to_read:
+            if way.wants_to_read and way.source is not None:
                 wanted[way.source] = wanted.get(way.source, 0) | selectors.EVENT_READ
             if way.target is not None and way.is_due(now):
                 wanted[way.target] = wanted.get(way.target, 0) | selectors.EVENT_WRITE
@@ -294,6 +297,7 @@ class Proxy:
         self._go_on(pair)
 
     def _read(self, pair: Pair, way: Way) -> None:
+        assert way.source is not None
         try:
             data = way.source.recv(_CHUNK)
         except BlockingIOError:

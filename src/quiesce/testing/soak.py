@@ -40,7 +40,7 @@ _LEASE: Final = 2.0
 RUNTIMES: Final = {
     "compute-request": {"processes": 1, "slots": 64},
     "mgmt-request": {"processes": 1, "slots": 64},
-    "background": {"processes": 2, "slots": 1},
+    "background": {"processes": 3, "slots": 1},
 }
 #: Seconds that what is not the waiting of a stop may take: restarts, on a machine with much else to do.
 _SLACK: Final = 10.0
@@ -187,7 +187,7 @@ class Soak:
                     if time.monotonic() < self._until:
                         draw.choice(ways)(client, draw)
                         # While all scopes are closed nothing runs.
-                        time.sleep(draw.uniform(0.0, 0.4))
+                        time.sleep(draw.uniform(0.0, 1.0))
 
     def _stop_tenant(self, client: Client, draw: random.Random) -> None:
         self._stop_held(client, draw, tenant=draw.choice(TENANTS))

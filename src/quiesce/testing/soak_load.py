@@ -109,7 +109,7 @@ class Load:
             time.sleep(draw.choice((0.0, 0.005, 0.02, 0.05)))
 
     def _spawn(self, client: Client, draw: random.Random) -> Row:
-        runtime = draw.choice(("background",) * 3 + ("compute-request", "mgmt-request"))
+        runtime = draw.choice(("background",) * 2 + ("compute-request",) * 2 + ("mgmt-request",))
         tenant, kind = draw.choice(TENANTS), draw.choice(KINDS)
         slot = self.witness.new_slot(width=WIDTH)
         function: Any = soak_bodies.run

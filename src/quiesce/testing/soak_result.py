@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class SoakResult:
 
     def to_json(self) -> str:
         """All of it, as one line."""
-        return json.dumps(asdict(self) | {"ok": self.ok})
+        return json.dumps(vars(self) | {"ok": self.ok})
 
 
 def _counts(counter: Counter[str]) -> str:
