@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leaks import descendants
+from quiesce.testing.leaks import descendants
 
 TASKS = """
 import subprocess, time

@@ -1,20 +1,24 @@
 """What holds for every test: it starts from a clean environment and leaves nothing behind."""
 
+import importlib
 import importlib.util
 import os
 import shutil
 import signal
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from leaks import LeakCheck, become_subreaper
+from quiesce.testing.leaks import LeakCheck, become_subreaper, sockets_and_locks
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.has_plugin("quiesce"):
+        # The tree is tested, and what is installed beside it knows of no plugin.
+        plugin = importlib.import_module("quiesce.testing.plugin")
+        config.pluginmanager.register(plugin, "quiesce")
     become_subreaper()
     # Started in the background of a script, or by nohup: what the tests start must hear signals all the same.
     for number, handler in (
@@ -64,20 +68,10 @@ def run_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="q-", dir="/tmp"))
     try:
         yield folder
-        left = [str(path) for path in sorted(folder.rglob("*")) if _is_socket_or_lock(path)]
+        left = sockets_and_locks(folder)
     finally:
         shutil.rmtree(folder)
     _report("this test in its run_folder", left)
-
-
-def _is_socket_or_lock(path: Path) -> bool:
-    mode = path.lstat().st_mode
-    return (
-        stat.S_ISSOCK(mode)
-        or stat.S_ISFIFO(mode)
-        or path.suffix in (".lock", ".pid")
-        or path.name == "lock"
-    )
 
 
 def _report(whose: str, left: list[str]) -> None:

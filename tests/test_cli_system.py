@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from cli_system import BACKGROUND, CommandSystem
-from leaks import descendants
 from quiesce.cli.output import age, clean, counted, duration, plain, size
 from quiesce.registry.rows import StopRow
 from quiesce.registry.states import Evidence, Outcome
+from quiesce.testing.leaks import descendants
 from quiesce.values import Progress, TaskKind
 
 

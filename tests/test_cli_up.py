@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leaks import descendants, is_running
+from quiesce.testing.leaks import descendants, is_running
 from up_house import DRIVER, House, open_house
 
 

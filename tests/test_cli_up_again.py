@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leaks import is_running
+from quiesce.testing.leaks import is_running
 from quiesce.workers.processes import environment
 from up_house import House, open_house
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from leaks import descendants, is_running
 from quiesce import Client, Outcome, TaskCrashedError, TaskFailedError
 from quiesce.testing import Witness, bodies
+from quiesce.testing.leaks import descendants, is_running
 from system import System, until, workers_of
 
 

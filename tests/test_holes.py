@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from leaks import is_running
 from quiesce import (
     Client,
     Evidence,
@@ -22,6 +21,7 @@ from quiesce import (
     TaskCrashedError,
 )
 from quiesce.testing import Witness, bodies
+from quiesce.testing.leaks import is_running
 from system import System, until, workers_of
 
 

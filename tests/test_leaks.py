@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from leaks import LeakCheck, is_running
+from quiesce.testing.leaks import LeakCheck, is_running
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from leaks import is_running
 from quiesce.cli import leftovers
 from quiesce.cli.runs import (
     MOST_KEPT,
@@ -24,6 +23,7 @@ from quiesce.cli.runs import (
     this_run,
 )
 from quiesce.errors import ConfigurationError, QuiesceError
+from quiesce.testing.leaks import is_running
 
 HERE = Run(
     run="here",

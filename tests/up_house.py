@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from leaks import descendants
+from quiesce.testing.leaks import descendants
 
 #: Runs `Up` with stand-ins: argv is the folder, what the brokers do one after the other (the last mode is that
 #: of all that follow), what the supervisors do.

@@ -1,27 +1,85 @@
 """What a test may leave behind: nothing. Processes, threads and descriptors are counted around it.
 
-The test process is made a child subreaper, so that a process whose parent was killed becomes its
-child instead of escaping from the count to process 1. Its zombie stays until the test ends, or
-until somebody waits for it: `is_running` tells it from the living, `os.kill(pid, 0)` does not.
+`no_leaks` does so around a block, the fixture `quiesce_leaks` around a test. While they count, the test process
+is a child subreaper, so that a process whose parent was killed becomes its child instead of escaping from the
+count to process 1. Its zombie stays until the count ends, or until somebody waits for it: `is_running` tells it
+from the living, `os.kill(pid, 0)` does not.
 """
 
 import ctypes
 import gc
 import os
 import signal
+import stat
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
-from zmq.utils.garbage import gc as zmq_garbage
+from quiesce.testing.failures import LeakError
 
-PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 
 #: How long what has been told to end may take to be gone, in seconds.
-PATIENCE = 3.0
+PATIENCE: Final = 3.0
+
+
+@contextmanager
+def no_leaks(*folders: str | Path, patience: float = PATIENCE) -> Iterator[None]:
+    """A block that may leave nothing behind: no process (orphans too), thread, descriptor; no socket in `folders`.
+
+    What is about to end is waited for, for `patience` seconds; processes that are left are killed then. If the
+    block itself raises, what was left is added to that as a note.
+
+    Raises:
+        LeakError: says all that was left.
+    """
+    check = LeakCheck()
+    was_subreaper = is_subreaper()
+    become_subreaper()
+    try:
+        before = check.begin()
+        try:
+            yield
+        except BaseException as error:
+            left = check.end(before, patience)
+            if left:
+                error.add_note(_words(left))
+            raise
+        left = check.end(before, patience)
+        for folder in folders:
+            left += [f"file {path}" for path in sockets_and_locks(folder)]
+        if left:
+            raise LeakError(_words(left))
+    finally:
+        become_subreaper(was_subreaper)
+
+
+def _words(left: list[str]) -> str:
+    return "left behind:\n  " + "\n  ".join(left)
+
+
+def sockets_and_locks(folder: str | Path) -> list[str]:
+    """The sockets, pipes, locks and pid files below a folder."""
+    return [str(path) for path in sorted(Path(folder).rglob("*")) if _is_socket_or_lock(path)]
+
+
+def _is_socket_or_lock(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False  # gone since it was listed
+    return (
+        stat.S_ISSOCK(mode)
+        or stat.S_ISFIFO(mode)
+        or path.suffix in (".lock", ".pid")
+        or path.name == "lock"
+    )
 
 
 class Process(NamedTuple):
@@ -35,6 +93,7 @@ class Process(NamedTuple):
 
     @property
     def key(self) -> tuple[int, int]:
+        """What names it for ever."""
         return self.pid, self.start
 
 
@@ -52,6 +111,7 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> "Snapshot":
+        """Now."""
         return cls(
             processes={process.key: process for process in descendants(os.getpid())},
             threads=frozenset(
@@ -79,6 +139,7 @@ class LeakCheck:
         self._allowed: dict[tuple[int, int], int] = {}
 
     def begin(self) -> Snapshot:
+        """What there is now; hand it to `end`."""
         before = Snapshot.take()
         for key, count in _branches(before).items():
             self._allowed[key] = max(count, self._allowed.get(key, 0))
@@ -88,7 +149,8 @@ class LeakCheck:
         """What was left since `before`, in words. Waits for what is about to go, kills the rest."""
         deadline = time.monotonic() + patience
         # pyzmq keeps a thread and a context for ever once something large was sent without copying.
-        zmq_garbage.stop()
+        if zmq_garbage := sys.modules.get("zmq.utils.garbage"):
+            zmq_garbage.gc.stop()
         left = self._left(before)
         while left:
             gc.collect()  # what nobody holds any more is no leak, though its warning is an error
@@ -133,6 +195,7 @@ def _branches(snapshot: Snapshot) -> dict[tuple[int, int], int]:
 
 
 def describe(leak: Leak) -> str:
+    """A leak for people."""
     match leak:
         case Process():
             zombie = " (a zombie: it has ended, nobody waited for it)" if leak.state == "Z" else ""
@@ -143,11 +206,20 @@ def describe(leak: Leak) -> str:
             return f"descriptor {number}: {target}"
 
 
-def become_subreaper() -> None:
-    """From now on, orphans among the descendants of this process become its children."""
+def become_subreaper(wanted: bool = True) -> None:
+    """From now on, orphans among the descendants of this process become its children; or no more."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(wanted), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def is_subreaper() -> bool:
+    """Whether they do."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = ctypes.c_int(0)
+    if libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_GET_CHILD_SUBREAPER) failed")
+    return bool(found.value)
 
 
 def read_process(pid: int) -> Process | None:
@@ -201,6 +273,7 @@ def _command(process: Process) -> str:
 
 
 def open_descriptors() -> list[tuple[int, str]]:
+    """Those of this process with their targets, but for the ones to resource trackers."""
     trackers = set()
     for name in ("multiprocess.resource_tracker", "multiprocessing.resource_tracker"):
         # It is started at most once in a process, on first use, and lives as long: it is no leak.
@@ -218,7 +291,7 @@ def open_descriptors() -> list[tuple[int, str]]:
 
 
 def reap(before: Snapshot) -> None:
-    """Waits for the zombies that are new: orphans that fell to this process."""
+    """Wait for the zombies that are new: orphans that fell to this process."""
     for process in descendants(os.getpid()):
         if process.state == "Z" and process.parent == os.getpid():
             if process.key in before.processes:
