@@ -100,7 +100,8 @@ class TaskHarness:
             fence=Fence(1, 1, attempt),
         )
         self._task = TaskContext(
-            info=info,
+            key=(info.id, info.attempt),
+            describe=lambda: info,
             port=_Port(self),
             words=Words(self._checks, _CHECK),
             flag_index=_FLAG,
