@@ -1,6 +1,7 @@
 """A `quiesce up` of one's own, as a child process, for an executor that was given no broker."""
 
 import json
+import multiprocessing.process
 import os
 import shutil
 import signal
@@ -17,14 +18,16 @@ from quiesce.errors import BrokerUnavailableError
 RUNTIME: Final = "executor"
 KIND: Final = "executor"
 
+_PRELOAD: Final = "quiesce.client.private_worker"
+
 #: Seconds for its tasks to stop, and for its processes to end after that.
 _STOP_TIMEOUT: Final = 5
 _END_TIMEOUT: Final = 20.0
 
 #: Runs in the child: asks to be told to stop when the thread that started it ends (SIGTERM stops it in order),
 #: looks whether that has happened already, and is `quiesce up`. What that says for people goes to the log; what
-#: the tasks print and log goes where the owner's own does. The folder goes with
-#: whoever of the two ends last, but for SIGKILL to both.
+#: the tasks print and log goes where the owner's own does. Whoever of the two ends last removes the folder; if
+#: both are killed, it stays.
 _LAUNCH: Final = """
 import ctypes, os, shutil, signal, sys
 parent, folder = int(sys.argv[1]), sys.argv[2]
@@ -67,10 +70,14 @@ log_file = "{self._log_path}"
 [runtimes.{RUNTIME}]
 processes = {processes}
 slots = 1
+preload = ["{_PRELOAD}"]
 max_queue = 1000000
 [kinds.{KIND}]
 """
         )
+        key = self._folder / "authkey"  # see the module that is preloaded
+        key.touch(mode=0o600)
+        key.write_bytes(multiprocessing.process.current_process().authkey)
         # The workers import what this process can; no settings of the user's own broker reach this one.
         env = {name: value for name, value in os.environ.items() if not name.startswith("QUIESCE_")}
         env.update(variables)

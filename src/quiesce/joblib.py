@@ -11,6 +11,7 @@ reads): exactly the tasks of that call, and joblib goes on once they have ended.
 """
 
 import contextvars
+import sys
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -38,8 +39,18 @@ _ABORT_TIMEOUT: Final = 20.0
 
 
 def run(batch: Callable[[], list[Any]]) -> list[Any]:
-    """In the worker. Named there by this module, which so is imported, and its backend known to nested calls."""
-    return batch()
+    """In the worker. Named there by this module, which so is imported, and its backend known to nested calls.
+
+    A nested call may have used loky, which keeps its processes for the next one; but the task has ended only when
+    they have.
+    """
+    try:
+        return batch()
+    finally:
+        loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+        pool = getattr(loky, "_executor", None)
+        if pool is not None:
+            pool.shutdown(wait=True, kill_workers=True)
 
 
 class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
@@ -47,8 +58,8 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     With `client` or `address` the calls go to that broker, into `runtime` with `kind`. With neither, a private
     broker and pool of `n_jobs` processes is started at the first call, kept as long as this backend (so for a
-    `parallel_config` block, or a Parallel object), and ended with it. `n_jobs=-1`, the default, is the number of
-    processors, or of all slots of that broker's runtime.
+    `parallel_config` block, or a Parallel object), and ended with it. `n_jobs` is 1 by default, which runs
+    calls here, as with joblib's own backends; -1 is the number of processors, or of all slots of that runtime.
 
     Calls nested in a task use threads, as with joblib's own backends, unless they name a backend: "quiesce" gives
     each a private pool. Give no address of the pool that they run in: if all of its workers wait for nested
@@ -59,7 +70,6 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
-    default_n_jobs = -1
 
     def __init__(
         self,
