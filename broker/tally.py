@@ -43,7 +43,8 @@ class Tally:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._histograms: dict[tuple[str, str, str], Histogram] = {}
+        #: By runtime and kind: a histogram for each measure.
+        self._histograms: dict[tuple[str, str], dict[str, Histogram]] = {}
         #: All and only the live tasks that this broker has asked to stop.
         self._asked: dict[int, _Asked] = {}
 
@@ -59,17 +60,19 @@ class Tally:
         shown: dict[str, Any] = {
             measure: {"bounds": list(bounds), "rows": []} for measure, bounds in MEASURES.items()
         }
-        for (measure, runtime, kind), histogram in sorted(self._histograms.items()):
-            row = {"runtime": runtime, "kind": kind, **histogram.plain()}
-            shown[measure]["rows"].append(row)
+        for (runtime, kind), histograms in sorted(self._histograms.items()):
+            for measure, histogram in histograms.items():
+                if any(histogram.counts):
+                    row = {"runtime": runtime, "kind": kind, **histogram.plain()}
+                    shown[measure]["rows"].append(row)
         return shown
 
-    def _add(self, measure: str, runtime: str, kind: str, seconds: float) -> None:
-        key = (measure, runtime, kind)
-        histogram = self._histograms.get(key)
-        if histogram is None:
-            histogram = self._histograms[key] = Histogram(MEASURES[measure])
-        histogram.add(seconds)
+    def _of(self, runtime: str, kind: str) -> dict[str, Histogram]:
+        found = self._histograms.get((runtime, kind))
+        if found is None:
+            found = {measure: Histogram(bounds) for measure, bounds in MEASURES.items()}
+            self._histograms[(runtime, kind)] = found
+        return found
 
     # --- facts and events -------------------------------------------------------------------------
 
@@ -94,20 +97,21 @@ class Tally:
         ended = self._state.history.get(TaskId(fact.task_id))
         if ended is None:  # no history is kept
             return
-        runtime, kind = ended.runtime, ended.kind
-        if fact.started_at is not None:
+        histograms = self._of(ended.runtime, ended.kind)
+        started_at = fact.started_at
+        if started_at is not None:
             if ended.attempt == 1:
-                self._add("queue", runtime, kind, fact.started_at - ended.created_at)
-            self._add("run", runtime, kind, fact.at - fact.started_at)
+                histograms["queue"].add(started_at - ended.created_at)
+            histograms["run"].add(fact.at - started_at)
         if asked is None:
             return
-        self._add("stop", runtime, kind, fact.at - asked.at)
+        histograms["stop"].add(fact.at - asked.at)
         delivered, observed = asked.delivered_at, asked.observed_at
         if delivered is not None:
-            self._add("stop_delivery", runtime, kind, delivered - asked.at)
+            histograms["stop_delivery"].add(delivered - asked.at)
             if observed is not None:
-                self._add("stop_observation", runtime, kind, observed - delivered)
-                self._add("stop_end", runtime, kind, fact.at - observed)
+                histograms["stop_observation"].add(observed - delivered)
+                histograms["stop_end"].add(fact.at - observed)
 
     def on_usage(self, event: UsageSaid, now: float) -> None:
         """What a supervisor says of its tasks' looks. One that never looked counts from its beginning."""
@@ -117,7 +121,7 @@ class Tally:
                 if task is None or task.attempt != attempt or task.state is not TaskState.RUNNING:
                     continue
                 since = now - (task.started_at or now) if age is None else age
-                self._add("check_age", task.spawn.runtime, task.spawn.kind, since)
+                self._of(task.spawn.runtime, task.spawn.kind)["check_age"].add(since)
 
 
 _COUNTED: Final[dict[type, Callable[[Tally, Any], None]]] = {

@@ -9,6 +9,7 @@ each with its place and the nearest valid name.
     kinds      Tables change the sixteen default kinds or add to them.
 """
 
+import ipaddress
 import math
 import os
 import re
@@ -52,7 +53,8 @@ _OTHER_VARIABLES: Final = (_SHORT_ADDRESS, "QUIESCE_CONFIG", "QUIESCE_DEBUG")
 class BrokerConfig:
     """[broker]. Times in seconds, sizes in bytes. The folders are absolute; `state` "" = the default one.
 
-    `lease_bound` None: the least safe one, rounded up (`registry.leases.default_bound`).
+    `lease_bound` None: the least safe one, rounded up (`registry.leases.default_bound`). `metrics`: HOST:PORT, ""
+    for none; `metrics_public`: other machines may reach it.
     """
 
     address: str
@@ -69,6 +71,9 @@ class BrokerConfig:
     app_dir: str = ""
     log_level: str = "INFO"
     log_file: str = ""
+    log_format: str = "console"
+    metrics: str = ""
+    metrics_public: bool = False
     shutdown_order: tuple[str, ...] = DEFAULT_SHUTDOWN_ORDER
     default_runtimes: bool | None = None
 
@@ -332,7 +337,20 @@ class _Loader:
             self._wrong(("broker", "log_file"), f"there is no folder {folder}")
         broker = BrokerConfig(**values)
         self._check_bound(broker, values)
+        self._check_metrics(broker)
         return broker
+
+    def _check_metrics(self, broker: BrokerConfig) -> None:
+        """Whoever can reach it may read it: that is to be said twice."""
+        if not broker.metrics or broker.metrics_public:
+            return
+        host, _ = keys.host_and_port(broker.metrics)
+        if not ipaddress.ip_address(host).is_loopback:
+            self._wrong(
+                ("broker", "metrics"),
+                f"{broker.metrics} can be reached from other machines, and whoever reaches it may read it: use "
+                "127.0.0.1, or add metrics_public = true",
+            )
 
     def _check_bound(self, broker: BrokerConfig, values: Mapping[str, Any]) -> None:
         """A supervisor must not be declared dead while it may still run."""

@@ -4,6 +4,7 @@ A check takes a value as TOML gives it and returns it as the settings hold it, o
 what was expected. An environment variable is text; `from_text` brings it into the form TOML would give.
 """
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -88,6 +89,33 @@ def _texts(what: str, pattern: str) -> Check:
     return check
 
 
+def host_and_port(text: str) -> tuple[str, int]:
+    """127.0.0.1:9464, localhost:9464 or [::1]:9464. RefusedError if it is none of the kind."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        ipaddress.ip_address(host)
+        number = int(port) if colon and port.isascii() and port.isdigit() else -1
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65535:
+        raise RefusedError(
+            f"expected HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464 (port 0: any free one), got {shown(text)}"
+        )
+    return host, number
+
+
+def _listening(value: object) -> str:
+    text = _text(value)
+    host_and_port(text)
+    return str(text)
+
+
 #: The name of a runtime or a kind.
 NAME: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?"
 _MODULE: Final = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
@@ -107,6 +135,9 @@ BROKER: Final[Mapping[str, Key]] = {
     "app_dir": Key(_text),
     "log_level": Key(_choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", upper=True)),
     "log_file": Key(_text),
+    "log_format": Key(_choice("console", "json")),
+    "metrics": Key(_listening),
+    "metrics_public": Key(_boolean, "boolean"),
     "shutdown_order": Key(_texts("kinds", rf"\*|{NAME}"), "list"),
     "default_runtimes": Key(_boolean, "boolean"),
 }

@@ -25,6 +25,7 @@ from quiesce.cli.address import claimed, clean_up, forget_epoch, refuse_taken, r
 from quiesce.cli.broker_process import BROKER_COMMAND, BrokerProcess
 from quiesce.cli.children import Child, Orphans
 from quiesce.cli.config import Config
+from quiesce.cli.metrics_process import METRICS_COMMAND, MetricsProcess
 from quiesce.cli.pool import SUPERVISOR_COMMAND, Pool
 from quiesce.cli.restarts import MAX_FAILURES
 from quiesce.cli.runs import Ledger, new_id, this_run
@@ -84,6 +85,8 @@ class Up:
         self.ready = False
         #: Why it ends with another status than 0: what was said first.
         self.trouble = ""
+        #: None where it is not configured, or the broker is not ours.
+        self.metrics: MetricsProcess | None = None
         self._with_broker = with_broker
         self._broker_command = broker_command
         self._supervisor_command = supervisor_command
@@ -105,6 +108,8 @@ class Up:
         """Start, watch, end; gives the exit status. ConfigurationError if nothing could be started."""
         for name in self._runtimes:
             self.config.runtime(name)  # says now if there is none
+        if self._with_broker and self.config.broker.metrics:
+            self.metrics = MetricsProcess(self.config.broker)
         if not self._with_broker:
             return self._run()
         new = missing_folders(self.config)
@@ -191,6 +196,9 @@ class Up:
         line = pool.settings(os.getpid())
         pool.started(self._start_child(name, self._supervisor_command, line, (pool.table.fd,)))
 
+    def _start_metrics(self, settings: str) -> Child:
+        return self._start_child("metrics", METRICS_COMMAND, settings)
+
     # --- signals
 
     def _on_signal(self, signum: int) -> None:
@@ -263,6 +271,10 @@ class Up:
             child.ended(status)
             if self.broker is not None and child is self.broker.child:
                 self._on_broker_ended(self.broker, status)
+            elif self.metrics is not None and child is self.metrics.child:
+                story = self.metrics.ended(status, time.monotonic())
+                if self.state == RUNNING:
+                    say(story)
             else:
                 for pool in self.pools:
                     if pool.supervisor is child:
@@ -389,6 +401,8 @@ class Up:
 
     def _restart(self, now: float) -> None:
         broker, stopping = self.broker, self.state == STOPPING
+        if self.metrics is not None and self.ready and not stopping:
+            self.metrics.start_if_due(now, self._start_metrics)
         if broker is not None and broker.restart_at is not None and now >= broker.restart_at:
             self._start_broker(broker)
         for pool in self.pools:
@@ -421,6 +435,8 @@ class Up:
                     return _TICK
                 times += [] if self.broker.restart_at is None else [self.broker.restart_at]
             times += [pool.restart_at for pool in self.pools if pool.restart_at is not None]
+            if self.state == RUNNING and self.metrics is not None:
+                times += [] if self.metrics.start_at is None else [self.metrics.start_at]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _is_over(self) -> bool:

@@ -30,8 +30,8 @@ from quiesce.workers.settings import PoolSettings
 
 KEYS_OF_BROKER = (
     "(keys: address, state, lease, lease_bound, clock_drift, kill_delay, durability, stop_timeout, "
-    "payload_limit, session_timeout, history, app_dir, log_level, log_file, shutdown_order, "
-    "default_runtimes)"
+    "payload_limit, session_timeout, history, app_dir, log_level, log_file, log_format, metrics, "
+    "metrics_public, shutdown_order, default_runtimes)"
 )
 KEYS_OF_RUNTIME = "(keys: processes, slots, max_queue, kill_neighbours, stop_grace, preload, title)"
 KEYS_OF_KIND = "(keys: stop_grace, max_running, max_running_per_tenant)"
@@ -137,6 +137,9 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         app_dir = "."
         log_level = "debug"
         log_file = "log"
+        log_format = "json"
+        metrics = "0.0.0.0:9464"
+        metrics_public = true
         shutdown_order = ["compaction", "*"]
         [runtimes.background]
         processes = 3
@@ -163,6 +166,9 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         app_dir=str(tmp_path),
         log_level="DEBUG",
         log_file=str(tmp_path / "log"),
+        log_format="json",
+        metrics="0.0.0.0:9464",
+        metrics_public=True,
         shutdown_order=("compaction", "*"),
     )
     background = config.runtime("background")
@@ -283,6 +289,11 @@ WRONG = [
     ("[broker]\nlease_bound = 7\nlease = 0", "quiesce.toml:3: [broker] lease: expected a number of seconds from 0.5 to 3600, got 0"),
     ("[broker]\nstop_timeout = inf", "quiesce.toml:2: [broker] stop_timeout: expected a number of seconds from 0 to 86400, got inf"),
     ("[broker]\ndurability = 'crsh'", "quiesce.toml:2: [broker] durability: expected one of power-loss, crash, none; got 'crsh'; did you mean 'crash'?"),
+    ("[broker]\nlog_format = 'yaml'", "quiesce.toml:2: [broker] log_format: expected one of console, json; got 'yaml'"),
+    ("[broker]\nmetrics = '9464'", "quiesce.toml:2: [broker] metrics: expected HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464 (port 0: any free one), got '9464'"),
+    ("[broker]\nmetrics = 'localhost:99999'", "quiesce.toml:2: [broker] metrics: expected HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464 (port 0: any free one), got 'localhost:99999'"),
+    ("[broker]\nmetrics = '::1:9464'", "quiesce.toml:2: [broker] metrics: expected HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464 (port 0: any free one), got '::1:9464'"),
+    ("[broker]\nmetrics = '0.0.0.0:9464'", "quiesce.toml:2: [broker] metrics: 0.0.0.0:9464 can be reached from other machines, and whoever reaches it may read it: use 127.0.0.1, or add metrics_public = true"),
     ("[broker]\nlog_level = 'chatty'", "quiesce.toml:2: [broker] log_level: expected one of DEBUG, INFO, WARNING, ERROR, CRITICAL; got 'chatty'"),
     ("[broker]\nshutdown_order = ['compacton']", "quiesce.toml:2: [broker] shutdown_order: there is no kind 'compacton'; did you mean 'compaction'?"),
     ("[broker]\nshutdown_order = ['*', '*']", "quiesce.toml:2: [broker] shutdown_order: '*' is in the list twice"),
