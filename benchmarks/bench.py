@@ -1,0 +1,112 @@
+"""The benchmark's command line; `scripts/bench` calls it."""
+
+import argparse
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import drivers
+import environments
+import measure
+import measure_system
+import peerlist
+import report
+from session import Phase, Session, phase
+
+PHASES: list[tuple[str, Phase]] = [
+    ("throughput and round trips of quiesce, the bare parts and the standard library", measure.core),
+    ("round trips under load", measure_system.loaded),
+    ("when a running task sees a stop", measure_system.stop_seen),
+    ("stops of many tasks", measure_system.stop_many),
+    ("looks for a request to stop", measure_system.checks),
+    ("start, memory and rest", measure_system.rest),
+    ("payloads", measure_system.payload),
+    ("growth", measure_system.growth),
+    ("many workers", measure_system.workers),
+    ("many clients", measure_system.clients),
+    ("many queued tasks", measure_system.backlog),
+    ("peers", measure.peers),
+]
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures quiesce, other pools and bare parts, interleaved in one run. Only ratios within "
+        "one run mean anything: machines differ, and so do their moods.",
+        epilog="measures: "
+        + "; ".join(f"{name} ({what})" for name, what in measure.MEASURES.items())
+        + f". peers: {', '.join(peerlist.KINDS)}.",
+    )
+    parser.add_argument("--quick", action="store_true", help="little of everything, under two minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default 5; with --quick 2")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", choices=list(measure.MEASURES), help="measures"
+    )
+    parser.add_argument(
+        "--peers", nargs="+", default=[], metavar="NAME", choices=list(peerlist.KINDS), help="who is measured"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, - for stdout")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG, by its ending)")
+    parser.add_argument("--no-install", action="store_true", help="leave out what is not installed yet")
+    options = parser.parse_args(words)
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if options.plot and options.plot.suffix not in (".png", ".svg"):
+        parser.error("--plot needs a file that ends in .png or .svg")
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0: it ran, whatever the figures say. 1: nothing could be measured."""
+    options = parse(words)
+    signal.signal(signal.SIGTERM, _end)
+    drivers.adopt_orphans()
+    session = Session(
+        quick=options.quick,
+        rounds=options.rounds or (2 if options.quick else 5),
+        only=options.only,
+        peers=options.peers,
+        install=not options.no_install,
+    )
+    began = time.monotonic()
+    for title, run in PHASES:
+        with phase(title):
+            run(session)
+    command = shlex.join(["scripts/bench", *(sys.argv[1:] if words is None else words)])
+    found = report.as_json(session, command, time.monotonic() - began)
+    if str(options.json) == "-":
+        print(json.dumps(found))
+    else:
+        print(report.as_text(session))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.plot:
+        plot(found, options.plot, install=not options.no_install)
+    return 0 if session.figures.everything() else 1
+
+
+def plot(found: dict[str, object], target: Path, *, install: bool) -> None:
+    """Draw, in an environment that has matplotlib."""
+    try:
+        python = environments.environment("plot", ("matplotlib",), install=install)
+    except environments.Missing as missing:
+        print(f"no plot: {missing}", file=sys.stderr)
+        return
+    script = Path(__file__).with_name("plots.py")
+    subprocess.run([python, str(script), str(target)], input=json.dumps(found), text=True, check=True)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
