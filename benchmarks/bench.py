@@ -19,19 +19,20 @@ import peerlist
 import report
 from session import Phase, Session, phase
 
-PHASES: list[tuple[str, Phase]] = [
-    ("throughput and round trips of quiesce, the bare parts and the standard library", measure.core),
-    ("round trips under load", measure_system.loaded),
-    ("when a running task sees a stop", measure_system.stop_seen),
-    ("stops of many tasks", measure_system.stop_many),
-    ("looks for a request to stop", measure_system.checks),
-    ("start, memory and rest", measure_system.rest),
-    ("payloads", measure_system.payload),
-    ("growth", measure_system.growth),
-    ("many workers", measure_system.workers),
-    ("many clients", measure_system.clients),
-    ("many queued tasks", measure_system.backlog),
-    ("peers", measure.peers),
+#: What they are called, which measures are in them, and how they are run.
+PHASES: list[tuple[str, tuple[str, ...], Phase]] = [
+    ("side by side: quiesce, the bare parts, the standard library", measure.CORE, measure.core),
+    ("round trips under load", ("loaded",), measure_system.loaded),
+    ("when a running task sees a stop", ("stop-seen",), measure_system.stop_seen),
+    ("stops of many tasks", ("stop-many",), measure_system.stop_many),
+    ("looks for a request to stop", ("checks",), measure_system.checks),
+    ("start, memory and rest", ("start", "rest"), measure_system.rest),
+    ("payloads", ("payload",), measure_system.payload),
+    ("growth", ("growth",), measure_system.growth),
+    ("many workers", ("workers",), measure_system.workers),
+    ("many clients", ("clients",), measure_system.clients),
+    ("many queued tasks", ("backlog",), measure_system.backlog),
+    ("peers, each started anew", measure.PEERS, measure.peers),
 ]
 
 
@@ -45,17 +46,35 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         + "; ".join(f"{name} ({what})" for name, what in measure.MEASURES.items())
         + f". peers: {', '.join(peerlist.KINDS)}.",
     )
-    parser.add_argument("--quick", action="store_true", help="little of everything, under two minutes")
-    parser.add_argument("--rounds", type=int, metavar="N", help="default 5; with --quick 2")
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", choices=list(measure.MEASURES), help="measures"
+        "--quick", action="store_true", help="little of everything, under two minutes"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="default 7; with --quick 2")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        choices=list(measure.MEASURES),
+        help="measures",
     )
     parser.add_argument(
-        "--peers", nargs="+", default=[], metavar="NAME", choices=list(peerlist.KINDS), help="who is measured"
+        "--peers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        choices=list(peerlist.KINDS),
+        help="who is measured",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, - for stdout")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG, by its ending)")
-    parser.add_argument("--no-install", action="store_true", help="leave out what is not installed yet")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything there, - for stdout"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG, by its ending)"
+    )
+    parser.add_argument(
+        "--no-install", action="store_true", help="leave out what is not installed yet"
+    )
     options = parser.parse_args(words)
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -71,15 +90,16 @@ def main(words: Sequence[str] | None = None) -> int:
     drivers.adopt_orphans()
     session = Session(
         quick=options.quick,
-        rounds=options.rounds or (2 if options.quick else 5),
+        rounds=options.rounds or (2 if options.quick else 7),
         only=options.only,
         peers=options.peers,
         install=not options.no_install,
     )
     began = time.monotonic()
-    for title, run in PHASES:
-        with phase(title):
-            run(session)
+    for title, measures, run in PHASES:
+        if session.wants(*measures):
+            with phase(title):
+                run(session)
     command = shlex.join(["scripts/bench", *(sys.argv[1:] if words is None else words)])
     found = report.as_json(session, command, time.monotonic() - began)
     if str(options.json) == "-":
@@ -97,11 +117,13 @@ def plot(found: dict[str, object], target: Path, *, install: bool) -> None:
     """Draw, in an environment that has matplotlib."""
     try:
         python = environments.environment("plot", ("matplotlib",), install=install)
-    except environments.Missing as missing:
+    except environments.MissingError as missing:
         print(f"no plot: {missing}", file=sys.stderr)
         return
     script = Path(__file__).with_name("plots.py")
-    subprocess.run([python, str(script), str(target)], input=json.dumps(found), text=True, check=True)
+    subprocess.run(
+        [python, str(script), str(target)], input=json.dumps(found), text=True, check=True
+    )
 
 
 def _end(number: int, _: FrameType | None) -> None:

@@ -48,7 +48,7 @@ class Driver:
         env = {name: text for name, text in os.environ.items() if not name.startswith("QUIESCE_")}
         env["PATH"] = os.pathsep.join([str(Path(python).parent), env.get("PATH", "")])
         if kind.environment:
-            env.pop("PYTHONPATH", None)
+            env["PYTHONPATH"] = str(PEERS)  # their workers import the bodies, wherever they start
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(

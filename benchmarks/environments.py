@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from redis_server import find as find_redis  # noqa: E402 - the drivers' own folder is no package
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """Why something can't be measured here; its text is for the report."""
 
 
@@ -27,16 +27,16 @@ def cache() -> Path:
 
 
 def python_of(kind: peerlist.Kind, *, install: bool) -> str:
-    """The interpreter for a driver. Raises Missing."""
+    """The interpreter for a driver. Raises MissingError."""
     if kind.redis and find_redis() is None:
-        raise Missing("there is no redis-server in PATH, and REDIS_SERVER names none")
+        raise MissingError("there is no redis-server in PATH, and REDIS_SERVER names none")
     if not kind.environment:
         return sys.executable
     return environment(kind.environment, kind.requirements, install=install)
 
 
 def environment(name: str, requirements: tuple[str, ...], *, install: bool) -> str:
-    """The interpreter of an environment with these requirements. Raises Missing."""
+    """The interpreter of an environment with these requirements. Raises MissingError."""
     folder = cache() / "envs" / name
     python = folder / "bin" / "python"
     stamp = folder / "installed"
@@ -44,7 +44,7 @@ def environment(name: str, requirements: tuple[str, ...], *, install: bool) -> s
     if stamp.exists() and stamp.read_text() == wanted and python.exists():
         return str(python)
     if not install:
-        raise Missing("it is not installed, and --no-install was given")
+        raise MissingError("it is not installed, and --no-install was given")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two runs at once must not install into one folder
@@ -62,8 +62,8 @@ def environment(name: str, requirements: tuple[str, ...], *, install: bool) -> s
             )
         except subprocess.CalledProcessError as error:
             last = (error.stderr or "").strip().splitlines()[-1:] or ["no reason given"]
-            raise Missing(f"pip could not install it: {last[0]}") from None
+            raise MissingError(f"pip could not install it: {last[0]}") from None
         except (subprocess.TimeoutExpired, OSError) as error:
-            raise Missing(f"it could not be installed: {error}") from None
+            raise MissingError(f"it could not be installed: {error}") from None
         stamp.write_text(wanted)
     return str(python)

@@ -25,17 +25,17 @@ MEASURES = {
     "growth": "throughput by number of tasks, and of clients",
 }
 
+#: Those of the two phases here.
+CORE = ("individual", "batch", "map", "roundtrip")
+PEERS = ("individual", "roundtrip", "stop-seen", "start", "rest")
+
 #: Tasks in one message, or one chunk.
 CHUNK = 64
 
 
 def core(session: Session) -> None:
     """Throughput and round trips of quiesce, the bare parts and the standard library, all alive side by side."""
-    measures = [
-        name for name in ("individual", "batch", "map", "roundtrip") if session.wants(name)
-    ]
-    if not measures:
-        return
+    measures = [name for name in CORE if session.wants(name)]
     with ExitStack() as stack:
         drivers = session.started(stack, peerlist.CORE)
         for number in range(session.rounds):
@@ -60,9 +60,7 @@ CAPABLE = {
 def _core_measure(session: Session, driver: Driver, measure: str, number: int) -> None:
     if measure == "individual":
         session.rate(driver, measure, number, 20_000)
-    elif measure == "batch":
-        session.rate(driver, measure, number, 50_000, chunk=CHUNK)
-    elif measure == "map":
+    elif measure in ("batch", "map"):
         session.rate(driver, measure, number, 50_000, chunk=CHUNK)
     else:
         session.roundtrips(driver, number)
@@ -70,16 +68,12 @@ def _core_measure(session: Session, driver: Driver, measure: str, number: int) -
 
 def peers(session: Session) -> None:
     """All peers, each started anew in each round and alone while it is measured."""
-    measures = ("individual", "roundtrip", "stop-seen", "start", "rest")
-    if not session.wants(*measures):
-        return
     names = [name for name in peerlist.KINDS if name not in peerlist.CORE]
     names = session.participants([*peerlist.IN_BOTH, *names])
     for number in range(min(session.rounds, session.amount(3, 1))):
         for name in rotated(names, number):
-            with session.attempt("peers", name, number):
-                with session.driver(name, start=False) as driver:
-                    _peer(session, driver, number)
+            with session.attempt("peers", name, number), session.driver(name, start=False) as peer:
+                _peer(session, peer, number)
 
 
 def _peer(session: Session, driver: Driver, number: int) -> None:

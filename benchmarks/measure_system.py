@@ -7,14 +7,16 @@ from session import Session
 
 QUIESCE = "quiesce"
 
+#: Processes, and slots in each: as other pools have it; many tasks in one process; room for hundreds of coroutines.
+SINGLE, SHARED, WIDE = (2, 1), (1, 16), (2, 128)
+
 
 def stop_seen(session: Session) -> None:
     """When a running task sees the stop: asleep, in a loop, beside a large payload; and by bare parts."""
-    if not session.wants("stop-seen"):
-        return
     n = session.amount(20, 5)
     with ExitStack() as stack:
-        running = session.started(stack, ("quiesce", "floor"))
+        runtimes = {"single": SINGLE, "shared": SHARED}
+        running = session.started(stack, ("quiesce", "floor"), runtimes=runtimes)
         for number in range(session.rounds):
             for how in ("asleep", "busy", "neighbour", "payload"):
                 for name, driver in running.items():
@@ -28,11 +30,10 @@ def stop_seen(session: Session) -> None:
 
 def loaded(session: Session) -> None:
     """Round trips while another client keeps another runtime's queue full; and the bare parts alone."""
-    if not session.wants("loaded"):
-        return
     depth = session.amount(10_000, 2_000)
     with ExitStack() as stack:
-        running = session.started(stack, ("quiesce", "floor"))
+        runtimes = {"single": SINGLE, "other": SINGLE}
+        running = session.started(stack, ("quiesce", "floor"), runtimes=runtimes)
         if QUIESCE not in running:
             return
         driver = running[QUIESCE]
@@ -54,12 +55,11 @@ def _other(session: Session, stack: ExitStack, driver: Driver) -> Driver:
 
 def stop_many(session: Session) -> None:
     """Stops of many tasks, and the longest round trip of another client meanwhile."""
-    if not session.wants("stop-many"):
-        return
     figures = session.figures
     many, limit = session.amount(100_000, 5_000), session.amount(40, 5)
     with ExitStack() as stack:
-        running = session.started(stack, (QUIESCE,))
+        runtimes = {"single": SINGLE, "other": SINGLE, "wide": WIDE}
+        running = session.started(stack, (QUIESCE,), runtimes=runtimes)
         if not running:
             return
         driver = running[QUIESCE]
@@ -86,8 +86,6 @@ def stop_many(session: Session) -> None:
 
 def checks(session: Session) -> None:
     """The price of a look for a request to stop."""
-    if not session.wants("checks"):
-        return
     with ExitStack() as stack:
         for name, driver in session.started(stack, ("quiesce", "quiesce-slots")).items():
             for number in range(session.rounds):
@@ -98,40 +96,47 @@ def checks(session: Session) -> None:
 
 
 def backlog(session: Session) -> None:
-    """Throughput with many tasks queued, and what each costs the broker."""
-    if not session.wants("backlog"):
-        return
-    depths = (10_000, 100_000, 1_000_000)
-    depths = depths if not session.quick else (2_000, 10_000)
-    line = session.figures.curves["backlog"].setdefault(QUIESCE, [])
-    for number in range(session.amount(2, 1)):
-        for depth in depths:
-            if number and depth == depths[-1] and not session.quick:
-                continue  # once is long enough
-            with session.attempt("backlog", QUIESCE, number), ExitStack() as stack:
-                for driver in session.started(stack, (QUIESCE,)).values():
-                    _backlog(session, driver, number, depth, deepest=depth == depths[-1])
-    line.sort()
+    """Throughput with many tasks queued, and what each costs the broker.
+
+    A few queued before and after the many, in the same system: what changes meanwhile must not count.
+    """
+    few, some, many = (2_000, 5_000, 10_000) if session.quick else (10_000, 100_000, 1_000_000)
+    curve = session.figures.curves["backlog"]
+    with ExitStack() as stack:
+        for driver in session.started(stack, (QUIESCE,)).values():
+            session.fitting(driver, "batch", 2_000, chunk=0)  # warms it up
+            for depth, name, rounds in (
+                (few, "shallow", (0,)),
+                (some, "middle", (0,)),
+                (many, "deep", (0, 1)),
+                (few, "shallow", (1,)),
+            ):
+                with session.attempt("backlog", QUIESCE, rounds[0]):
+                    _backlog(session, driver, depth, name, rounds)
+    for name in ("shallow", "middle", "deep"):
+        figure = session.figures.get(f"backlog-{name}", QUIESCE)
+        if figure is not None and figure.n:
+            curve.setdefault(QUIESCE, []).append((figure.n, figure.median))
 
 
-def _backlog(session: Session, driver: Driver, number: int, depth: int, deepest: bool) -> None:
-    figures = session.figures
-    session.rate(driver, "batch", 0, 2_000, prefix="warm-up-", chunk=0)
+def _backlog(
+    session: Session, driver: Driver, depth: int, name: str, rounds: tuple[int, ...]
+) -> None:
     n = session.amount(10_000, 1_000)
-    limit = session.amount(90, 5)
-    answer = driver.ask("backlog", depth=depth, n=n, patience=limit, limit=limit + 400)
-    reached = answer["depth"]
-    name = "backlog-deep" if deepest else f"backlog-{depth}"
-    figures.add(name, QUIESCE, number, answer["rate"], "tasks/s", reached)
-    figures.add(f"{name}-bytes", QUIESCE, number, answer["bytes"], "B", reached)
-    figures.add(f"{name}-stop", QUIESCE, number, answer["stop_rest"], "s", reached - n)
-    figures.curves["backlog"][QUIESCE].append((reached, answer["rate"]))
+    patience = session.amount(90, 5)
+    answer = driver.ask("backlog", depth=depth, n=n, patience=patience, limit=patience + 300)
+    for number in rounds:
+        for what, value, unit in (
+            ("", answer["rate"], "tasks/s"),
+            ("-bytes", answer["bytes"], "B"),
+            ("-queueing", answer["queueing"], "tasks/s"),
+        ):
+            measure = f"backlog-{name}{what}"
+            session.figures.add(measure, QUIESCE, number, value, unit, answer["depth"])
 
 
 def clients(session: Session) -> None:
     """Many connected clients, ten processes of them, and what a round trip costs among them."""
-    if not session.wants("clients"):
-        return
     each = session.amount(100, 5)
     with ExitStack() as stack:
         for driver in session.started(stack, (QUIESCE,)).values():
@@ -141,23 +146,22 @@ def clients(session: Session) -> None:
                 for other in crowd:
                     other.ask("clients", n=each, limit=240)
                 session.roundtrips(driver, 0, "clients-many")
-                session.figures.add("clients", QUIESCE, 0, 10 * (each + 1) + 1, "clients")
+                held = 10 * (each + 1) + 1
+                session.figures.add("clients", QUIESCE, 0, held, "clients", held)
 
 
 def workers(session: Session) -> None:
     """Throughput by number of worker processes, and whether 200 hold."""
-    if not session.wants("workers"):
-        return
     line = session.figures.curves["workers"].setdefault(QUIESCE, [])
-    counts = session.amount(1, 0) * [1, 2, 4, 8, 200] or [1, 4]
-    for count in counts:
+    counts = (1, 2, 4, 8, 200)
+    for count in (1, 4) if session.quick else counts:
         with session.attempt("workers", QUIESCE, 0), ExitStack() as stack:
-            options = {"runtimes": {"single": [count, 1]}}
-            for driver in session.started(stack, (QUIESCE,), options=options).values():
+            runtimes = {"single": (count, 1)}
+            for driver in session.started(stack, (QUIESCE,), runtimes=runtimes).values():
                 ready = driver.ask("until_ready", n=count, limit=240)
-                session.figures.add(f"workers-{count}", QUIESCE, 0, ready, "workers")
+                session.figures.add("sessions", QUIESCE, 0, ready, "workers", count)
                 n = session.amount(5_000, 500)
-                driver.ask("individual", n=n // 5)
+                n = session.fitting(driver, "individual", n, seconds=4.0)
                 answer = driver.ask("individual", n=n, limit=120)
                 line.append((count, answer["n"] / answer["seconds"]))
 
@@ -165,16 +169,15 @@ def workers(session: Session) -> None:
 def rest(session: Session) -> None:
     """A system with nothing to do: its memory, and what it takes of a processor. And how it starts."""
     if session.wants("rest"):
-        options = {"runtimes": {"single": [2, 1]}}
         with ExitStack() as stack:
-            for driver in session.started(stack, (QUIESCE,), options=options).values():
+            for driver in session.started(stack, (QUIESCE,)).values():
                 with session.attempt("rest", QUIESCE, 0):
                     memory = driver.ask("system_memory")
                     n = memory["processes"]
                     session.figures.add("system-memory", QUIESCE, 0, memory["bytes"], "B", n)
     if not session.wants("rest", "start"):
         return
-    for number in range(min(session.rounds, 3)):
+    for number in range(session.amount(3, 1)):
         with session.attempt("start", QUIESCE, number), ExitStack() as stack:
             for name in session.participants((QUIESCE,)):
                 four = {"default_runtimes": True}
@@ -188,8 +191,6 @@ def rest(session: Session) -> None:
 
 def payload(session: Session) -> None:
     """Bytes there and back, from a few to many."""
-    if not session.wants("payload"):
-        return
     sizes = [(1 << 10, 50), (1 << 14, 50), (1 << 18, 20), (1 << 22, 5), (1 << 26, 2)]
     with ExitStack() as stack:
         names = ("quiesce", "pool", "futures")
@@ -211,8 +212,6 @@ def payload(session: Session) -> None:
 
 def growth(session: Session) -> None:
     """Throughput by the number of tasks, and of clients that hand them over at once."""
-    if not session.wants("growth"):
-        return
     curves = session.figures.curves
     with ExitStack() as stack:
         running = session.started(stack, ("quiesce", "floor", "pool"))

@@ -93,9 +93,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(cells: Sequence[str]) -> str:
         return (
-            "| "
-            + " | ".join(c.ljust(width) for c, width in zip(cells, widths, strict=True))
-            + " |"
+            "| " + " | ".join(c.ljust(width) for c, width in zip(cells, widths, strict=True)) + " |"
         )
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
@@ -106,8 +104,15 @@ def spread(figure: Figure | None) -> str:
     """Median and range."""
     if figure is None:
         return "-"
-    low, high = amount(figure.lowest, figure.unit), amount(figure.highest, figure.unit)
-    return f"{amount(figure.median, figure.unit)} [{low} - {high}]"
+    if len(figure.values) == 1:
+        return amount(figure.median, figure.unit)
+    values = (figure.median, figure.lowest, figure.highest)
+    texts = [amount(value, figure.unit) for value in values]
+    units = {text.partition(" ")[2] for text in texts}
+    if len(units) == 1 and (unit := units.pop()):
+        middle, low, high = (text.partition(" ")[0] for text in texts)
+        return f"{middle} [{low} - {high}] {unit}"
+    return f"{texts[0]} [{texts[1]} - {texts[2]}]"
 
 
 def short(figure: Figure | None) -> str:
@@ -124,7 +129,8 @@ def ratio_of(figures: Figures, measure: str, who: str, to: str) -> str:
 def as_text(session: Session) -> str:
     """All tables that have something to say."""
     figures = session.figures
-    parts = [_core(figures), _peers(session), _rest(figures), _targets(figures)]
+    parts = [_core(figures), _peers(session), _rest(figures), _payloads(figures)]
+    parts += [_curves(figures), _targets(figures)]
     parts += [_missing(session), _failures(figures)]
     return "\n\n".join(part for part in parts if part)
 
@@ -197,24 +203,99 @@ def _peers(session: Session) -> str:
     return table(head, rows)
 
 
-#: Shown elsewhere, or only what others are compared with.
-_SHOWN = ("individual", "batch", "map", "roundtrip-p50", "roundtrip-p99", "memory", "start")
+#: What stands in the table of all else, and in which words.
+TITLES = {
+    "asleep-p50": "a sleeping task sees the stop, p50",
+    "asleep-p99": "a sleeping task sees the stop, p99",
+    "busy-p50": "a task in a pure-Python loop sees it, p50",
+    "busy-p99": "a task in a pure-Python loop sees it, p99",
+    "neighbour-p50": "a sleeping task among 16 slots sees it, p50",
+    "payload-p50": "the same beside 64 MiB to its worker, p50",
+    "loaded-base-p50": "round trip before the load, p50",
+    "loaded-base-p99": "round trip before the load, p99",
+    "loaded-p50": "round trip beside 10,000 queued tasks, p50",
+    "loaded-p99": "round trip beside 10,000 queued tasks, p99",
+    "stop-200": "stop of 200 running coroutines",
+    "stop-500": "stop of 500 queued tasks",
+    "stop-500-of-many": "stop of 500 queued tasks among many others",
+    "stop-queued": "stop of many queued tasks",
+    "stop-queued-wait": "longest round trip of another client meanwhile",
+    "is_shutdown_requested": "is_shutdown_requested()",
+    "checkpoint": "checkpoint()",
+    "system-memory": "memory of up, broker, supervisor, two workers",
+    "start-four": "start of four runtimes to the first result",
+    "idle": "processor time of four idle runtimes",
+    "clients-none-p50": "round trip of one client alone, p50",
+    "clients-many-p50": "round trip among many connected clients, p50",
+    "clients": "connected clients",
+    "sessions": "worker sessions",
+    "backlog-shallow": "throughput with few queued",
+    "backlog-middle": "throughput with more queued",
+    "backlog-deep": "throughput with many queued",
+    "backlog-deep-queueing": "how fast they were queued",
+    "backlog-deep-bytes": "memory of the broker for each of them",
+}
 
 
 def _rest(figures: Figures) -> str:
     rows = [
         [
-            figure.measure,
+            title,
             _title(figure.who),
             spread(figure),
             "-" if figure.n is None else f"{figure.n:,.0f}",
         ]
-        for figure in figures.everything()
-        if figure.measure not in _SHOWN
-        and not figure.measure.startswith(("peers-", "warm-up-"))
-        and not (figure.measure.startswith("asleep") and figure.who not in ("quiesce", "floor"))
+        for measure, title in TITLES.items()
+        for figure in figures.of(measure)
+        if figure.who in peerlist.CORE
     ]
     return table(["Measure", "of", "median [range]", "n"], rows) if rows else ""
+
+
+def _payloads(figures: Figures) -> str:
+    sizes = sorted(
+        int(figure.measure.split("-")[1])
+        for figure in figures.everything()
+        if figure.measure.startswith("payload-") and figure.measure.count("-") == 2
+    )
+    return _by_number(
+        "There and back, median",
+        {
+            amount(size, "B"): {
+                figure.who: short(figure) for figure in figures.of(f"payload-{size}-p50")
+            }
+            for size in sizes
+        },
+    )
+
+
+#: What the curves are drawn against.
+CURVES = {
+    "tasks": "One by one, tasks/s, by tasks",
+    "workers": "One by one, tasks/s, by worker processes",
+    "clients": "One by one, tasks/s together, by clients at once",
+    "backlog": "Tasks/s by tasks queued",
+}
+
+
+def _curves(figures: Figures) -> str:
+    parts = []
+    for name, title in CURVES.items():
+        rows: dict[str, dict[str, str]] = {}
+        lines = figures.curves.get(name, {})
+        for x, who, y in sorted((x, who, y) for who, line in lines.items() for x, y in line):
+            rows.setdefault(f"{x:,.0f}", {})[who] = f"{y:,.0f}"
+        parts.append(_by_number(title, rows))
+    return "\n\n".join(filter(None, parts))
+
+
+def _by_number(title: str, rows: dict[str, dict[str, str]]) -> str:
+    """One row for each amount, one column for each participant."""
+    names = [name for name in peerlist.KINDS if any(name in row for row in rows.values())]
+    if not names:
+        return ""
+    cells = [[number, *(row.get(name, "-") for name in names)] for number, row in rows.items()]
+    return table([title, *map(_title, names)], cells)
 
 
 def _targets(figures: Figures) -> str:
@@ -237,5 +318,3 @@ def _failures(figures: Figures) -> str:
         f"failed: {each['who']}, {each['measure']}, round {each['round'] + 1}: {each['why']}"
         for each in figures.failures
     )
-
-

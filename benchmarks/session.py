@@ -49,7 +49,7 @@ class Session:
                 kind = peerlist.KINDS[name]
                 try:
                     self._pythons[name] = environments.python_of(kind, install=self._install)
-                except environments.Missing as missing:
+                except environments.MissingError as missing:
                     self.missing[name] = str(missing)
                     continue
             found.append(name)
@@ -78,13 +78,24 @@ class Session:
         return float(answer["seconds"])
 
     def started(
-        self, stack: ExitStack, names: Sequence[str], *, options: dict[str, Any] | None = None
+        self,
+        stack: ExitStack,
+        names: Sequence[str],
+        *,
+        runtimes: dict[str, tuple[int, int]] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> dict[str, Driver]:
-        """A running driver for each participant of these; the stack ends them."""
+        """A running driver for each participant of these; the stack ends them.
+
+        `runtimes`: of quiesce, where its usual one is not enough.
+        """
         drivers = {}
         for name in self.participants(names):
+            given = dict(options or {})
+            if runtimes is not None and name.startswith("quiesce"):
+                given["runtimes"] = runtimes
             with self.attempt("start", name, 0):
-                drivers[name] = stack.enter_context(self.driver(name, options=options))
+                drivers[name] = stack.enter_context(self.driver(name, options=given))
         return drivers
 
     @contextmanager
@@ -133,7 +144,7 @@ class Session:
     @property
     def seconds(self) -> float:
         """About as long as one thing of one participant may take in one round."""
-        return 0.3 if self.quick else 2.0
+        return 0.3 if self.quick else 1.5
 
     def latency(
         self, driver: Driver, measure: str, number: int, times: list[float], who: str = ""

@@ -16,7 +16,9 @@ def make_app(path: str) -> Any:
 
     app = Celery("bench", broker=f"redis+socket://{path}", backend=f"redis+socket://{path}")
     app.conf.update(
-        broker_connection_retry_on_startup=True, task_ignore_result=False, worker_hijack_root_logger=False
+        broker_connection_retry_on_startup=True,
+        task_ignore_result=False,
+        worker_hijack_root_logger=False,
     )
     return app
 

@@ -2,15 +2,15 @@
 
     this driver (client) --DEALER/ROUTER-- router --ROUTER/DEALER-- two workers
 
-It shows what the parts cost by themselves, and so the limit of what is built from them. A task is a number, a name and
-pickled arguments; its end is the number and a pickled result, which the client finds by a dict. The router forwards to
-the workers in turn; with `registry` it keeps a dict of all tasks, which is its only logic. There are no
+It shows what the parts cost by themselves, and so the limit of what is built from them. A task is a number, a
+name and pickled arguments; its end is the number and a pickled result, which the client finds by a dict. The router
+forwards to the workers in turn; with `registry` it keeps a dict of all tasks, which is its only logic. There are no
 acknowledgements, no journal, no scopes, no proof of anything; a worker that dies takes its tasks with it. A second
 pair of sockets carries requests to stop to a thread of each worker, which sets an Event.
 
 It is written in two ways. The plain one is what the guides of ZeroMQ show: poll, then one `recv_multipart` and one
-`send_multipart`. The `tuned` one reads a socket until it is empty, frame by frame, which costs a third: nobody can do
-with less. With `payloads` nothing is copied on its way; for small messages copies are cheaper.
+`send_multipart`. The `tuned` one reads a socket until it is empty, frame by frame, which costs less for each
+message. With `payloads` nothing is copied on its way; for small messages copies are cheaper.
 """
 
 import itertools
@@ -123,8 +123,7 @@ def route(folder: str, registry: bool, tuned: bool, payloads: bool) -> None:
     def from_client() -> None:
         client, body = receive(front, 2)
         if registry:
-            for number, name, _ in msgpack.unpackb(body):
-                tasks[number] = name
+            tasks.update((number, name) for number, name, _ in msgpack.unpackb(body))
         send(back, [next(turn), client, body])
 
     def from_worker() -> None:
@@ -212,9 +211,7 @@ class Floor(driver.Peer):
 
     package = "pyzmq"
 
-    def __init__(
-        self, registry: bool = False, tuned: bool = False, payloads: bool = False
-    ) -> None:
+    def __init__(self, registry: bool = False, tuned: bool = False, payloads: bool = False) -> None:
         self.registry = registry
         self.way = {"tuned": tuned, "payloads": payloads}
 
@@ -261,7 +258,9 @@ class Floor(driver.Peer):
         began = driver.now()
         pending = [next(self.numbers) for _ in range(n)]
         for start in range(0, n, chunk):
-            tasks = [(number, "noop", pickle.dumps((), 5)) for number in pending[start : start + chunk]]
+            tasks = [
+                (number, "noop", pickle.dumps((), 5)) for number in pending[start : start + chunk]
+            ]
             self.style.send(self.socket, [self.pack(tasks)])
         for number in pending:
             self.result(number)

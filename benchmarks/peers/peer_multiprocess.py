@@ -10,9 +10,9 @@ class Pool(peer_pool.Pool):
     package = "multiprocess"
 
     def begin(self) -> None:
-        from multiprocess import Pool as make
+        import multiprocess
 
-        self.pool = make(driver.WORKERS)
+        self.pool = multiprocess.Pool(driver.WORKERS)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ class Pool(driver.Peer):
     """`apply_async` and `map`."""
 
     def begin(self) -> None:
-        from multiprocessing import Pool as make
+        import multiprocessing
 
-        self.pool = make(driver.WORKERS)
+        self.pool = multiprocessing.Pool(driver.WORKERS)
 
     def submit(self) -> Any:
         return self.pool.apply_async(bodies.noop)

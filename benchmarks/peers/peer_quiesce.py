@@ -1,10 +1,10 @@
 """quiesce itself: one `quiesce up` with its journal, and a client; or, with an address, a client alone.
 
-    {"durability": "crash"}             a system with the runtimes below, and a client of it
+    {"durability": "crash"}             a system and a client of it
     {"address": "ipc:///tmp/.../run"}   one more client of a system that another driver has started
 
-Runtimes: `single` has two processes that run one task each at a time, as the other pools do, and is what all
-comparisons use unless `runtime` says otherwise.
+Its only runtime is `single` unless `runtime` or `runtimes` say otherwise: two processes that run one task each at a
+time, as the other pools do.
 """
 
 import itertools
@@ -28,7 +28,7 @@ import quiesce
 
 KIND = quiesce.TaskKind.COMPACTION
 
-#: Processes and slots by name.
+#: Processes and slots of those that measures need.
 RUNTIMES = {
     "single": (2, 1),
     "slots": (2, 16),
@@ -134,7 +134,9 @@ class Quiesce(driver.Peer):
     ) -> None:
         self.durability = durability
         self.runtime = "compute-request" if default_runtimes else runtime
-        self.runtimes = None if default_runtimes else runtimes or RUNTIMES
+        if runtimes is None:
+            runtimes = {runtime: RUNTIMES[runtime]}
+        self.runtimes = None if default_runtimes else runtimes
         self.given = address
         self.up: Up | None = None
         self.names = itertools.count()
@@ -317,9 +319,7 @@ class Quiesce(driver.Peer):
 
     def checks(self, n: int) -> dict[str, float]:
         """Seconds that one look costs in a task."""
-        costs: dict[str, float] = self.spawn(
-            self.runtime, KIND, quiesce_bodies.checks, n
-        ).result()
+        costs: dict[str, float] = self.spawn(self.runtime, KIND, quiesce_bodies.checks, n).result()
         return costs
 
     # --- beside others

@@ -17,21 +17,27 @@ async def noop(_: Any) -> None:
     """Return at once."""
 
 
+def note(path: str, text: str) -> None:
+    """For the driver, in a file."""
+    Path(path).write_text(text)
+
+
 async def until_aborted(_: Any, path: str) -> None:
     """Say by a file that it runs, and write the time at which it was cancelled beside it."""
-    Path(path).write_text(str(os.getpid()))
+    note(path, str(os.getpid()))
     try:
         await asyncio.sleep(600)
     except asyncio.CancelledError:
-        Path(path + ".seen").write_text(repr(driver.now()))
+        note(path + ".seen", repr(driver.now()))
         raise
 
 
 def make_queue(path: str) -> Any:
     """The queue in a server that listens at this path."""
-    from saq import Queue
+    from redis.asyncio import from_url
+    from saq.queue.redis import RedisQueue
 
-    return Queue.from_url(f"unix://{path}")
+    return RedisQueue(from_url(f"unix://{path}"))
 
 
 if address := os.environ.get("BENCH_REDIS"):
