@@ -87,7 +87,6 @@ def main(words: Sequence[str] | None = None) -> int:
     """0: it ran, whatever the figures say. 1: nothing could be measured."""
     options = parse(words)
     signal.signal(signal.SIGTERM, _end)
-    drivers.adopt_orphans()
     session = Session(
         quick=options.quick,
         rounds=options.rounds or (2 if options.quick else 7),
@@ -96,10 +95,11 @@ def main(words: Sequence[str] | None = None) -> int:
         install=not options.no_install,
     )
     began = time.monotonic()
-    for title, measures, run in PHASES:
-        if session.wants(*measures):
-            with phase(title):
-                run(session)
+    with drivers.nothing_left_behind():
+        for title, measures, run in PHASES:
+            if session.wants(*measures):
+                with phase(title):
+                    run(session)
     command = shlex.join(["scripts/bench", *(sys.argv[1:] if words is None else words)])
     found = report.as_json(session, command, time.monotonic() - began)
     if str(options.json) == "-":

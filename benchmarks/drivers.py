@@ -6,7 +6,10 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,9 +31,21 @@ class DriverError(Exception):
     """It did not do what it was asked: its own error, its end, or the time limit."""
 
 
-def adopt_orphans() -> None:
-    """From now on what drivers leave behind falls to us, so that it can be found and ended."""
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """What drivers leave behind falls to us, and is ended with this block; so are their temporary files."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Below /tmp: a longer path is too long for sockets.
+    with tempfile.TemporaryDirectory(
+        prefix="qb-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            for driver in list(Driver.running):
+                driver.close()
+            end_what_is_left()
 
 
 class Driver:

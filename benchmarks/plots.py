@@ -47,6 +47,9 @@ def bars(axes: Any, run: dict[str, Any], measure: str, title: str) -> None:
 def lines(axes: Any, run: dict[str, Any], name: str) -> None:
     """One for each participant."""
     title, x, y = CURVES[name]
+    if not any(run["curves"].get(name, {}).values()):
+        axes.set_axis_off()
+        return
     for who, points in run["curves"].get(name, {}).items():
         if points:
             label = run["participants"].get(who, {}).get("title", who)

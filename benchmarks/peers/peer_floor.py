@@ -221,7 +221,7 @@ class Floor(driver.Peer):
 
         self.pack, self.unpack = msgpack.packb, msgpack.unpackb
         self.style = Style(**self.way)
-        self.folder = tempfile.mkdtemp(prefix="bench-", dir="/tmp")
+        self.folder = tempfile.mkdtemp(prefix="f-")
         self.children = [self.child("route", registry=self.registry)]
         self.children += [self.child("work") for _ in range(driver.WORKERS)]
         self.context = zmq.Context()

@@ -18,7 +18,7 @@ class Parsl(driver.Peer):
         from parsl.executors import HighThroughputExecutor
         from parsl.providers import LocalProvider
 
-        self.folder = tempfile.TemporaryDirectory(prefix="bench-parsl-")
+        self.folder = tempfile.TemporaryDirectory(prefix="p-")
         executor = HighThroughputExecutor(
             label="htex",
             address="127.0.0.1",

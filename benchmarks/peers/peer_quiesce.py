@@ -60,7 +60,7 @@ class Up:
     """A `quiesce up` in a folder of its own."""
 
     def __init__(self, durability: str, runtimes: dict[str, tuple[int, int]] | None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="q-"))
         self.address = f"ipc://{self.folder}/run"
         text = CONFIG.format(
             address=self.address,

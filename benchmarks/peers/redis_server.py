@@ -20,13 +20,11 @@ class Redis:
         program = find()
         if program is None:
             raise RuntimeError("no redis-server in PATH, and REDIS_SERVER names none")
-        self.folder = Path(tempfile.mkdtemp(prefix="bench-redis-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="r-"))
         self.path = self.folder / "s"
-        command = f"--port 0 --unixsocket {self.path} --dir {self.folder} --save --appendonly no"
-        words = [word if word != "--save" else "--save" for word in command.split()]
-        words.insert(words.index("--save") + 1, "")
+        words = f"--port 0 --unixsocket {self.path} --dir {self.folder} --appendonly no --save"
         self.process = subprocess.Popen(
-            [program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [program, *words.split(), ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 10
         while not self.path.exists():
