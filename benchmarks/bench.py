@@ -86,7 +86,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """0: it ran, whatever the figures say. 1: nothing could be measured."""
     options = parse(words)
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     session = Session(
         quick=options.quick,
         rounds=options.rounds or (2 if options.quick else 7),

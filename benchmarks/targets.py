@@ -105,7 +105,7 @@ def _ratio(measure: str, who: str, to: str, to_measure: str = "") -> Read:
         if ratio is None:
             return None
         figure = figures.get(measure, who)
-        return Reading(ratio.median, ratio_text(ratio), figure and figure.n)
+        return Reading(ratio.median, ratio_text(ratio), figure.n if figure else None)
 
     return read
 

@@ -74,14 +74,14 @@ class Style:
 
         self.more = zmq.SNDMORE
         self.copy = not payloads
-        if not tuned:
-            self.receive, self.send = self.receive_plainly, self.send_plainly
+        self.receive = self.receive_tuned if tuned else self.receive_plainly
+        self.send = self.send_tuned if tuned else self.send_plainly
 
-    def receive(self, socket: Any, frames: int) -> Any:
+    def receive_tuned(self, socket: Any, frames: int) -> Any:
         """All frames of a message, the last as it comes if nothing is to be copied."""
         return [socket.recv() for _ in range(frames - 1)] + [socket.recv(copy=self.copy)]
 
-    def send(self, socket: Any, frames: list[Any]) -> None:
+    def send_tuned(self, socket: Any, frames: list[Any]) -> None:
         """One message."""
         for frame in frames[:-1]:
             socket.send(frame, self.more)

@@ -21,10 +21,9 @@ from typing import Any
 
 import bodies
 import driver
+import quiesce
 import quiesce_bodies
 from waiting import until_written
-
-import quiesce
 
 KIND = quiesce.TaskKind.COMPACTION
 
