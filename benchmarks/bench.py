@@ -1,6 +1,7 @@
 """The benchmark's command line; `scripts/bench` calls it."""
 
 import argparse
+import importlib.util
 import json
 import shlex
 import signal
@@ -88,6 +89,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parse(words)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
+    print(f"quiesce: {quiesce_folder()}", file=sys.stderr)
     session = Session(
         quick=options.quick,
         rounds=options.rounds or (2 if options.quick else 7),
@@ -112,6 +114,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.plot:
         plot(found, options.plot, install=not options.no_install)
     return 0 if session.figures.everything() else 1
+
+
+def quiesce_folder() -> str:
+    """Which quiesce is measured: the tree's, or an installed one."""
+    spec = importlib.util.find_spec("quiesce")
+    return str(Path(spec.origin).parent) if spec and spec.origin else "not installed"
 
 
 def plot(found: dict[str, object], target: Path, *, install: bool) -> None:

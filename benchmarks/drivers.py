@@ -64,6 +64,9 @@ class Driver:
         env["PATH"] = os.pathsep.join([str(Path(python).parent), env.get("PATH", "")])
         if kind.environment:
             env["PYTHONPATH"] = str(PEERS)  # their workers import the bodies, wherever they start
+        elif paths := env.get("PYTHONPATH"):
+            # PYTHONPATH=src must hold in processes that run in other folders, too.
+            env["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(

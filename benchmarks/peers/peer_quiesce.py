@@ -146,6 +146,9 @@ class Quiesce(driver.Peer):
         self.address = self.up.address if self.up else self.given
         self.client = quiesce.Client(self.address)
         self.spawn = self.client.spawn
+        durability = self.client.broker_info().durability
+        if self.up is not None and durability != self.durability:
+            raise RuntimeError(f"this broker's durability is {durability}, not {self.durability}")
 
     def submit(self) -> Any:
         return self.spawn(self.runtime, KIND, bodies.noop)
