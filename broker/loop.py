@@ -26,6 +26,8 @@ CONTROL_CAP: Final = 1000
 DATA_CAP: Final = 200
 #: Seconds between two tries of a full connection.
 RETRY: Final = 0.02
+#: Seconds of one sleep: somebody's deadline may be after the end of time.
+LONGEST: Final = 3600.0
 #: Complaints about malformed messages that are logged in one minute; the others are counted only.
 COMPLAINTS: Final = 10
 
@@ -116,7 +118,7 @@ class Broker:
             waits.append(RETRY)
         if not waits:
             return -1
-        return max(0, int(min(waits) * 1000) + 1)
+        return max(0, int(min(*waits, LONGEST) * 1000) + 1)
 
     def _drain(self, channel: Channel, cap: int) -> None:
         socket = self._sockets[channel]
@@ -140,7 +142,7 @@ class Broker:
             self._complaints.popleft()
         if len(self._complaints) < COMPLAINTS:
             self._complaints.append(now)
-            log.warning("dropped a malformed message: %s", text)
+            log.warning("dropped a message: %s", text)
 
 
 def _read_signals(wakeup: int) -> bytes:

@@ -1,8 +1,8 @@
 """The broker's process: `python -m quiesce.broker.serve`, with one line of BrokerSettings JSON on stdin.
 
 Exit status: 0 the system was stopped in order; 3 the same, because a task marked shutdown_process_on_error
-failed; 4 it could not start, with one line on stderr that says why; 5 its journal can't be written any more: the
-next broker goes on from what it holds. SIGTERM stops the system in order, again
+failed; 4 it could not start, with one line on stderr that says why; 5 its journal can't be written any more, or
+what it holds in memory is no longer what was decided: the next broker goes on from what the journal holds. SIGTERM stops the system in order, again
 faster; SIGINT likewise where there is no parent (else a terminal's Ctrl-C is the parent's); SIGQUIT at once.
 """
 
@@ -28,6 +28,7 @@ from quiesce.broker.locks import AlreadyLockedError, Lock
 from quiesce.broker.loop import Broker
 from quiesce.broker.settings import BrokerSettings
 from quiesce.registry import leases
+from quiesce.registry.machine import HalfDoneError
 
 EXIT_STOPPED: Final = 0
 EXIT_FAILED: Final = 3
@@ -57,7 +58,7 @@ def main() -> int:
     setproctitle("quiesce broker")
     try:
         return serve(settings)
-    except JournalFailedError as error:
+    except (JournalFailedError, HalfDoneError) as error:
         print(f"quiesce broker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - what `up` shows
         return EXIT_JOURNAL_FAILED
     except (StartError, AlreadyLockedError) as error:

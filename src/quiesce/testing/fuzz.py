@@ -64,8 +64,28 @@ _FLOATS: Final = (
     *(math.inf, -math.inf, math.nan),
 )
 _WORDS: Final = (
-    *("", "x", "\0", "a" * 300, "é" * 70, "\U0001f600", "%s %d {0}", "../../etc/passwd", "\n\r\x1b[2J"),
-    *("completed", "failed", "cancelled", "crashed", "lost", "begun", "RETURNED", "NEVER_RAN", "REAPED"),
+    *(
+        "",
+        "x",
+        "\0",
+        "a" * 300,
+        "é" * 70,
+        "\U0001f600",
+        "%s %d {0}",
+        "../../etc/passwd",
+        "\n\r\x1b[2J",
+    ),
+    *(
+        "completed",
+        "failed",
+        "cancelled",
+        "crashed",
+        "lost",
+        "begun",
+        "RETURNED",
+        "NEVER_RAN",
+        "REAPED",
+    ),
     *("never", "always", "on-failure", "queued", "ended", "control", "data", "running", "FENCED"),
 )
 
@@ -367,6 +387,8 @@ class Mess:
         self.chance = chance
         self.hostile = hostile
         self.tick = 1000.0
+        #: By how much time may pass in one step: leases and sessions may expire.
+        self.jumps: tuple[float, ...] = (0.01, 0.6, 3.0, 20.0, 40.0)
         self.ears = Ears()
         self.journal = Packing()
         self.settings = settings()
@@ -432,9 +454,9 @@ class Mess:
         elif roll < 0.95:
             self._work()
         else:
-            self.tick += self.chance.choice((0.01, 0.6, 3.0, 20.0, 40.0))
+            self.tick += self.chance.choice(self.jumps)
             self.core.pass_time()
-        self.core.leave()
+            self.core.leave()
         self.check()
 
     def _attack(self) -> None:
@@ -475,7 +497,16 @@ class Mess:
             self.requests += 1
             scope = (chance.choice((None, *KINDS)), chance.choice((None, "tenant")), None, None)
             stop = from_client.Stop(
-                self.requests, scope, None, None, chance.choice((None, 5.0)), False, False, "", 0, None
+                self.requests,
+                scope,
+                None,
+                None,
+                chance.choice((None, 5.0)),
+                False,
+                False,
+                "",
+                0,
+                None,
             )
             self._hear("control", b"client", stop)
         elif what == 3:
@@ -484,6 +515,18 @@ class Mess:
         else:
             kind = chance.choice((from_client.ListTasks, from_client.GetStatistics))
             self._hear("control", b"client", message(chance, kind, World()))
+
+    def make_busy(self) -> None:
+        """Tasks that are queued, assigned and running, and one that has ended."""
+        for number in range(10):
+            self._honest_spawn(RUNTIMES[number % 2])
+        for name in RUNTIMES:
+            state = self.core.registry.state
+            for worker in list(state.pool[name].values()):
+                rows = [(task, state.tasks[task].attempt, 0.1) for task in list(worker.tasks)[:2]]
+                self._hear("data", b"w" + worker.supervisor, from_worker.Begun(rows))
+        self._honest_worker("pool")
+        self.check()
 
     def _honest_spawn(self, name: str) -> None:
         session = self.core.registry.state.sessions.get(self.session)  # type: ignore[call-overload]  # bytes
@@ -522,6 +565,7 @@ class Mess:
 
     def _take(self, channel: Channel, route: bytes, said: Sequence[bytes]) -> None:
         self.core.incoming.take(channel, [route, *said])
+        self.core.leave()
 
     # --- what must hold ---------------------------------------------------------------------------
 
@@ -550,7 +594,10 @@ class Mess:
         again = Registry(**configuration)  # type: ignore[arg-type]  # as it takes them
         for fact in self.journal.read():
             again.apply(fact)
-        made, was = (_plain(each.freeze(volatile=False, payloads=True)) for each in (again, self.core.registry))
+        made, was = (
+            _plain(each.freeze(volatile=False, payloads=True))
+            for each in (again, self.core.registry)
+        )
         if made != was:
             raise Fault("what was journalled makes another registry")
 
