@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NewType, Union, get_args, get_origin, get_type_hints
 
 from quiesce.broker.core import Core
-from quiesce.broker.journal import MemoryJournal, Recovered
+from quiesce.broker.journal import Journal, MemoryJournal, Recovered
 from quiesce.broker.peers import Channel, Peer, PeerKey, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.errors import ProtocolError
@@ -376,6 +376,9 @@ def settings() -> BrokerSettings:
     )
 
 
+NOTHING: Final = Recovered(snapshot=None, facts=(), last_epoch=0, complete=True, words="")
+
+
 class Fault(Exception):  # noqa: N818 - what a fuzzer finds, not what a caller handles
     """The broker did what it must not, and what led to it."""
 
@@ -383,22 +386,30 @@ class Fault(Exception):  # noqa: N818 - what a fuzzer finds, not what a caller h
 class Mess:
     """A broker's core, honest peers that do something useful, and hostile ones."""
 
-    def __init__(self, chance: random.Random, *, hostile: float = 0.6) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        *,
+        hostile: float = 0.6,
+        journal: Journal | None = None,
+        recovered: Recovered = NOTHING,
+        epoch: int = 1,
+    ) -> None:
         self.chance = chance
         self.hostile = hostile
         self.tick = 1000.0
         #: By how much time may pass in one step: leases and sessions may expire.
         self.jumps: tuple[float, ...] = (0.01, 0.6, 3.0, 20.0, 40.0)
         self.ears = Ears()
-        self.journal = Packing()
+        self.journal = Packing() if journal is None else journal
         self.settings = settings()
         self.complaints: list[str] = []
         self.core = Core(
             self.settings,
             self.ears,
             self.journal,
-            Recovered(snapshot=None, facts=(), last_epoch=0, complete=True, words=""),
-            1,
+            recovered,
+            epoch,
             "boot",
             now=lambda: Instant(self.tick, 1e9 + self.tick),
             complain=self.complaints.append,
@@ -435,7 +446,7 @@ class Mess:
         known = self.core.registry.state.supervisors.get(self.supervisors[name])
         incarnation = known.workers.get(1) if known is not None else None
         if incarnation is not None:
-            attach = from_worker.Attach(incarnation, 1)
+            attach = from_worker.Attach(incarnation, self.core.registry.state.epoch)
             self._hear("data", b"w" + self.supervisors[name], attach)
 
     # --- steps ------------------------------------------------------------------------------------
@@ -595,18 +606,18 @@ class Mess:
         for fact in self.journal.read():
             again.apply(fact)
         made, was = (
-            _plain(each.freeze(volatile=False, payloads=True))
+            plain(each.freeze(volatile=False, payloads=True))
             for each in (again, self.core.registry)
         )
         if made != was:
             raise Fault("what was journalled makes another registry")
 
 
-def _plain(frozen: Any) -> Any:
+def plain(frozen: Any) -> Any:
     """With payloads as bytes, however they travelled."""
     if isinstance(frozen, Frame):
         return frozen.data
-    return tuple(map(_plain, frozen)) if isinstance(frozen, tuple) else frozen
+    return tuple(map(plain, frozen)) if isinstance(frozen, tuple) else frozen
 
 
 def main(minutes: float, seed: int | None = None, *, steps: int = 300) -> int:
