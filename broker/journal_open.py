@@ -23,7 +23,7 @@ from quiesce.broker.journal_thread import DiskJournal
 
 #: A rollback journal is there only while the file is being made.
 _SQLITE: Final = (NAME, f"{NAME}-wal", f"{NAME}-shm", f"{NAME}-journal")
-_FILES: Final = (*_SQLITE, RESERVE, HEAD)
+_FILES: Final = (*_SQLITE, RESERVE, HEAD, f"{HEAD}.new")
 
 
 def open_journal(

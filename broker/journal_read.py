@@ -206,9 +206,9 @@ def read_journal(folder: Path, boot_id: str) -> Found:
     with path.open("rb") as file:
         header = file.read(100)
     in_order = header[:16] == b"SQLite format 3\0" and header[18:20] == b"\2\2"
-    if found.head is None and not found.damage and path.stat().st_size <= _UNMADE:
-        if not in_order or Path(f"{path}-journal").exists():
-            return found  # its making was interrupted: the head is made later
+    unmade = found.head is None and not found.damage and path.stat().st_size <= _UNMADE
+    if unmade and (not in_order or Path(f"{path}-journal").exists()):
+        return found  # its making was interrupted: the head is made later
     if not in_order:
         found.harm(f"{path} is no journal: its first bytes are wrong", 1)
         return found

@@ -34,7 +34,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -48,7 +48,7 @@ from quiesce.registry.facts import Fact
 from quiesce.registry.invariants import check
 from quiesce.registry.machine import Registry
 from quiesce.testing.disk import SECTOR, Disk, Files, Op, Recorder, can_record, put
-from quiesce.testing.fuzz import Mess, plain, settings
+from quiesce.testing.fuzz import NOTHING, Mess, plain, settings
 
 MODES: Final = ("crash", "power-loss")
 #: So that snapshots, checkpoints and groups come often.
@@ -168,7 +168,7 @@ def record(
     """A broker that works, is ended in order and started again; in its last life the disk is full for a while."""
     recorder = Recorder(folder)
     past = Past()
-    past.keys.append(key_of(recover(SETTINGS, _nothing())))
+    past.keys.append(key_of(recover(SETTINGS, NOTHING)))
     past.synced.append(0)
     with recorder.recording():
         for life in range(lives):
@@ -187,18 +187,10 @@ def record_recovery(
         for op in made.recording.ops[: made.played]:
             disk.play(op)
     recorder = Recorder(folder)
-    past = made.past.upto(made.turn)
+    mode, past = made.recording.mode, made.recording.past.upto(made.turn)
     with recorder.recording():
-        _live(recorder, folder, made.mode, made.boot, past, chance, steps, full=False)
-    return Recording(
-        made.mode, made.boot, disk, past, recorder.ops, made.epoch, made.doubtful
-    )
-
-
-def _nothing() -> Any:
-    from quiesce.testing.fuzz import NOTHING
-
-    return NOTHING
+        _live(recorder, folder, mode, made.boot, past, chance, steps, full=False)
+    return Recording(mode, made.boot, disk, past, recorder.ops, made.epoch, made.doubtful)
 
 
 def _live(
@@ -250,26 +242,24 @@ def _live(
 # --- the points -----------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Made:
     """The folder as a crash would have left it, and what must be true of it."""
 
-    mode: str
-    files: Files
     recording: Recording
     #: The notes that had been played.
     played: int
     boot: str
-    what: str
-    #: At least and at most so many turns; and how many may be missing if the journal says so.
+    #: At least and at most so many turns; and how many even if the journal says that some may be missing.
     least: int
     most: int
     promised: int
     epoch: int
-    past: Past
-    doubtful: bool
-    #: Which turn it was, once recovered.
+    files: Files = field(default_factory=dict)
+    what: str = ""
+    #: Which turn it was, and whether the journal was in doubt, once recovered.
     turn: int = -1
+    doubtful: bool = False
 
 
 @dataclass
@@ -295,13 +285,19 @@ class Report:
 
 
 def crashes(
-    recording: Recording, chance: random.Random, *, every: int = 1, some: int = 2
+    recording: Recording,
+    chance: random.Random,
+    *,
+    every: int = 1,
+    first: int = 0,
+    some: int = 2,
 ) -> Iterator[tuple[str, Made]]:
-    """All crashes at every so-many-th note."""
+    """All crashes at every so-many-th note, and at each of the first ones."""
     disk = copy.deepcopy(recording.start)
     acked = taken = _first_turn(recording)
     epoch = recording.epoch
     offset = chance.randrange(every)
+    noted = 0
     for number, op in enumerate(recording.ops):
         if op.kind == "mark":
             word, _, count = op.to.partition(" ")
@@ -311,38 +307,36 @@ def crashes(
                 acked = int(count)
             else:
                 epoch = int(count)
-        chosen = number % every == offset
+        noted += op.kind != "mark"
+        chosen = number % every == offset or noted <= first
         where = f"{recording.mode}, note {number} ({op.kind} {op.name}{op.to})"
 
-        def made(kind: str, files: Files, what: str, boot: str, promised: int) -> tuple[str, Made]:
-            return kind, Made(
-                recording.mode,
-                files,
-                recording,
-                number + (kind != "torn"),
-                boot,
-                f"{kind} at {where}: {what}",
-                acked,
-                taken,
-                promised,
-                epoch,
-                recording.past,
-                recording.doubtful,
-            )
-
+        base = Made(
+            recording=recording,
+            played=number,
+            boot=recording.boot,
+            least=acked,
+            most=taken,
+            promised=acked,
+            epoch=epoch,
+        )
         if chosen and op.kind == "write" and len(op.data) > 1:
             for cut in _CUTS:
                 if -1 <= cut < len(op.data):
                     kept = cut % len(op.data)
-                    files = disk.torn(op, kept)
-                    yield made("torn", files, f"{kept} of {len(op.data)} bytes", recording.boot, acked)
+                    what = f"torn at {where}: {kept} of {len(op.data)} bytes"
+                    yield "torn", replace(base, files=disk.torn(op, kept), what=what)
         disk.play(op)
         if not chosen:
             continue
-        yield made("clean", disk.after_kill(), "killed", recording.boot, acked)
-        promised = acked if recording.mode == "power-loss" else recording.past.synced[acked]
-        for what, files in disk.losses(chance, some):
-            yield made("lost", files, what, f"{recording.boot}'", promised)
+        base.played = number + 1
+        what = f"clean at {where}: killed"
+        yield "clean", replace(base, files=disk.after_kill(), what=what)
+        base.boot += "'"
+        if recording.mode == "crash":
+            base.promised = recording.past.synced[acked]
+        for said, files in disk.losses(chance, some):
+            yield "lost", replace(base, files=files, what=f"lost at {where}: {said}")
 
 
 def _first_turn(recording: Recording) -> int:
@@ -357,7 +351,7 @@ def judge(kind: str, made: Made, folder: Path, *, deep: bool) -> str | None:
     """What is wrong with the recovery of this crash; None if nothing is. Notes which turn it came to."""
     put(made.files, folder)
     try:
-        journal, recovered = open_journal(folder, made.mode, boot_id=made.boot, limits=LIMITS)
+        journal, recovered = open_journal(folder, made.recording.mode, boot_id=made.boot, limits=LIMITS)
     except JournalDamagedError as error:
         return f"it was refused: {error}"
     except (OSError, ValueError) as error:
@@ -366,7 +360,7 @@ def judge(kind: str, made: Made, folder: Path, *, deep: bool) -> str | None:
         registry = recover(SETTINGS, recovered)
         check(registry, volatile=False)
         key = key_of(registry)
-        past = made.past
+        past = made.recording.past
         turns = [turn for turn, each in enumerate(past.keys[: made.most + 1]) if each == key]
         if not turns:
             return "the registry that it makes never was"
@@ -378,7 +372,7 @@ def judge(kind: str, made: Made, folder: Path, *, deep: bool) -> str | None:
                 f"turn {made.least} was acknowledged, turn {made.turn} is the last, and the journal says "
                 "that nothing is missing"
             )
-        if kind != "lost" and not made.doubtful and not recovered.complete:
+        if kind != "lost" and not made.recording.doubtful and not recovered.complete:
             return "it says that something may be missing, where nothing can"
         made.doubtful = not recovered.complete
         epoch = next_epoch(folder, recovered.last_epoch)
@@ -395,24 +389,34 @@ def _go_on(
     registry.apply(fact)
     journal.append([fact], [])
     journal.close()
-    journal, recovered = open_journal(folder, made.mode, boot_id=made.boot, limits=LIMITS)
+    journal, recovered = open_journal(folder, made.recording.mode, boot_id=made.boot, limits=LIMITS)
     with closing(cast("Any", journal)):
         if key_of(recover(SETTINGS, recovered)) != key_of(registry):
             return "read again after one more turn, it is another registry"
     return None
 
 
-def explore(  # one loop over all there is
+def explore(
     folder: Path,
     *,
     seed: int = 0,
     modes: tuple[str, ...] = MODES,
     every: int = 1,
+    first: int = 0,
     steps: int = 40,
     nested: int = 6,
-    deadline: float | None = None,
 ) -> Report:
-    """Record, crash, recover, judge: for each mode. `nested`: so many recoveries are cut off in turn."""
+    """Record, crash, recover, judge: for each mode.
+
+    Args:
+        folder: where all of it is done.
+        seed: of what is chosen at random.
+        modes: of durability.
+        every: only so-many-th notes are points,
+        first: and so many first ones.
+        steps: of work in each life of the broker.
+        nested: so many recoveries are noted, and cut off in turn.
+    """
     report = Report()
     began = time.monotonic()
     chance = random.Random(seed)
@@ -422,11 +426,12 @@ def explore(  # one loop over all there is
         queue = [(record(live, mode, chance, steps=steps), every, nested)]
         while queue:
             recording, pace, more = queue.pop()
-            report.points += sum(op.kind != "mark" for op in recording.ops[::pace])
+            seen: set[int] = set()
             chosen: list[tuple[str, Made]] = []
-            for number, (kind, made) in enumerate(crashes(recording, chance, every=pace)):
-                if deadline is not None and time.monotonic() > deadline:
-                    break
+            for number, (kind, made) in enumerate(
+                crashes(recording, chance, every=pace, first=first)
+            ):
+                seen.add(made.played)
                 report.variants[kind] += 1
                 try:
                     trouble = judge(kind, made, scratch, deep=number % 5 == 0)
@@ -436,6 +441,7 @@ def explore(  # one loop over all there is
                     report.failures.append(f"{made.what}: {trouble}")
                 elif more and chance.random() < 0.02:
                     chosen.append((kind, made))
+            report.points += len(seen)
             for kind, made in chance.sample(chosen, min(more, len(chosen))):
                 report.nested += 1
                 again = folder / f"again-{report.nested}"
@@ -459,6 +465,12 @@ def _settled(files: Files) -> Disk:
     return disk
 
 
+def scratch() -> Path:
+    """A new folder, in memory if there is such a place: syncs cost nothing there."""
+    shared = "/dev/shm"
+    return Path(tempfile.mkdtemp(prefix="q-", dir=shared if os.access(shared, os.W_OK) else None))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 if something is wrong."""
     parser = argparse.ArgumentParser(prog="crash-points", description=(__doc__ or "").split("\n")[0])
@@ -470,10 +482,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not can_record():
         print("crash-points: this Python does not let SQLite's functions be reached", file=sys.stderr)
         return 1
-    shared = Path("/dev/shm")
-    folder = Path(
-        tempfile.mkdtemp(prefix="q-", dir=shared if os.access(shared, os.W_OK) else None)
-    )
+    folder = scratch()
     try:
         report = explore(folder, seed=chosen.seed, every=chosen.every, steps=chosen.steps)
     finally:

@@ -7,6 +7,7 @@ there, of which any part may arrive (`after_power_loss`).
 """
 
 import ctypes
+import math
 import os
 import random
 import sqlite3
@@ -23,7 +24,7 @@ _OK: Final = 0
 _FULL: Final = sqlite3.SQLITE_FULL
 _FOLDER: Final = ""
 #: The files that are written by `os.pwrite` alone.
-_NOTED: Final = frozenset({"head", "reserve"})
+_NOTED: Final = frozenset({"head", "head.new", "reserve"})
 
 
 class Op(NamedTuple):
@@ -195,9 +196,9 @@ class Recorder:
             name = self._open_files[file]
             end = max(self._sizes[name], at + size)
             others = sum(each for other, each in self._sizes.items() if other != name)
-            if self.capacity is not None and end > self._sizes[name]:
-                if others + end > self.capacity + self.given_up:
-                    return _FULL
+            room = math.inf if self.capacity is None else self.capacity + self.given_up
+            if self._sizes[name] < end and room < others + end:
+                return _FULL
             self._sizes[name] = end
             self.ops.append(Op("write", name, at, ctypes.string_at(data, size)))
             status: int = write(file, data, size, at)
