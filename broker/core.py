@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from quiesce import __version__
 from quiesce.broker import news
+from quiesce.broker.admission import Admission
 from quiesce.broker.incoming import Incoming
 from quiesce.broker.journal import Journal, Recovered
 from quiesce.broker.outgoing import Outgoing
@@ -93,12 +94,18 @@ class Core:
             version=__version__,
             durability=journal.durability,
             say_malformed=complain,
+            say_failed=lambda name, error: complain(f"{name} could not be handled: {error!r:.500}"),
         )
         self.queries.counters = self._counters
         self._tally = Tally(self.registry.state)
         self.queries.times = self._tally.plain
+        self.admission = Admission(self.registry, peers, self.handle, lambda: now().tick)
         self.incoming = Incoming(
-            peers, self.queries, self.handle, payload_limit=settings.payload_limit
+            peers,
+            self.queries,
+            self.admission,
+            self.handle,
+            payload_limit=settings.payload_limit,
         )
         self.outgoing = Outgoing(peers, payload_limit=settings.payload_limit)
         self.outgoing.on_still_waiting = self.queries.stacks.say
@@ -106,6 +113,8 @@ class Core:
         #: Something acknowledged before may be missing from the journal, and may still run.
         self._doubtful = not recovered.complete
         self._graves: deque[tuple[float, PeerKey]] = deque()
+        #: What the driver counts.
+        self.more_counters: Callable[[], dict[str, int]] = dict
         self.handle(
             events.EpochBegan(epoch, boot_id, settings.run, settings.swept, recovered.complete)
         )
@@ -159,6 +168,7 @@ class Core:
         if deadline is not None and deadline <= tick:
             self.handle(events.Tick())
         self.queries.stacks.expire()
+        self.admission.sweep()
         while self._graves and self._graves[0][0] <= tick:
             self.peers.forget(self._graves.popleft()[1])
 
@@ -191,6 +201,12 @@ class Core:
     def _counters(self) -> dict[str, int]:
         return {
             "malformed_messages": self.incoming.malformed,
+            "failed_messages": self.incoming.failed,
             "undeliverable_messages": self.peers.dropped,
+            "unreadable_answers": self.peers.unsaid,
+            "overfull_peers": self.peers.overfull,
+            "refused_sessions": self.admission.refused,
+            "dropped_sessions": self.admission.dropped,
             "peers": len(self.peers.by_key),
+            **self.more_counters(),
         }

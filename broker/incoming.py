@@ -1,12 +1,16 @@
 """Messages into events: who says it, whether they may, and what the registry is told.
 
 A message from a route that has not said hello is answered with HelloWanted. Queries, which decide
-nothing, go to `queries`. Nothing a peer sends can stop the broker: what is malformed is counted and dropped.
+nothing, go to `queries`. Nothing a peer sends can stop the broker: what is malformed, or says what can't be
+(see `sense`), is counted and dropped; and so is a message whose handler fails, as long as it has decided nothing.
 """
 
 from collections.abc import Callable
 from typing import Any, Final
 
+from quiesce.broker import sense
+from quiesce.broker.admission import Admission
+from quiesce.broker.journal import JournalFailedError
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.queries import Queries
 from quiesce.errors import ProtocolError
@@ -22,6 +26,8 @@ from quiesce.protocol import (
 from quiesce.protocol.codec import Decoder, peek_version
 from quiesce.registry import events
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, SpawnNumber, StopId, TaskId
+from quiesce.registry.limits import LABEL_LIMIT
+from quiesce.registry.machine import HalfDoneError
 from quiesce.registry.scope import Scope
 
 Speaks: Final = frozenset({PROTOCOL_VERSION, PROTOCOL_VERSION - 1})
@@ -41,10 +47,17 @@ class Incoming:
     """Takes frames, gives events to `handle`."""
 
     def __init__(
-        self, peers: Peers, queries: Queries, handle: Handle, *, payload_limit: int
+        self,
+        peers: Peers,
+        queries: Queries,
+        admission: Admission,
+        handle: Handle,
+        *,
+        payload_limit: int,
     ) -> None:
         self._peers = peers
         self._queries = queries
+        self._admission = admission
         self._handle = handle
         self._payload_limit = payload_limit
         everything = (*from_client.MESSAGES, *from_worker.MESSAGES, *from_supervisor.MESSAGES)
@@ -53,7 +66,10 @@ class Incoming:
             "data": Decoder(everything, max_bytes=2 * payload_limit + CONTROL_LIMIT),
         }
         self.epoch = 0
+        #: Messages that were none, or made no sense.
         self.malformed = 0
+        #: Messages whose handler failed: faults of ours, which somebody's message has found.
+        self.failed = 0
 
     def take(self, channel: Channel, frames: list[bytes]) -> None:
         """One message from one route."""
@@ -72,7 +88,24 @@ class Incoming:
         self.hear(channel, route, message)
 
     def hear(self, channel: Channel, route: bytes, message: Any) -> None:
-        """One message that is one, from one route."""
+        """One message that is one, from one route.
+
+        Raises:
+            HalfDoneError: it was decided only in part. The broker must not go on with that.
+        """
+        try:
+            sense.check(message)
+            self._hear(channel, route, message)
+        except sense.SenseError as error:
+            self.malformed += 1
+            self._queries.say_malformed(f"{_name(message)}: {error}")
+        except (HalfDoneError, JournalFailedError, OSError):
+            raise
+        except Exception as error:
+            self.failed += 1
+            self._queries.say_failed(_name(message), error)
+
+    def _hear(self, channel: Channel, route: bytes, message: Any) -> None:
         kind = type(message)
         hello = _HELLOS.get(kind)
         if hello is not None:
@@ -83,6 +116,8 @@ class Incoming:
         if peer is None or _SPEAKER[peer.key[0]] != speaker:
             self._peers.send_to_route(channel, route, _WANTED[speaker](self.epoch))
             return
+        if speaker == from_worker.__name__ and not peer.worker:
+            return  # it has said hello, and was not let in: it will say so again
         _HANDLERS[kind](self, peer, message)
 
     # --- hellos -----------------------------------------------------------------------------------
@@ -95,6 +130,12 @@ class Incoming:
         if hello.channel != channel or len(hello.session) != 16:
             self.malformed += 1
             return
+        if channel == "control" and not hello.resumed:
+            refusal = self._admission.refuses(SessionId(hello.session))
+            if refusal is not None:
+                refused = to_client.Refused(0, "BrokerUnavailableError", refusal)
+                self._peers.send_to_route(channel, route, refused)
+                return
         self._peers.introduce(("session", hello.session), channel, route)
         session = SessionId(hello.session)
         if channel == "control":
@@ -201,6 +242,8 @@ class Incoming:
         self._handle(events.ResultsTaken(_session(peer), message.task_ids))
 
     def stop(self, peer: Peer, message: from_client.Stop) -> None:
+        if self._refuse_long(peer, message):
+            return
         self._handle(
             events.StopAsked(
                 _session(peer),
@@ -225,6 +268,8 @@ class Incoming:
         )
 
     def reopen(self, peer: Peer, message: from_client.Reopen) -> None:
+        if self._refuse_long(peer, message):
+            return
         self._handle(
             events.ReopenAsked(
                 _session(peer), RequestNumber(message.request), Scope(*message.scope)
@@ -238,13 +283,25 @@ class Incoming:
     def query(self, peer: Peer, message: Any) -> None:
         self._queries.take(peer, message)
 
+    def _refuse_long(self, peer: Peer, message: Any) -> bool:
+        """A request that would be kept, with a label that nobody wants to keep."""
+        trouble = sense.too_long(message)
+        if trouble is not None:
+            refused = to_client.Refused(message.request, "PayloadTooLargeError", trouble)
+            self._peers.send(peer, "control", refused)
+        return trouble is not None
+
     # --- workers ----------------------------------------------------------------------------------
 
     def begun(self, peer: Peer, message: from_worker.Begun) -> None:
         self._handle(events.TasksBegun(Incarnation(peer.worker), message.rows))
 
     def ended(self, peer: Peer, message: from_worker.Ended) -> None:
-        self._handle(events.TasksEnded(Incarnation(peer.worker), message.rows))
+        rows = [
+            row if len(row.text) <= sense.TEXT_LIMIT else row._replace(text=sense.cut(row.text))
+            for row in message.rows
+        ]
+        self._handle(events.TasksEnded(Incarnation(peer.worker), rows))
 
     def given_back(self, peer: Peer, message: from_worker.GivenBack) -> None:
         self._handle(events.TasksGivenBack(Incarnation(peer.worker), message.rows))
@@ -254,13 +311,23 @@ class Incoming:
         self._handle(events.StopsSeen(Incarnation(peer.worker), rows))
 
     def lingering(self, peer: Peer, message: from_worker.Lingering) -> None:
-        self._handle(events.TaskLingers(Incarnation(peer.worker), *message))
+        what = sense.cut(message.what, sense.NOTE_LIMIT)
+        self._handle(
+            events.TaskLingers(Incarnation(peer.worker), message.task_id, message.attempt, what)
+        )
 
     def associate(self, peer: Peer, message: from_worker.Associate) -> None:
+        for label in (message.tenant_id, message.timeline_id):
+            if label is not None and len(label) > LABEL_LIMIT:
+                text = f"a label of {len(label)} characters; the limit is {LABEL_LIMIT}"
+                refused = to_worker.Associated(message.request, "PayloadTooLargeError", text)
+                self._peers.send(peer, "control", refused)
+                return
         self._handle(events.AssociateAsked(Incarnation(peer.worker), *message))
 
     def progress(self, peer: Peer, message: from_worker.Progress) -> None:
-        self._handle(events.ProgressSaid(Incarnation(peer.worker), message.rows))
+        rows = [(*row[:4], sense.cut(row[4], sense.NOTE_LIMIT)) for row in message.rows]
+        self._handle(events.ProgressSaid(Incarnation(peer.worker), rows))
 
     def waiting(self, peer: Peer, message: from_worker.Waiting) -> None:
         self._handle(events.WaitsSaid(Incarnation(peer.worker), message.rows))
@@ -294,6 +361,11 @@ class Incoming:
         del message
         self._handle(events.SupervisorGoodbye(peer.key[1]))
         self._peers.forget(peer.key)
+
+
+def _name(message: Any) -> str:
+    """As in `from_client.Hello`."""
+    return f"{type(message).__module__.rpartition('.')[2]}.{type(message).__name__}"
 
 
 def _session(peer: Peer) -> SessionId:

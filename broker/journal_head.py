@@ -41,14 +41,17 @@ class Head:
 
 
 class HeadFile:
-    """Writes heads. The file is made with all its blocks, so that a full disk does not matter later."""
+    """Writes heads. The file is made with all its blocks, so that a full disk does not matter later; and under
+    another name until its first head stands in it, for a head that says nothing is a damaged one.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open or make it. OSError if that can't be done."""
-        path = folder / NAME
+        self._path = path = folder / NAME
+        self._fresh = None if path.exists() else folder / f"{NAME}.new"
         self._counter = max((counter for counter, _ in _slots(path)), default=0)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < 2 * _APART:
+        self._fd = os.open(self._fresh or path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._fd).st_size < 2 * _APART or self._fresh is not None:
             os.pwrite(self._fd, bytes(2 * _APART), 0)
 
     def write(self, head: Head, *, sync: bool, both: bool = False) -> None:
@@ -68,8 +71,11 @@ class HeadFile:
                 head.boot.encode()[:36],
             )
             os.pwrite(self._fd, body + _digest(body), self._counter % 2 * _APART)
-            if sync:
+            if sync or self._fresh is not None:
                 os.fdatasync(self._fd)
+        if self._fresh is not None:
+            os.replace(self._fresh, self._path)
+            self._fresh = None
 
     def close(self) -> None:
         """Let go of the file."""

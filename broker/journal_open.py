@@ -21,7 +21,9 @@ from quiesce.broker.journal_space import NAME as RESERVE
 from quiesce.broker.journal_store import Connect, Store, connect as plain_connect
 from quiesce.broker.journal_thread import DiskJournal
 
-_FILES: Final = (NAME, f"{NAME}-wal", f"{NAME}-shm", RESERVE, HEAD)
+#: A rollback journal is there only while the file is being made.
+_SQLITE: Final = (NAME, f"{NAME}-wal", f"{NAME}-shm", f"{NAME}-journal")
+_FILES: Final = (*_SQLITE, RESERVE, HEAD, f"{HEAD}.new")
 
 
 def open_journal(
@@ -59,8 +61,8 @@ def open_journal(
         mark = _Mark(state, found, boot_id=boot_id, doubtful=not complete)
         return MemoryJournal(mark), recovered
     limits = limits or JournalLimits()
-    if found.head is not None and found.head.mode == "none":
-        for name in _FILES[:3]:
+    if not found.exists:  # what is there does not count, or its making was interrupted
+        for name in _SQLITE:
             (state / name).unlink(missing_ok=True)
     store = Store(
         found,

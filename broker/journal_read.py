@@ -61,6 +61,8 @@ SCHEMA: Final = tuple(
     f"CREATE TABLE {table} ({', '.join(columns)})" for table, columns in _COLUMNS.items()
 )
 DIGEST: Final = 16
+#: Bytes of a file that has no tables yet, at most.
+_UNMADE: Final = 3 * 4096
 _ROW: Final = struct.Struct(">16sQQQBQ")
 _SEAL: Final = struct.Struct(">QQQQQ16s16s")
 _ADVICE: Final = (
@@ -203,7 +205,11 @@ def read_journal(folder: Path, boot_id: str) -> Found:
         return found
     with path.open("rb") as file:
         header = file.read(100)
-    if header[:16] != b"SQLite format 3\0" or header[18:20] != b"\2\2":
+    in_order = header[:16] == b"SQLite format 3\0" and header[18:20] == b"\2\2"
+    unmade = found.head is None and not found.damage and path.stat().st_size <= _UNMADE
+    if unmade and (not in_order or Path(f"{path}-journal").exists()):
+        return found  # its making was interrupted: the head is made later
+    if not in_order:
         found.harm(f"{path} is no journal: its first bytes are wrong", 1)
         return found
     # Reading makes these if they are not there.

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import zmq
 
+from quiesce.broker.connections import Connections
 from quiesce.broker.core import Core
 from quiesce.broker.journal import Journal, Recovered
 from quiesce.broker.journal_thread import DiskJournal
@@ -27,6 +28,8 @@ CONTROL_CAP: Final = 1000
 DATA_CAP: Final = 200
 #: Seconds between two tries of a full connection.
 RETRY: Final = 0.02
+#: Seconds of one sleep: somebody's deadline may be after the end of time.
+LONGEST: Final = 3600.0
 #: Complaints about malformed messages that are logged in one minute; the others are counted only.
 COMPLAINTS: Final = 10
 
@@ -47,12 +50,20 @@ class Broker:
     ) -> None:
         """`recovered`: what the journal held. The broker of `epoch` goes on from there."""
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {"control": control, "data": data}
+        self._peers = Peers(control, data)
+        self._connections = Connections(
+            control.context,
+            self._sockets,
+            settings.socket_files,
+            lambda channel, route: self._peers.at(channel, route) is not None,
+            time.monotonic,
+        )
         self._wakeup = wakeup
         self._journal = journal
         self._complaints: deque[float] = deque()
         self._core = Core(
             settings,
-            Peers(control, data),
+            self._peers,
             journal,
             recovered,
             epoch,
@@ -61,6 +72,11 @@ class Broker:
         )
         if isinstance(journal, DiskJournal):
             self._core.queries.journal = journal.figures
+        self._core.more_counters = self._connections.counters
+
+    def close(self) -> None:
+        """Before the sockets are closed, whether it ran or not."""
+        self._connections.close()
 
     def settle(self) -> None:
         """Wait until the beginning of this epoch is durable: nobody may hear of it before.
@@ -89,11 +105,16 @@ class Broker:
         for socket in self._sockets.values():
             poller.register(socket, zmq.POLLIN)
         poller.register(self._wakeup, zmq.POLLIN)
+        monitors = set(self._connections.monitors.values())
+        for monitor in monitors:
+            poller.register(monitor, zmq.POLLIN)
         if self._journal.fileno() >= 0:
             poller.register(self._journal.fileno(), zmq.POLLIN)
         while self._core.stopped is None:
-            poller.poll(self._timeout())
+            ready = poller.poll(self._timeout())
             self._take_signals()
+            if not monitors.isdisjoint([socket for socket, _ in ready]) or self._is_time_to_look():
+                self._connections.look()
             self._drain("control", CONTROL_CAP)
             self._drain("data", DATA_CAP)
             self._core.pass_time()
@@ -117,9 +138,12 @@ class Broker:
             waits.append(stacks - time.monotonic())
         if self._core.peers.full:
             waits.append(RETRY)
+        look = self._connections.due()
+        if look is not None:
+            waits.append(look - time.monotonic())
         if not waits:
             return -1
-        return max(0, int(min(waits) * 1000) + 1)
+        return max(0, int(min(*waits, LONGEST) * 1000) + 1)
 
     def _drain(self, channel: Channel, cap: int) -> None:
         socket = self._sockets[channel]
@@ -127,8 +151,22 @@ class Broker:
             waiting = socket.getsockopt(zmq.EVENTS)
             if not isinstance(waiting, int) or not waiting & zmq.POLLIN:
                 return
+            route = socket.recv()
+            if self._peers.at(channel, route) is None:
+                self._hear_stranger(channel, route)
+                continue
             frames: Any = socket.recv_multipart()
-            self._core.incoming.take(channel, frames)
+            self._core.incoming.take(channel, [route, *frames])
+
+    def _hear_stranger(self, channel: Channel, route: bytes) -> None:
+        """A message of nobody that is known, perhaps a hello: then its connection is somebody's."""
+        frames: Any = self._sockets[channel].recv_multipart(copy=False)
+        self._connections.heard(frames[0].get(zmq.SRCFD), route)
+        self._core.incoming.take(channel, [route, *[frame.bytes for frame in frames]])
+
+    def _is_time_to_look(self) -> bool:
+        look = self._connections.due()
+        return look is not None and look <= time.monotonic()
 
     def _take_signals(self) -> None:
         for number in _read_signals(self._wakeup):
@@ -143,7 +181,7 @@ class Broker:
             self._complaints.popleft()
         if len(self._complaints) < COMPLAINTS:
             self._complaints.append(now)
-            log.warning("dropped a malformed message: %s", text)
+            log.warning("dropped a message: %s", text)
 
 
 def _read_signals(wakeup: int) -> bytes:

@@ -33,13 +33,16 @@ class Queries:
         version: str,
         durability: str,
         say_malformed: Callable[[str], None],
+        say_failed: Callable[[str, Exception], None],
     ) -> None:
         self._registry = registry
         self._peers = peers
         self._address = address
         self._version = version
         self._durability = durability
+        #: Told of each message that is none, and of each whose handler failed.
         self.say_malformed = say_malformed
+        self.say_failed = say_failed
         #: The one answer that others must give.
         self.stacks = Stacks(registry, peers)
         #: What others count, for `statistics`: the core, its tally, and the journal if it writes anything.
@@ -155,6 +158,9 @@ class Queries:
         refusal = undeclared_in(state, scope)
         if refusal is not None:
             return to_client.Refused(message.request, *refusal)
+        if self.stacks.busy:
+            text = "too many questions for stacks wait already; ask again in a few seconds"
+            return to_client.Refused(message.request, "QuiesceError", text)
         wanted = state.index.find(scope, state.tasks)
         if message.task_ids:
             only = set(message.task_ids)

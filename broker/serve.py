@@ -1,9 +1,9 @@
 """The broker's process: `python -m quiesce.broker.serve`, with one line of BrokerSettings JSON on stdin.
 
 Exit status: 0 the system was stopped in order; 3 the same, because a task marked shutdown_process_on_error
-failed; 4 it could not start, with one line on stderr that says why; 5 its journal can't be written any more: the
-next broker goes on from what it holds. SIGTERM stops the system in order, again
-faster; SIGINT likewise where there is no parent (else a terminal's Ctrl-C is the parent's); SIGQUIT at once.
+failed; 4 it could not start, with one line on stderr that says why; 5 its journal can't be written any more, or
+what it holds in memory is no longer what was decided: the next broker goes on from what the journal holds.
+SIGTERM stops the system in order, again faster; SIGINT likewise where there is no parent (else a terminal's Ctrl-C is the parent's); SIGQUIT at once.
 """
 
 import ctypes
@@ -20,6 +20,8 @@ import zmq
 from setproctitle import setproctitle
 
 from quiesce.broker.boot import boot_id
+from quiesce.broker.connections import aside
+from quiesce.broker.incoming import CONTROL_LIMIT
 from quiesce.broker.journal import (
     JournalDamagedError,
     JournalFailedError,
@@ -30,6 +32,7 @@ from quiesce.broker.locks import AlreadyLockedError, Lock
 from quiesce.broker.loop import Broker
 from quiesce.broker.settings import BrokerSettings
 from quiesce.registry import leases
+from quiesce.registry.machine import HalfDoneError
 
 EXIT_STOPPED: Final = 0
 EXIT_FAILED: Final = 3
@@ -59,7 +62,7 @@ def main() -> int:
     setproctitle("quiesce broker")
     try:
         return serve(settings)
-    except JournalFailedError as error:
+    except (JournalFailedError, HalfDoneError) as error:
         print(f"quiesce broker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - what `up` shows
         return EXIT_JOURNAL_FAILED
     except (StartError, AlreadyLockedError) as error:
@@ -82,6 +85,7 @@ def serve(settings: BrokerSettings) -> int:
     state = Path(settings.state)
     sockets = _Sockets(settings)
     locks: list[Lock] = []
+    broker: Broker | None = None
     try:
         try:
             state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,6 +123,8 @@ def serve(settings: BrokerSettings) -> int:
         )
         return EXIT_FAILED if broker.run() else EXIT_STOPPED
     finally:
+        if broker is not None:
+            broker.close()
         sockets.close()
         for lock in reversed(locks):
             lock.release()
@@ -149,23 +155,19 @@ class _Sockets:
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
         self._context = zmq.Context(io_threads=1)
-        self.control = self._socket()
-        self.data = self._socket()
-        self._paths = [
-            Path(endpoint.removeprefix("ipc://"))
-            for endpoint in (settings.control, settings.data)
-            if endpoint.startswith("ipc://")
-        ]
+        self.control = self._socket(CONTROL_LIMIT)
+        self.data = self._socket(2 * settings.payload_limit + CONTROL_LIMIT)
+        self._paths = settings.socket_files
         self._made_folder = False
         self._bound = False
 
-    def _socket(self) -> zmq.Socket[bytes]:
+    def _socket(self, largest: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.LINGER, LINGER)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        socket.setsockopt(zmq.MAXMSGSIZE, 2 * self._settings.payload_limit + 2**24)
+        socket.setsockopt(zmq.MAXMSGSIZE, largest)
         return socket
 
     def make_folder(self) -> None:
@@ -186,8 +188,7 @@ class _Sockets:
     def bind(self) -> None:
         """Bind both, under the lock: what lies there now is left of a broker that was killed."""
         self._bound = True
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        self._unlink()
         for socket, endpoint in (
             (self.control, self._settings.control),
             (self.data, self._settings.data),
@@ -206,8 +207,12 @@ class _Sockets:
         self.data.close()
         self._context.term()
         if self._bound:
-            for path in self._paths:
-                path.unlink(missing_ok=True)
+            self._unlink()
+
+    def _unlink(self) -> None:
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+            aside(path).unlink(missing_ok=True)
 
     def remove_folder(self) -> None:
         """Remove the folder if this broker made it and nobody else uses it."""

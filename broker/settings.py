@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from quiesce.registry.limits import KindLimits, RuntimeLimits
@@ -45,6 +46,15 @@ class BrokerSettings:
     run: str = ""
     swept: tuple[str, ...] = ()
     stopping: str = ""
+
+    @property
+    def socket_files(self) -> list[Path]:
+        """Of the endpoints that are ipc ones."""
+        return [
+            Path(endpoint.removeprefix("ipc://"))
+            for endpoint in (self.control, self.data)
+            if endpoint.startswith("ipc://")
+        ]
 
     def to_json(self) -> str:
         """As one line of JSON; infinities as the string "inf"."""

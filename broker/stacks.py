@@ -23,6 +23,8 @@ log: Final = logging.getLogger("quiesce.broker")
 #: Seconds for all of it, and after which a worker is taken for stuck.
 WAIT: Final = 2.0
 PATIENCE: Final = 0.5
+#: Questions that wait at once, at most.
+QUESTIONS: Final = 256
 
 Rows = list[to_client.StacksRow]
 #: What is done with the stacks once all have come, or the time is over.
@@ -60,6 +62,11 @@ class Stacks:
     @property
     def _state(self) -> State:
         return self._registry.state
+
+    @property
+    def busy(self) -> bool:
+        """Whether so many questions wait that no more should be asked."""
+        return len(self._waits) >= QUESTIONS
 
     def ask(self, tasks: Iterable[Task], then: Then) -> None:
         """Call `then` with the stacks of those of these tasks that run: at once if none can, else soon.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from quiesce.broker.connections import aside
 from quiesce.broker.settings import BrokerSettings
 from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import endpoints
@@ -95,9 +96,10 @@ def clean_up(settings: BrokerSettings, *, remove_folder: bool) -> None:
     folder = endpoints(settings.address).folder
     with _taken(settings.lock_path) as ours:
         if ours and folder:
-            for name in ("control", "data"):
-                with suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
+            for path in settings.socket_files:
+                for each in (path, aside(path)):
+                    with suppress(OSError):
+                        os.unlink(each)
     with _taken(os.path.join(settings.state, "lock")):
         pass
     if remove_folder and folder:

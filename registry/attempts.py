@@ -15,9 +15,12 @@ GIVEN_BACK: Final = 1.0
 
 
 def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | None:
-    """The live task that this worker holds in this attempt, or None if the worker speaks of the past."""
+    """The live task that this worker holds in this attempt, or None if the worker speaks of the past.
+
+    (Who has no incarnation yet holds nothing, though queued tasks have the worker 0.)
+    """
     task = turn.state.tasks.get(TaskId(task_id))
-    if task is None or task.worker != worker or task.attempt != attempt:
+    if not worker or task is None or task.worker != worker or task.attempt != attempt:
         return None
     return task
 

@@ -2,6 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Final
+
+#: Characters of one label: a name, a tenant, a key. Labels are kept in histories and reports, and payloads are not.
+LABEL_LIMIT: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,6 +36,13 @@ from quiesce.registry.turn import Turn
 
 Handler = Callable[[Turn, Any], None]
 
+
+class HalfDoneError(Exception):
+    """A handler has failed after it had decided something: what stands is neither what was before nor what was
+    to be. Only recovery from the journal, which holds nothing of it, is right.
+    """
+
+
 HANDLERS: Final[dict[type, Handler]] = {
     events.EpochBegan: recovery.on_epoch_began,
     events.RoomSaid: spawning.on_room_said,
@@ -113,8 +120,21 @@ class Registry:
         Returns:
             The facts, applied already, in order; and the effects, to be carried out in order once the facts
             are durable (those of `effects.HASTY` at once).
+
+        Raises:
+            HalfDoneError: something failed, a fault of ours, after facts had been applied.
+            Exception: whatever else fails; then nothing was decided.
         """
         turn = Turn(self.state, self.timers, now)
+        try:
+            self._decide(turn, event)
+        except Exception as error:
+            if turn.begun:
+                raise HalfDoneError(f"{type(event).__name__}: {error!r}") from error
+            raise
+        return turn.facts, turn.effects
+
+    def _decide(self, turn: Turn, event: Event) -> None:
         kind = type(event)
         if kind is events.Tick:
             self._on_tick(turn)
@@ -125,7 +145,6 @@ class Registry:
             if kind is events.EpochBegan and self.state.stopping:
                 self.system.resume(turn)
         self._settle(turn)
-        return turn.facts, turn.effects
 
     def apply(self, fact: Fact) -> None:
         """Replay one fact of the past."""

@@ -2,6 +2,7 @@
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
+from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.names import Refusal, undeclared
 from quiesce.registry.records import Closure, Session, Task, size_of
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
@@ -104,6 +105,14 @@ def _refusal(state: State, row: SpawnRow) -> Refusal | None:
                 "spawn has ended"
             )
             return "TaskCancelledError", text
+    for label in ("name", "tenant_id", "timeline_id", "unique_key"):
+        length = len(getattr(row, label) or "")
+        if length > LABEL_LIMIT:
+            text = (
+                f"nothing was started: {label} has {length} characters, the limit is {LABEL_LIMIT}; "
+                "labels are for finding a task, pass what is long as an argument"
+            )
+            return "PayloadTooLargeError", text
     size = size_of(row.function, row.arguments)
     if size > state.payload_limit:
         text = (

@@ -22,6 +22,7 @@ class Turn:
 
     __slots__ = (
         "_batches",
+        "begun",
         "dirty",
         "effects",
         "facts",
@@ -39,6 +40,8 @@ class Turn:
         self.now = now
         self.facts: list[Fact] = []
         self.effects: list[Effect] = []
+        #: A fact has been applied, or was about to be.
+        self.begun = False
         #: Runtimes in which something may be assigned now.
         self.dirty: set[str] = set()
         #: Stops that may be complete now.
@@ -51,6 +54,7 @@ class Turn:
 
     def emit(self, fact: Fact) -> None:
         """Decide: the fact is applied and recorded."""
+        self.begun = True
         apply(self.state, fact)
         self.facts.append(fact)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from leaks import descendants
 
 ROOT = Path(__file__).parents[1]
