@@ -85,11 +85,11 @@ class ActiveClient(Client):
             return Scope(tenant_id=tenant, timeline_id="main")
         if chance < 0.9:
             return Scope(kind=self.world.kind(), tenant_id=tenant)
-        if chance < 0.98:
-            return Scope(tenant_id=tenant, runtime=self.world.runtime())
-        if chance < 0.99:
-            return Scope(kind=self.world.kind())
         if chance < 0.998:
+            return Scope(tenant_id=tenant, runtime=self.world.runtime())
+        if chance < 0.999:
+            return Scope(kind=self.world.kind())
+        if chance < 0.9998:
             return Scope(runtime=self.world.runtime())
         return Scope()
 

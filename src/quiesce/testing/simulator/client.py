@@ -194,8 +194,9 @@ class Client(Process):
     def _replied(self, effect: Replied) -> None:
         call = self.calls.pop(effect.key, None)
         if call is None:
-            raise Violation(f"{self}: request {effect.key} is answered a second time")
+            return  # sent again, and answered again: its caller has had the first answer
         message = effect.message
+        self.judge.has_reopened(call)
         if type(message) is to_client.StopReport:
             self.judge.report(self, call, message)
             if call.hold and not message.timed_out:
@@ -251,8 +252,8 @@ class Client(Process):
 
     def reopen(self, scope: Scope) -> None:
         """Forget kept and timed-out closures."""
-        self.calls[self.session.last_request + 1] = Call(scope, None)
-        self.judge.reopens(scope)
+        call = self.calls[self.session.last_request + 1] = Call(scope, None)
+        self.judge.reopens(call)
         self.handle(RequestWanted(from_client.Reopen(0, tuple(scope))))
 
     def release(self, stop_id: int) -> None:
@@ -268,6 +269,12 @@ class Client(Process):
         left += [f"{self} waits for spawn {key}" for key in self.spawned]
         left += [f"{self} has results to acknowledge"] if self.session.taken else []
         return left
+
+    def end(self, status: int, *, orderly: bool = False) -> None:
+        """What it has said may still arrive."""
+        for call in self.calls.values():
+            self.engine.after(4 * self.world.plan.lease, self.judge.has_reopened, call)
+        super().end(status, orderly=orderly)
 
     @property
     def ready(self) -> bool:

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 #: How often each comes, compared with the others.
 WEIGHTS: Final = {
     "delay": 500.0,
-    "break": 220.0,
+    "break": 200.0,
     "freeze": 120.0,
-    "kill_worker": 60.0,
-    "kill_client": 12.0,
-    "kill_supervisor": 5.0,
-    "part": 8.0,
-    "freeze_long": 2.0,
-    "kill_broker": 2.0,
-    "freeze_broker": 4.0,
-    "stall_disk": 4.0,
-    "fill_disk": 2.0,
-    "fail_disk": 0.5,
-    "set_wall_clock": 2.0,
-    "kill_up": 0.7,
-    "crash_machine": 0.5,
-    "stop_system": 0.1,
+    "kill_worker": 40.0,
+    "kill_client": 2.0,
+    "kill_supervisor": 1.5,
+    "part": 1.0,
+    "freeze_long": 0.06,
+    "kill_broker": 0.3,
+    "freeze_broker": 0.6,
+    "stall_disk": 0.6,
+    "fill_disk": 0.3,
+    "fail_disk": 0.1,
+    "set_wall_clock": 0.5,
+    "kill_up": 0.1,
+    "crash_machine": 0.06,
+    "stop_system": 0.02,
 }
 
 
@@ -87,6 +87,16 @@ class Faults:
         connection = links[int(len(links) * self._engine.random.random())].connection
         return None if connection is None or connection.dead else connection
 
+    def _while(self, longest: float) -> float:
+        """Seconds that something takes: mostly short, now and then up to the longest."""
+        random = self._engine.random.random
+        chance = random()
+        if chance < 0.6:
+            longest = min(longest, 0.01)
+        elif chance < 0.9:
+            longest = min(longest, 0.1)
+        return longest * random()
+
     # --- kinds ------------------------------------------------------------------------------------
 
     def _delay(self) -> None:
@@ -95,7 +105,7 @@ class Faults:
         if connection is None:
             return
         random = self._engine.random
-        late = self._engine.now + random.choice((0.01, 0.05, 0.3, 1.5)) * random.random()
+        late = self._engine.now + self._while(1.5)
         if random.random() < 0.5:
             connection.up_last = max(connection.up_last, late)
             connection.up_burst = True
@@ -113,11 +123,9 @@ class Faults:
         process = self._process()
         if process.frozen:
             return
-        random = self._engine.random
         self._engine.fault("freeze", process)
         process.freeze()
-        seconds = (longest or random.choice((0.003, 0.03, 0.3, 2.0))) * random.random()
-        self._engine.after(seconds, process.resume)
+        self._engine.after(self._while(longest or 2.0), process.resume)
 
     def _freeze_long(self) -> None:
         self._freeze(4 * self._world.plan.lease)
@@ -156,7 +164,7 @@ class Faults:
         up, down = random.choice(((True, True), (True, False), (False, True)))
         self._engine.fault("partition" if up and down else "partition of one direction", host)
         world.network.part(host, up=up, down=down)
-        seconds = random.choice((0.05, 0.5, 3.0, 2.5 * world.plan.lease)) * random.random()
+        seconds = self._while(2.5 * world.plan.lease)
         self._engine.after(seconds, world.network.heal, host, random.choice((0.0, 0.5, 1.0)))
 
     def _kill_broker(self) -> None:
@@ -169,13 +177,11 @@ class Faults:
         if broker is not None and not broker.frozen:
             self._engine.fault("freeze of the broker")
             broker.frozen = True
-            random = self._engine.random
-            self._engine.after(random.choice((0.01, 0.3, 3.0)) * random.random(), broker.resume)
+            self._engine.after(self._while(1.0), broker.resume)
 
     def _stall_disk(self) -> None:
         self._engine.fault("disk stalls")
-        random = self._engine.random
-        seconds = random.choice((0.01, 0.3, 3.0, 1.5 * self._world.plan.lease)) * random.random()
+        seconds = self._while(self._world.plan.lease)
         self._world.broker_host.disk.stalled_until = self._engine.now + seconds
 
     def _fill_disk(self) -> None:
@@ -183,7 +189,7 @@ class Faults:
         if disk.roomy:
             self._engine.fault("disk is full")
             disk.roomy = False
-            self._engine.after(self._engine.random.random(), self._empty_disk)
+            self._engine.after(self._while(1.0), self._empty_disk)
 
     def _empty_disk(self) -> None:
         self._world.broker_host.disk.roomy = True

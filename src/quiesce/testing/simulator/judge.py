@@ -131,6 +131,11 @@ class Judge:
         #: By session, its newest complete stop: the last spawn it counts, and its scope.
         self.completed: dict[bytes, tuple[int, Scope]] = {}
         self.closed: dict[int, Closed] = {}
+        #: By scope, the number of the last fact by which it was reopened, or a stop of it was complete.
+        self.reopened: dict[Scope, int] = {}
+        self.quiet: dict[Scope, int] = {}
+        #: Calls of reopen that may still be on their way.
+        self.reopening: dict[Call, None] = {}
         self.sessions: dict[bytes, Client] = {}
         #: Sessions that the broker may not know any more.
         self.forgotten: set[bytes] = set()
@@ -298,9 +303,15 @@ class Judge:
         stop.ended = self.number
         if not fact.timed_out and stop.task_id is None:
             self.completed[stop.session] = (stop.last_spawn, stop.scope)
+            self.quiet[stop.scope] = self.number
+            self._open(stop.scope, kept=False)
         client = self.sessions.get(stop.session)
         if client is None or not client.alive:
             del self.stops[fact.stop_id]
+
+    def _reopened(self, fact: facts.ScopesReopened) -> None:
+        if not fact.timed_out_only:
+            self.reopened[fact.scope] = self.number
 
     def _session_closed(self, fact: facts.SessionClosed) -> None:
         self.forgotten.add(fact.session)
@@ -340,14 +351,17 @@ class Judge:
     # --- what clients do and are told -------------------------------------------------------------
 
     def stop_is_called(self, call: Call) -> None:
-        """From now on its scope may be anything; what was kept closed by others may be opened by it."""
+        """A client waits for it from now on."""
         call.number = self.number
-        if call.task_id is None:
-            self._open(call.scope, kept=False)
 
-    def reopens(self, scope: Scope) -> None:
-        """A client asks for it: from now on it may be open."""
-        self._open(scope, kept=True)
+    def reopens(self, call: Call) -> None:
+        """A client asks for it: from now on the scope may be open, until the answer at any time."""
+        self.reopening[call] = None
+        self._open(call.scope, kept=True)
+
+    def has_reopened(self, call: Call) -> None:
+        """It is answered, or nothing of it is on its way any more."""
+        self.reopening.pop(call, None)
 
     def _open(self, scope: Scope, *, kept: bool) -> None:
         if self.closed:
@@ -368,7 +382,7 @@ class Judge:
         for row in report.tasks:
             self._row(row, report)
         for row in report.collateral:
-            self._row(row, report)
+            self._collateral(row)
         if report.timed_out:
             self._engine.counts["stops timed out"] += 1
             left = frozenset([row.id for row in report.remaining])
@@ -380,15 +394,27 @@ class Judge:
             if call.task_id is None:
                 self._is_complete(call, stop)
         if call.task_id is None and (report.timed_out or call.hold or call.keep):
-            if client.session.session not in self.forgotten:
-                kept = call.keep or not report.timed_out
-                self.closed[report.stop_id] = Closed(call.scope, left, kept=kept)
+            self._is_closed(call, report, stop, left)
         self.checked += 1
 
     def _is_complete(self, call: Call, stop: StopTruth) -> None:
         scope = call.scope
         if self.reported.get(scope, -1) < stop.number:
             self.reported[scope] = stop.number
+
+    def _is_closed(
+        self, call: Call, report: to_client.StopReport, stop: StopTruth, left: frozenset[int]
+    ) -> None:
+        """From now on nothing begins in the scope, unless others have opened it meanwhile."""
+        scope, kept = call.scope, call.keep or not report.timed_out
+        opened = [self.reopened] if kept else [self.reopened, self.quiet]
+        if any(
+            number > stop.ended and each.covers(scope)
+            for numbers in opened
+            for each, number in numbers.items()
+        ) or any(each.scope.covers(scope) for each in self.reopening):
+            return
+        self.closed[report.stop_id] = Closed(scope, left, kept=kept)
 
     def _nothing_runs(self, client: "Client", call: Call, stop: StopTruth) -> None:
         scope, number = call.scope, stop.number
@@ -421,6 +447,13 @@ class Judge:
         evidence = row.evidence or ""
         self.evidence[evidence] = self.evidence.get(evidence, 0) + 1
         self._judge_end(row.id, row.attempt, row.outcome, evidence, row.exit_status, "", report)
+
+    def _collateral(self, row: StoppedRow) -> None:
+        """That attempt is over; another may follow."""
+        truth = self.tasks.get(row.id)
+        worker = None if truth is None or truth.smudged else truth.begun.get(row.attempt)
+        if worker is not None and worker.alive:
+            self.fail(f"{worker} is alive, but: {row}")
 
     def result(self, row: ResultRow) -> None:
         """A client learns how a task of it ended."""
@@ -471,5 +504,6 @@ _FACTS: Final[dict[type, Any]] = {
     facts.TaskEnded: Judge._ended,
     facts.StopOpened: Judge._opened,
     facts.StopEnded: Judge._stop_ended,
+    facts.ScopesReopened: Judge._reopened,
     facts.SessionClosed: Judge._session_closed,
 }

@@ -30,19 +30,19 @@ class Plan:
     """
 
     durability: str = "crash"
-    clients: int = 16
-    tenants: int = 32
-    pace: float = 0.1
-    trouble: float = 0.008
-    lease: float = 6.0
+    clients: int = 24
+    tenants: int = 64
+    pace: float = 0.05
+    trouble: float = 0.003
+    lease: float = 3.0
     drift: float = 0.03
-    kill_delay: float = 0.5
+    kill_delay: float = 0.3
     check_every: float = 20.0
     pools: dict[str, list[tuple[str, int, int]]] = field(
         default_factory=lambda: {
-            "alpha": [("many", 3, 8), ("solo", 5, 1)],
-            "beta": [("many", 2, 8), ("apart", 3, 4)],
-            "gamma": [("solo", 4, 1), ("apart", 2, 4)],
+            "alpha": [("many", 4, 8), ("solo", 6, 1)],
+            "beta": [("many", 3, 8), ("apart", 4, 4)],
+            "gamma": [("solo", 6, 1), ("apart", 4, 4)],
         }
     )
 
@@ -79,7 +79,7 @@ class World:
             clock_drift=plan.drift,
             kill_delay=plan.kill_delay,
             durability=plan.durability,
-            session_timeout=20.0,
+            session_timeout=12.0,
             history=20,
         )
         #: All living processes but brokers.
