@@ -35,9 +35,9 @@ class ActiveClient(Client):
                 self._stop_scope()
             return
         chance = random()
-        if chance < 0.36:
-            self.spawn([row(self._labels(), **self._options()) for _ in range(1 + int(2 * random()))])
-        elif chance < 0.40:
+        if chance < 0.42:
+            self.spawn([row(self._labels(), **self._options()) for _ in range(1 + int(3 * random()))])
+        elif chance < 0.46:
             self.spawn_many(row(self._labels()), 1 + int(3 * random()))
         elif chance < 0.93:
             self._stop_scope()

@@ -53,10 +53,23 @@ class Call:
 class TaskTruth:
     """What really became of one task."""
 
-    __slots__ = ("begun", "ended", "history", "id", "labels", "number", "over", "running", "smudged")
+    __slots__ = (
+        "begun",
+        "created_at",
+        "ended",
+        "history",
+        "id",
+        "labels",
+        "number",
+        "over",
+        "running",
+        "smudged",
+    )
 
-    def __init__(self, task_id: int, labels: Labels, number: int) -> None:
+    def __init__(self, task_id: int, labels: Labels, number: int, created_at: float) -> None:
         self.id = task_id
+        #: Tells it from one that has got its number after the disk had lost this one.
+        self.created_at = created_at
         #: Those of its spawn.
         self.labels = labels
         #: Facts that were written down before it was registered.
@@ -87,12 +100,13 @@ class TaskTruth:
 class StopTruth:
     """One stop, by the broker's order."""
 
-    __slots__ = ("caller", "ended", "last_spawn", "number", "scope", "session", "task_id")
+    __slots__ = ("at", "caller", "ended", "last_spawn", "number", "scope", "session", "task_id")
 
     def __init__(self, fact: facts.StopOpened, number: int) -> None:
         #: Facts that were written down before it, and before its end.
         self.number = number
         self.ended = number
+        self.at = fact.at
         self.last_spawn = fact.last_spawn
         self.scope = fact.scope
         self.session = fact.session
@@ -123,9 +137,13 @@ class Judge:
         self.number = 0
         #: Live tasks, and some that are over, oldest first.
         self.tasks: OrderedDict[int, TaskTruth] = OrderedDict()
+        #: Tasks that the disk has lost, by number and birth: workers may still have them.
+        self.ghosts: dict[tuple[int, float], TaskTruth] = {}
         #: By tenant, all attempts that run; an attempt is under each tenant it ever had.
         self.running: dict[str | None, dict[Attempt, None]] = {}
-        self.stops: dict[int, StopTruth] = {}
+        #: By number and the moment of its request: numbers begin anew where there is no journal.
+        self.stops: dict[tuple[int, float], StopTruth] = {}
+        self._open_stops: dict[int, StopTruth] = {}
         #: By scope, the number of the newest stop of it that has been reported as complete.
         self.reported: dict[Scope, int] = {}
         #: By session, its newest complete stop: the last spawn it counts, and its scope.
@@ -155,6 +173,8 @@ class Judge:
         """Its first instruction is executed."""
         row, labels = attempt.row, attempt.labels
         truth = self.tasks.get(row.task_id)
+        if truth is None or (self.lossy and truth.created_at != row.created_at):
+            truth = self.ghosts.get((row.task_id, row.created_at))
         if truth is None:
             self.fail(f"task {row.task_id}, which begins, was never registered")
             return
@@ -248,7 +268,9 @@ class Judge:
         last, scope = self.completed.get(fact.session, (0, None))
         if fact.number <= last and scope is not None and scope.matches(*labels):
             self.fail(f"spawn {fact.number} becomes task {fact.task_id} after a stop of [{scope}]")
-        self.tasks[fact.task_id] = TaskTruth(fact.task_id, labels, self.number)
+        self.tasks[fact.task_id] = TaskTruth(
+            fact.task_id, labels, self.number, fact.at
+        )
         if len(self.tasks) > REMEMBERED:
             self._forget_oldest()
 
@@ -290,14 +312,15 @@ class Judge:
             self.fail(f"{truth.running} runs in {truth.running.worker}, and has ended: {fact}")
 
     def _opened(self, fact: facts.StopOpened) -> None:
-        self.stops[fact.stop_id] = StopTruth(fact, self.number)
+        stop = StopTruth(fact, self.number)
+        self.stops[(fact.stop_id, fact.at)] = self._open_stops[fact.stop_id] = stop
         if fact.caller is not None:
             truth = self.tasks.get(fact.caller)
             if truth is not None and truth.history is None:
                 truth.history = [(truth.number, truth.labels)]  # no stop of its own ends it
 
     def _stop_ended(self, fact: facts.StopEnded) -> None:
-        stop = self.stops.get(fact.stop_id)
+        stop = self._open_stops.pop(fact.stop_id, None)
         if stop is None:
             return
         stop.ended = self.number
@@ -307,7 +330,7 @@ class Judge:
             self._open(stop.scope, kept=False)
         client = self.sessions.get(stop.session)
         if client is None or not client.alive:
-            del self.stops[fact.stop_id]
+            self.stops.pop((fact.stop_id, stop.at), None)
 
     def _reopened(self, fact: facts.ScopesReopened) -> None:
         if not fact.timed_out_only:
@@ -326,7 +349,7 @@ class Judge:
                 if type(fact) is facts.TaskRegistered:
                     truth = self.tasks.pop(fact.task_id, None)
                     if truth is not None:
-                        truth.smudged = True
+                        self._is_lost(truth)
                 elif task_id is not None and task_id in self.tasks:
                     self.tasks[task_id].smudged = True
                 elif type(fact) is facts.ResultsForgotten:
@@ -334,13 +357,18 @@ class Judge:
                         if each in self.tasks:
                             self.tasks[each].smudged = True
 
+    def _is_lost(self, truth: TaskTruth) -> None:
+        truth.smudged = True
+        self.ghosts[(truth.id, truth.created_at)] = truth
+
     def lost_all(self) -> None:
         """There is no journal: numbers begin anew."""
         self.lossy = True
         for truth in self.tasks.values():
-            truth.smudged = True
+            self._is_lost(truth)
         self.tasks.clear()
-        self.stops.clear()
+        self._open_stops.clear()
+        self.closed.clear()
         self.completed.clear()
 
     def may_forget(self, session: bytes) -> None:
@@ -375,7 +403,7 @@ class Judge:
 
     def report(self, client: "Client", call: Call, report: to_client.StopReport) -> None:
         """shutdown_tasks returns: is it true?"""
-        stop = self.stops.pop(report.stop_id, None)
+        stop = self.stops.pop((report.stop_id, report.requested_at), None)
         if stop is None:
             self.fail(f"{client} gets a report of a stop that was never written down: {report}")
             return
@@ -420,7 +448,7 @@ class Judge:
         scope, number = call.scope, stop.number
         if call.task_id is not None:
             truth = self.tasks.get(call.task_id)
-            if truth is not None:
+            if truth is not None and truth.number < number:
                 if truth.running is not None and stop.caller != truth.id:
                     self.fail(f"{truth.running} runs, and a stop of it is complete")
                 if stop.caller != truth.id:

@@ -31,7 +31,7 @@ class Plan:
 
     durability: str = "crash"
     clients: int = 24
-    tenants: int = 64
+    tenants: int = 128
     pace: float = 0.05
     trouble: float = 0.003
     lease: float = 3.0
