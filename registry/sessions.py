@@ -35,6 +35,17 @@ def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:
     if session is None:
         turn.send(effects.WantHello(event.session))
         return
+    if event.answered_through > session.spawned:
+        # It has answers to spawns that are not known here: the journal has lost them, as durability "crash" may
+        # when the machine goes down. Their numbers leave a gap that nobody can fill, so the session is over.
+        turn.log(
+            "WARNING",
+            f"the client session of pid {session.pid} on {session.host} has spawned what the journal has lost: "
+            "forgotten",
+        )
+        close(turn, session)
+        turn.send(effects.WantHello(event.session))
+        return
     session.last_heard = turn.now.tick
     forget_answers(turn, session, event.answered_through)
 

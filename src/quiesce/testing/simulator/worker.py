@@ -1,0 +1,446 @@
+"""A worker process: the real session machine, and a model of what runs in it.
+
+An attempt loads, begins, may associate itself, spawn and stop others; it ends by itself, or looks now and then
+and ends when it is asked, or does not look and must be forced; it may leave something behind and linger, or
+take its whole process with it. What it really does, the judge is told; what the broker learns goes its way.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from quiesce.broker.peers import Channel
+from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey
+from quiesce.registry.rows import AssignRow
+from quiesce.registry.states import Outcome
+from quiesce.testing.simulator.judge import Labels, TaskTruth
+from quiesce.testing.simulator.nested import NestedClient
+from quiesce.testing.simulator.network import Link
+from quiesce.testing.simulator.process import Process
+from quiesce.workers.lease import half_over
+from quiesce.workers.worker_effects import (
+    AskToStop,
+    Control,
+    Data,
+    Effects,
+    ForceAttempt,
+    Forget,
+    Hand,
+    Identity,
+    Limit,
+    Quit,
+    Settle,
+)
+from quiesce.workers.worker_session import WorkerSession
+
+if TYPE_CHECKING:
+    from quiesce.testing.simulator.host import Supervisor
+
+
+class Place:
+    """One worker's part of the pool's table, which outlives it."""
+
+    __slots__ = ("phases", "pid", "ready", "serial", "worker")
+
+    def __init__(self) -> None:
+        self.serial = 0
+        self.pid = 0
+        self.ready = False
+        #: The phase of each attempt that has begun here and whose end the broker does not know yet.
+        self.phases: dict[AttemptKey, str] = {}
+        self.worker: Worker | None = None
+
+    def assign(self, serial: int) -> None:
+        """A new worker gets it."""
+        self.serial = serial
+        self.pid = 0
+        self.ready = False
+        self.phases = {}
+        self.worker = None
+
+
+class Attempt:
+    """One attempt in this process."""
+
+    __slots__ = (
+        "asked",
+        "deaf",
+        "forced",
+        "in_body",
+        "key",
+        "labels",
+        "over",
+        "reacting",
+        "request",
+        "row",
+        "stopping",
+        "truth",
+        "unanswered",
+        "worker",
+    )
+
+    def __init__(self, worker: "Worker", row: AssignRow) -> None:
+        self.worker = worker
+        self.row = row
+        self.key: AttemptKey = (row.task_id, row.attempt)
+        self.labels: Labels = (row.kind, row.tenant_id, row.timeline_id, worker.runtime)
+        #: What the judge knows of its task, once it has begun.
+        self.truth: TaskTruth | None = None
+        self.in_body = False
+        #: It knows, or can know, that it is asked to stop.
+        self.asked = False
+        #: It is on its way to look.
+        self.reacting = False
+        #: How often it must be forced; it looks if that is 0.
+        self.deaf = 0
+        self.forced = 0
+        #: Its call of associate_with that has no answer.
+        self.request = 0
+        #: Its nested spawns without an answer; whether it waits for a stop that it has called.
+        self.unanswered = 0
+        self.stopping = False
+        #: The outcome of its body, which has ended.
+        self.over: Outcome | None = None
+
+    def __str__(self) -> str:
+        return f"{self.key[0]}.{self.key[1]}"
+
+
+class Worker(Process):
+    """One worker process, started by its supervisor in a place of the table."""
+
+    kind = "worker"
+
+    def __init__(self, supervisor: "Supervisor", serial: int, place: Place) -> None:
+        super().__init__(supervisor.world, supervisor.host, supervisor.clock)
+        pool = supervisor.pool
+        self.supervisor = supervisor
+        self.serial = serial
+        self.runtime = pool.runtime
+        self.table = place
+        self.table_lease = pool
+        self.judge = self.world.judge
+        self.attempts: dict[AttemptKey, Attempt] = {}
+        self.client: NestedClient | None = None
+        self._slots = pool.slots
+        self._turns = 0
+        self._lost: set[str] = set()
+        self.session = WorkerSession(
+            Identity(self.runtime, supervisor.id, serial, self.pid, self.host, pool.slots)
+        )
+        place.pid, place.worker = self.pid, self
+        self.engine.after(0.01 + 0.05 * self.engine.random.random(), self.start)
+
+    def start(self) -> None:
+        """Its interpreter is there."""
+        if not self.alive:
+            return
+        if self.frozen:
+            self.defer(self.start)
+            return
+        network = self.world.network
+        self.control = Link(network, self, "control", self.host)
+        self.data = Link(network, self, "data", self.host)
+        self.links = [self.control, self.data]
+        self.do(self.session.start(self.clock.read()))
+
+    # --- the session ------------------------------------------------------------------------------
+
+    def hear(self, channel: Channel, message: Any) -> None:
+        """A message of the broker."""
+        if not self.alive:
+            return
+        if self.engine.trace is not None:
+            self.engine.note(f"{self} hears {message!r:.300}")
+        if self.table_lease.turns != self._turns:
+            self.look_at_lease()
+        self.do(self.session.receive(message, self.clock.read()))
+
+    def lost(self, channel: Channel) -> None:
+        """As the control thread hears it of its monitors."""
+        if self.alive:
+            self._lost.add(channel)
+            self.do(self.session.connection_lost(self.clock.read()))
+
+    def back(self, channel: Channel) -> None:
+        """Likewise."""
+        if channel in self._lost:
+            self._lost.discard(channel)
+            if not self._lost:
+                self.do(self.session.connected(self.clock.read()))
+
+    def tick(self) -> None:
+        """The session's time."""
+        if self.table_lease.turns != self._turns:
+            self.look_at_lease()
+        self.do(self.session.tick(self.clock.read()))
+
+    def look_at_lease(self) -> None:
+        """It reads in the table how the lease of its pool stands."""
+        if not self.alive or not self.links:
+            return
+        if self.frozen:
+            self.defer(self.look_at_lease)
+            return
+        while self._turns < self.table_lease.turns:
+            self._turns += 1
+            now = self.clock.read()
+            if self._turns % 2:
+                self.do(self.session.lease_half_over(half_over(self.table_lease.lease), now))
+            else:
+                self.do(self.session.lease_is_back(now))
+
+    def terminate(self) -> None:
+        """SIGTERM of its supervisor."""
+        if not self.alive:
+            return
+        if self.frozen or not self.links:
+            self.defer(self.terminate)
+            return
+        self.do(self.session.exit_asking("the pool is going", self.clock.read()))
+
+    def do(self, effects: Effects) -> None:
+        """What the session wants done."""
+        for effect in effects:
+            kind = type(effect)
+            if kind is Data:
+                self.data.send(effect.message)  # type: ignore[union-attr]  # narrowed by kind
+            elif kind is Control:
+                self.control.send(effect.message)  # type: ignore[union-attr]  # narrowed by kind
+            else:
+                self._do(effect)
+                if not self.alive:
+                    return
+        due = self.session.due()
+        if due is not None:
+            self.plan_tick(due)
+
+    def _do(self, effect: Any) -> None:
+        match effect:
+            case Hand(row):
+                attempt = self.attempts[(row.task_id, row.attempt)] = Attempt(self, row)
+                self.engine.after(0.0005 * self.engine.random.random(), self.load, attempt)
+            case Forget(task_id, number):
+                self.attempts.pop((task_id, number), None)
+                self.table.phases.pop((task_id, number), None)
+            case AskToStop(task_id, number):
+                found = self.attempts.get((task_id, number))
+                if found is not None:
+                    self.ask(found)
+            case ForceAttempt(task_id, number):
+                found = self.attempts.get((task_id, number))
+                if found is not None:
+                    self.force(found)
+            case Settle():
+                self._settled(effect)
+            case Limit():
+                self.table.ready = True
+            case Quit(status, _):
+                self.die(status, orderly=True)
+
+    # --- the gate ---------------------------------------------------------------------------------
+
+    def load(self, attempt: Attempt) -> None:
+        """A thread has taken it up: it begins, if it was not stopped before."""
+        if not self.alive:
+            return
+        if self.frozen:
+            self.defer(self.load, attempt)
+            return
+        if self.table_lease.turns != self._turns:
+            self.look_at_lease()
+        if self.attempts.get(attempt.key) is not attempt or attempt.key not in self.session.handed:
+            return
+        self.table.phases[attempt.key] = "begun"
+        self.judge.begins(attempt)
+        now = self.clock.read()
+        self.do(self.session.load(attempt.key, now))
+        chance = self.engine.random.random()
+        if chance < 0.8 or self._slots == 1:
+            self.begin_body(attempt)
+        elif chance < 0.9:
+            # Its function takes its time to load.
+            self.engine.after(self.engine.random.choice((0.01, 0.2, 1.5)), self.begin_body, attempt)
+        else:
+            self._wait_for_loop(attempt)
+
+    def _wait_for_loop(self, attempt: Attempt) -> None:
+        """A coroutine is loaded: until the loop comes to it, it has not begun."""
+        asked = attempt.key in self.session.asked
+        self.do(self.session.put_off(attempt.key))
+        if attempt.key in self.session.handed:
+            self.table.phases.pop(attempt.key, None)
+            self.judge.is_put_off(attempt)
+        if asked:
+            self.close(attempt, Outcome.CANCELLED)
+            return
+        self.engine.after(
+            self.engine.random.choice((0.0001, 0.002, 0.03)), self._on_loop, attempt
+        )
+
+    def _on_loop(self, attempt: Attempt) -> None:
+        if not self.alive:
+            return
+        if self.frozen:
+            self.defer(self._on_loop, attempt)
+            return
+        if self.table_lease.turns != self._turns:
+            self.look_at_lease()
+        if self.attempts.get(attempt.key) is not attempt:
+            return
+        if attempt.key in self.session.handed:
+            self.table.phases[attempt.key] = "begun"
+            self.judge.begins(attempt)
+        self.begin_body(attempt)
+
+    def begin_body(self, attempt: Attempt) -> None:
+        """The first instruction of the function."""
+        if not self.alive:
+            return
+        if self.frozen:
+            self.defer(self.begin_body, attempt)
+            return
+        if self.attempts.get(attempt.key) is not attempt:
+            return
+        self.do(self.session.begin(attempt.key, self.clock.read()))
+        if not self.alive:
+            return
+        attempt.in_body = True
+        if attempt.asked:
+            self.close(attempt, Outcome.CANCELLED)
+            return
+        self.world.bodies.begin(attempt)
+
+    # --- being asked ------------------------------------------------------------------------------
+
+    def ask(self, attempt: Attempt) -> None:
+        """It is asked, by message or by the flag: it sees that when it looks."""
+        attempt.asked = True
+        if attempt.reacting or not attempt.in_body or attempt.deaf or attempt.over is not None:
+            return
+        attempt.reacting = True
+        random = self.engine.random
+        patience = 0.0005 if random.random() < 0.9 else 0.3
+        self.engine.after(patience * random.random(), self.react, attempt)
+
+    def flag(self, keys: list[AttemptKey]) -> None:
+        """The supervisor has set flags in the table."""
+        for key in keys:
+            attempt = self.attempts.get(key)
+            if attempt is not None and self.table.phases.get(key) == "begun":
+                self.ask(attempt)
+
+    def react(self, attempt: Attempt) -> None:
+        """It looks, and ends, now or soon."""
+        if not self.alive:
+            return
+        if self.frozen:
+            self.defer(self.react, attempt)
+            return
+        attempt.reacting = False
+        if self.attempts.get(attempt.key) is not attempt or attempt.over is not None:
+            return
+        self.do(self.session.observed(attempt.key, self.clock.read()))
+        self.world.bodies.react(attempt)
+
+    def force(self, attempt: Attempt) -> None:
+        """CancelledError, an interrupt: the deaf need it more than once, some of them never end by it."""
+        attempt.forced += 1
+        attempt.asked = True
+        if not attempt.in_body:
+            return
+        if attempt.over is not None:
+            self.engine.after(0.001, self.finish, attempt)  # what it left behind is killed
+        elif attempt.forced >= attempt.deaf:
+            self.engine.after(0.001, self.close, attempt, Outcome.CANCELLED)
+
+    # --- its end ----------------------------------------------------------------------------------
+
+    def close(self, attempt: Attempt, outcome: Outcome) -> None:
+        """The body has ended. It may have left something behind."""
+        if not self.alive:
+            return
+        if self.frozen:
+            self.defer(self.close, attempt, outcome)
+            return
+        if self.attempts.get(attempt.key) is not attempt or attempt.over is not None:
+            return
+        attempt.over = outcome
+        random = self.engine.random.random()
+        if random < 0.02:
+            self.engine.after(0.25, self.linger, attempt)
+            self.engine.after(random * 100, self.finish, attempt)
+        else:
+            self.finish(attempt)
+
+    def linger(self, attempt: Attempt) -> None:
+        """What it waits for is told."""
+        if self.alive and not self.frozen and self.attempts.get(attempt.key) is attempt:
+            self.do(self.session.linger(attempt.key, "a thread"))
+
+    def finish(self, attempt: Attempt) -> None:
+        """All that it began has ended; its nested spawns must be answered."""
+        if not self.alive:
+            return
+        if self.frozen:
+            self.defer(self.finish, attempt)
+            return
+        outcome = attempt.over
+        if outcome is None or self.attempts.get(attempt.key) is not attempt:
+            return
+        if attempt.unanswered:
+            return  # the last answer brings us here again
+        if self.table_lease.turns != self._turns:
+            self.look_at_lease()
+        self.table.phases[attempt.key] = outcome.value
+        del self.attempts[attempt.key]
+        self.judge.ends(attempt, outcome.value)
+        self.do(self.session.ended(attempt.key, outcome, "", b"", self.clock.read()))
+
+    def _settled(self, effect: Settle) -> None:
+        for attempt in self.attempts.values():
+            if attempt.request == effect.request:
+                attempt.request = 0
+                self.world.bodies.associated(attempt)
+                return
+
+    def running(self, key: AttemptKey) -> bool:
+        """Whether the table says that it has begun and not ended."""
+        return self.table.phases.get(key) == "begun"
+
+    def find(self, task_id: int, number: int) -> Attempt | None:
+        """An attempt that was handed over."""
+        return self.attempts.get((task_id, AttemptNumber(number)))  # type: ignore[arg-type]  # ids
+
+    def nested(self) -> NestedClient:
+        """The client of its tasks, made for the first that asks."""
+        if self.client is None:
+            self.client = NestedClient(self)
+        return self.client
+
+    def freeze(self) -> None:
+        """With the client that lives in it."""
+        super().freeze()
+        if self.client is not None:
+            self.client.freeze()
+
+    def resume(self) -> None:
+        """Likewise."""
+        super().resume()
+        if self.client is not None and self.alive:
+            self.client.resume()
+
+    def die(self, status: int, *, orderly: bool = False) -> None:
+        """The process ends; its supervisor will reap it."""
+        if not self.alive:
+            return
+        self.judge.process_dies(self.attempts.values())
+        if self.client is not None:
+            self.client.end(status)
+        self.end(status, orderly=orderly)
+        self.supervisor.lost_worker(self)
+
+    def what_is_left(self) -> list[str]:
+        """Ends that the broker has not taken, attempts that it has given up on."""
+        session = self.session
+        left = [f"{self} holds {key}" for key in session.held]
+        left += [f"{self} has {key}" for key in (*session.received, *session.handed, *session.running)]
+        return left
