@@ -4,15 +4,15 @@ One core is made for each epoch of a process and loaded with whatever state a st
 remembered by (state, input), since all of it is pure.
 """
 
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from quiesce.broker.core import Core
 from quiesce.broker.journal import Recovered
+from quiesce.broker.outgoing import Outgoing
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.protocol import to_client, to_supervisor
-from quiesce.registry import events, facts
+from quiesce.registry import effects, events
 from quiesce.registry.apply import RegistryFault
 from quiesce.registry.effects import Effect
 from quiesce.registry.events import Instant
@@ -27,6 +27,7 @@ from quiesce.testing.explorer.store import Memo, Store
 CHANNELS: Final[tuple[Channel, Channel]] = ("control", "data")
 #: No timer is due by the clock before this; most of them may fire whenever the explorer wants.
 FAR: Final = 1e9
+PAYLOAD_LIMIT: Final = 1_000_000
 #: Timers that are due by the clock, and not before.
 CLOCKED: Final = ("lease", "certain")
 #: Timers that never fire here: they only log, or are a fault of their own.
@@ -109,6 +110,15 @@ class MemoryPeers(Peers):
                 self.is_worker(peer, worker)
 
 
+class Silent(Outgoing):
+    """Says nothing in the log: what a broker tells people is no part of what is explored."""
+
+    def carry_out(self, effect: Effect) -> None:
+        """As its base, but for words."""
+        if not isinstance(effect, (effects.Log, effects.StillWaiting)):
+            super().carry_out(effect)
+
+
 class Pages:
     """The journal of the core: turns are taken, and committed by a step of the explorer."""
 
@@ -170,6 +180,10 @@ class Shell(Core):
 
     def handle(self, event: events.Event) -> None:
         """As the core."""
+        if type(self.outgoing) is not Silent:
+            epoch = self.outgoing.epoch
+            self.outgoing = Silent(self.net, payload_limit=PAYLOAD_LIMIT)
+            self.outgoing.epoch = epoch
         attempts = {task.id: int(task.attempt) for task in self.registry.state.tasks.values()}
         count = len(self.pages.turns)
         super().handle(event)
@@ -202,6 +216,7 @@ class BrokerMachine:
             lease=scenario.lease,
             lease_bound=scenario.lease_bound,
             run="run",
+            payload_limit=PAYLOAD_LIMIT,
         )
         self._configuration: dict[str, Any] = {
             "runtimes": self._settings.runtimes,
@@ -365,13 +380,13 @@ class BrokerMachine:
         A prompt journal has its facts by then, and with it what waits for them leaves, too.
         """
         turns = []
-        for (decided, effects), judgements in zip(
+        for (decided, waiting), judgements in zip(
             shell.pages.turns, shell.judgements, strict=True
         ):
-            later = tuple(effects)
+            later = tuple(waiting)
             if not self._scenario.slow_disk:
                 later = ()
-                for effect in effects:
+                for effect in waiting:
                     shell.outgoing.carry_out(effect)
             if decided or later:
                 turns.append(self._store.put(Turn(tuple(decided), later, judgements)))

@@ -27,7 +27,7 @@ from quiesce.protocol import from_client, to_client
 from quiesce.registry.ids import AttemptKey, SpawnNumber
 from quiesce.registry.rows import SpawnRow
 from quiesce.testing.explorer.rules import BrokenRule
-from quiesce.testing.explorer.scenario import RUNTIME, Await, Scenario, Spawn, Step, Stop
+from quiesce.testing.explorer.scenario import RUNTIME, Await, Batch, Scenario, Spawn, Step, Stop
 from quiesce.testing.explorer.store import Memo, Store
 
 CHANNELS: Final = ("control", "data")
@@ -122,10 +122,14 @@ class Clients:
             client: Client = self._store[state]
             step = client.steps[client.place]
             match step:
-                case Spawn():
-                    known = (*client.known, (self._numbers[step.name], ASKED))
-                    client = client._replace(place=client.place + 1, known=known)
-                    return self._handled(client, SpawnsWanted([self._row(client, step)]))
+                case Spawn() | Batch():
+                    spawns = step.spawns if isinstance(step, Batch) else (step,)
+                    known = [(self._numbers[spawn.name], ASKED) for spawn in spawns]
+                    rows = [self._row(client, spawn) for spawn in spawns]
+                    client = client._replace(
+                        place=client.place + 1, known=(*client.known, *known)
+                    )
+                    return self._handled(client, SpawnsWanted(rows))
                 case Stop():
                     request = client.frozen[3][0] + 1
                     asked = (*client.asked, Asked(request, client.place, before, False))

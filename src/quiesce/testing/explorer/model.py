@@ -6,7 +6,7 @@ lists those that are possible, `take` gives what one leads to; both are pure.
 
 from typing import Any, Final, NamedTuple
 
-from quiesce.protocol import from_supervisor, to_client
+from quiesce.protocol import from_client, from_supervisor, to_client
 from quiesce.registry.ids import AttemptKey
 from quiesce.registry.scope import Scope
 from quiesce.registry.states import Outcome as TaskOutcome
@@ -48,6 +48,7 @@ CHANNELS: Final = (CONTROL, DATA)
 _REPORT: Final = 1
 _ANSWERS: Final = 2
 _ENDED: Final = 3
+_TAKEN: Final = 4
 
 
 class Possible(NamedTuple):
@@ -85,12 +86,13 @@ class Model:
             name = b"client%02d" % place + bytes(8)
             link = Link(NEW)
             draft.actors.append(Actor(CLIENT, self.clients.new(name, steps, 0, None), link, link))
+            self._connect(draft, len(draft.actors) - 1)
         world = self._settle(draft.world())
         return world._replace(faults=allowance(self.scenario.faults))
 
     def _settle(self, world: World) -> World:
         """Let everything arrive, in some order."""
-        ready = {"hear", "hears", "commit", "reconnects", "ticks"}
+        ready = {"hear", "hears", "commit", "ticks"}
         for _ in range(1000):
             steps = [each.step for each in self.next_steps(world) if each.step[0] in ready]
             if not steps:
@@ -175,8 +177,6 @@ class Model:
                     add(BREAKS, "breaks", place, channel)
             elif link.status == CUT:
                 add(-1, "notices", place, channel)
-            elif world.core:
-                add(-1, "reconnects", place, channel)
 
     def _worker_steps(self, world: World, place: int, actor: Actor, hasty: int, add: Any) -> None:
         view = self.processes.view(actor.state)
@@ -277,6 +277,9 @@ class Model:
         for turn in turns:
             self._judge(draft, turn)
             draft.truth = rules.committed(draft.truth, self.store[turn].judgements)
+        for place, actor in enumerate(draft.actors):
+            if actor.kind <= CLIENT:
+                self._connect(draft, place)
 
     def _broker_dies(self, draft: Draft) -> None:
         draft.core, draft.pending = 0, ()
@@ -286,8 +289,10 @@ class Model:
                 link = actor[2 + channel]
                 if not alive:
                     draft.set_link(place, channel, EMPTY)
-                elif link.status == UP and not (channel and actor.kind == POOL):
-                    draft.set_link(place, channel, Link(CUT))
+                elif link.status in (UP, CUT) and not (channel and actor.kind == POOL):
+                    # Who notices later does no harm by it: the next broker is not there yet.
+                    draft.set_link(place, channel, Link(LOST, link.ins if link.status else ()))
+                    self._noticed(draft, place, channel)
 
     def _hear(self, draft: Draft, place: int, channel: int) -> None:
         link = draft.link(place, channel)
@@ -328,11 +333,26 @@ class Model:
             tag = self._tag(message)
             if tag:
                 self._check_sending(draft, place, message, tag)
-            if draft.actors[place].kind <= CLIENT:
+            kind = draft.actors[place].kind
+            if kind <= CLIENT:
                 link = draft.link(place, channel)
                 if link.status == UP:
+                    if kind == CLIENT and not link.outs and self._is_eager(draft):
+                        state = draft.actors[place].state
+                        self._client_did(
+                            draft, place, self.clients.receive(state, channel, message)
+                        )
+                        continue
                     outs = (*link.outs, message)
                     draft.set_link(place, channel, Link(UP, link.ins, outs))
+
+    def _is_eager(self, draft: Draft) -> bool:
+        """Whether what the broker sends to clients is there at once.
+
+        That leaves out nothing but the control connection overtaking the data connection on this way, as long as
+        nothing can be lost: what a client does before it hears something it might have done before that was sent.
+        """
+        return not draft.faults[0] if self.scenario.eager is None else self.scenario.eager
 
     def _tag(self, message: int) -> int:
         tag = self._tags.get(message)
@@ -342,6 +362,7 @@ class Model:
                 to_client.StopReport: _REPORT,
                 to_client.SpawnAnswers: _ANSWERS,
                 to_client.Ended: _ENDED,
+                from_client.ResultsTaken: _TAKEN,
             }.get(kind, 0)
             self._tags[message] = tag
         return tag
@@ -409,31 +430,57 @@ class Model:
         else:
             self._tell(draft, place, "receive", message)
 
+    # When a connection is made again makes no difference: until the first message on it is heard, nobody can send
+    # on it, and that may take long. When a client notices that one has broken makes none either: what it sends on a
+    # broken one is lost, as if it had broken later. What a worker sends then waits for the next connection.
+
     def _breaks(self, draft: Draft, place: int, channel: int) -> None:
-        draft.set_link(place, channel, Link(CUT))
         draft.core = self.broker.cut(draft.core, bytes((place, channel)))
+        if draft.actors[place].kind == CLIENT or not self.scenario.late_notice:
+            draft.set_link(place, channel, Link(LOST))
+            self._noticed(draft, place, channel)
+            self._connect(draft, place)
+        else:
+            draft.set_link(place, channel, Link(CUT))
 
     def _notices(self, draft: Draft, place: int, channel: int) -> None:
-        actor, link = draft.actors[place], draft.link(place, channel)
+        draft.set_link(place, channel, Link(LOST, draft.link(place, channel).ins))
+        self._noticed(draft, place, channel)
+        if draft.core:
+            self._connect(draft, place)
+
+    def _noticed(self, draft: Draft, place: int, channel: int) -> None:
+        actor = draft.actors[place]
         if actor.kind == CLIENT:
-            draft.set_link(place, channel, Link(LOST))
             self._client_did(draft, place, self.clients.lost(actor.state, channel))
         else:
-            draft.set_link(place, channel, Link(LOST, link.ins))
             self._tell(draft, place, "lost")
 
-    def _reconnects(self, draft: Draft, place: int, channel: int) -> None:
-        actor, link = draft.actors[place], draft.link(place, channel)
-        draft.set_link(place, channel, Link(UP, link.ins))
-        if actor.kind == CLIENT:
-            self._client_did(draft, place, self.clients.connected(actor.state, channel))
-        elif link.status == LOST and draft.link(place, 1 - channel).status != LOST:
+    def _connect(self, draft: Draft, place: int) -> None:
+        """There is a broker: whatever this actor knows to be broken, or has not made yet, is made."""
+        again = False
+        for channel in CHANNELS:
+            link = draft.link(place, channel)
+            if link.status in (LOST, NEW):
+                again = again or link.status == LOST
+                draft.set_link(place, channel, Link(UP, link.ins))
+                if draft.actors[place].kind == CLIENT:
+                    state = draft.actors[place].state
+                    self._client_did(draft, place, self.clients.connected(state, channel))
+        if again and draft.actors[place].kind != CLIENT:
             self._tell(draft, place, "connected")
 
     def _send(self, draft: Draft, place: int, sent: tuple[tuple[int, int], ...]) -> None:
         for channel, message in sent:
             link = draft.link(place, channel)
-            if link.status == UP or draft.actors[place].kind != CLIENT:
+            is_client = draft.actors[place].kind == CLIENT
+            if link.status == UP and is_client and not link.ins and draft.core:
+                if self._tag(message) == _TAKEN and self._is_eager(draft):
+                    route = bytes((place, channel))
+                    outcome = self.broker.hear(draft.core, draft.clock, route, message)
+                    self._broker_did(draft, *outcome)
+                    continue
+            if link.status == UP or not is_client:
                 draft.set_link(
                     place, channel, Link(link.status, (*link.ins, message), link.outs)
                 )
@@ -628,6 +675,8 @@ class Model:
         name = b"nested%02d" % len(draft.actors) + bytes(8)
         state = self.clients.new(name, call.steps, worker.frozen[0], key)
         draft.actors.append(Actor(CLIENT, state, Link(NEW), Link(NEW)))
+        if draft.core:
+            self._connect(draft, len(draft.actors) - 1)
 
     def _client_inside(self, world: World | Draft, key: AttemptKey) -> int | None:
         for place, actor in enumerate(world.actors):
@@ -676,6 +725,8 @@ class Model:
                 draft.set_link(place, channel, Link(NEW))
                 if draft.core:
                     draft.core = self.broker.cut(draft.core, bytes((place, channel)))
+            if draft.core:
+                self._connect(draft, place)
         self._send(draft, place, result.sent)
 
 
@@ -692,7 +743,6 @@ _TAKE: Final[dict[str, Any]] = {
     "hears": Model._hears,
     "breaks": Model._breaks,
     "notices": Model._notices,
-    "reconnects": Model._reconnects,
     "reaps": Model._reaps,
     "is succeeded": Model._is_succeeded,
     "its lease ends it": Model._lease_ends,

@@ -48,6 +48,12 @@ class Spawn(NamedTuple):
         return (self.kind, self.tenant, self.timeline, RUNTIME)
 
 
+class Batch(NamedTuple):
+    """A client makes several spawns at once, which travel together."""
+
+    spawns: tuple[Spawn, ...]
+
+
 class Stop(NamedTuple):
     """A client calls shutdown_tasks, and waits for the report."""
 
@@ -65,7 +71,7 @@ class Await(NamedTuple):
     name: str
 
 
-Step = Spawn | Stop | Await
+Step = Spawn | Batch | Stop | Await
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +100,9 @@ class Scenario:
     `workers`: processes in each of `pools` pools. `slots`: of each. `slow_disk`: commits are steps of their own, and
     what is not committed is lost with the broker; else each turn is committed at once. `flags`: the stop flags of the
     shared table work, too. `symmetric`: all clients do the same, and it makes no difference which is which.
-    `complete`: the journal never loses what was committed.
+    `complete`: the journal never loses what was committed. `eager`: what the broker sends to clients is there at
+    once; None: once no more faults can come. `late_notice`: workers and supervisors may go on sending for a
+    while on a connection that has broken; the next one gets it.
     """
 
     name: str
@@ -109,6 +117,8 @@ class Scenario:
     flags: bool = False
     symmetric: bool = False
     complete: bool = True
+    eager: bool | None = None
+    late_notice: bool = False
     lease: float = 80_000.0
     lease_bound: float = 90_000.0
     spawns: tuple[Spawn, ...] = field(init=False)
@@ -132,9 +142,12 @@ def _spawns(steps: tuple[Step, ...]) -> list[Spawn]:
     """All spawns of a program and of the tasks that it spawns, in order."""
     found: list[Spawn] = []
     for step in steps:
-        if isinstance(step, Spawn):
-            found.append(step)
-            for inner in step.body:
+        batch = step.spawns if isinstance(step, Batch) else (step,)
+        for spawn in batch:
+            if not isinstance(spawn, Spawn):
+                continue
+            found.append(spawn)
+            for inner in spawn.body:
                 if isinstance(inner, Call):
                     found.extend(_spawns(inner.steps))
     return found
