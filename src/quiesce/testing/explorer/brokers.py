@@ -291,7 +291,9 @@ class BrokerMachine:
             registry = Registry.thaw(self._store[durable], **self._configuration)
             for fact in self._store[turn].facts:
                 registry.apply(fact)
-            return self._store.put(registry.freeze(volatile=False, payloads=True))
+            return self._store.put(
+                sorted_sessions(registry.freeze(volatile=False, payloads=True))
+            )
 
         return self.memo(("commit", durable, turn), make)  # type: ignore[no-any-return]  # of a memo
 
@@ -404,9 +406,7 @@ class BrokerMachine:
             registry.check()
         except RegistryFault as fault:
             raise BrokenRule("the registry's invariants hold", str(fault)) from fault
-        frozen = registry.freeze()
-        # In which order sessions were opened makes no difference.
-        frozen = (*frozen[:6], tuple(sorted(frozen[6], key=_session_name)), *frozen[7:])
+        frozen = sorted_sessions(registry.freeze())
         core = self._store.put((frozen, shell.net.freeze()))
         return Outcome(core, tuple(self._sendings(shell.net.sent)), tuple(turns))
 
@@ -420,6 +420,12 @@ class BrokerMachine:
         return found
 
 
-def _session_name(row: tuple[Any, ...]) -> bytes:
-    name: bytes = row[0][0]
+
+def sorted_sessions(registry: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A frozen registry. In which order its sessions were opened makes no difference."""
+    return (*registry[:6], tuple(sorted(registry[6], key=_name)), *registry[7:])
+
+
+def _name(session: tuple[Any, ...]) -> bytes:
+    name: bytes = session[0][0]
     return name

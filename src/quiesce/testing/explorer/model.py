@@ -17,6 +17,7 @@ from quiesce.testing.explorer.processes import CONTROL, DATA, Pool, Processes, W
 from quiesce.testing.explorer.rules import CANCELLED, COMPLETED, DIED, RUNS, BrokenRule, Truth
 from quiesce.testing.explorer.scenario import Associate, Call, Scenario, Spawn, Stop
 from quiesce.testing.explorer.store import Store
+from quiesce.testing.explorer.symmetry import Symmetry
 from quiesce.testing.explorer.world import (
     BREAKS,
     BROKERS,
@@ -70,6 +71,7 @@ class Model:
         self._numbers = {spawn.name: number for number, spawn in enumerate(scenario.spawns)}
         self._labels = {labels: number for number, labels in enumerate(scenario.labels)}
         self._tags: dict[int, int] = {}
+        self._symmetry: Symmetry | None = None
 
     # --- the beginning ----------------------------------------------------------------------------
 
@@ -88,6 +90,10 @@ class Model:
             draft.actors.append(Actor(CLIENT, self.clients.new(name, steps, 0, None), link, link))
             self._connect(draft, len(draft.actors) - 1)
         world = self._settle(draft.world())
+        if self.scenario.symmetric:
+            places = [place for place, actor in enumerate(world.actors) if actor.kind == CLIENT]
+            names = [self.store[world.actors[place].state].frozen[0][0] for place in places]
+            self._symmetry = Symmetry(self.scenario, self.store, places, names)
         return world._replace(faults=allowance(self.scenario.faults))
 
     def _settle(self, world: World) -> World:
@@ -262,7 +268,8 @@ class Model:
         if fault >= 0:
             draft.spend(fault)
         _TAKE[step[0]](self, draft, *step[1:])
-        return draft.world()
+        after = draft.world()
+        return after if self._symmetry is None else self._symmetry.canonical(after)
 
     def is_over(self, world: World) -> bool:
         """Everyone has got what it wanted: each stop its report, each spawn its answer and each task its end."""
