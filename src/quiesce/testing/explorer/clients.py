@@ -134,7 +134,8 @@ class Clients:
                     request = client.frozen[3][0] + 1
                     asked = (*client.asked, Asked(request, client.place, before, False))
                     client = client._replace(asked=asked)
-                    return self._handled(client, RequestWanted(_stop(client, step)))
+                    task = self._task(client, step.task) if step.task else None
+                    return self._handled(client, RequestWanted(_stop(client, step, task)))
                 case _:
                     raise ValueError(f"{step} is no step that is taken")
 
@@ -163,7 +164,9 @@ class Clients:
             step = None
             if client.place < len(client.steps) and not waits:
                 step = client.steps[client.place]
-                if isinstance(step, Await):
+                if isinstance(step, Await) or (
+                    isinstance(step, Stop) and step.task and self._knows(client, step.task) != KNOWN
+                ):
                     step = None
             unanswered = any(known == ASKED for _, known in client.known)
             done = client.place == len(client.steps) and not waits
@@ -229,11 +232,22 @@ class Clients:
         client = client._replace(frozen=machine.freeze())
         while client.place < len(client.steps):
             step = client.steps[client.place]
-            number = self._numbers[step.name] if isinstance(step, Await) else -1
-            if dict(client.known).get(number, ASKED) not in (ENDED, REFUSED, UNKNOWN):
+            name = step.name if isinstance(step, Await) else None
+            if isinstance(step, Stop) and all(each.place != client.place for each in client.asked):
+                name = step.task
+            if not name or self._knows(client, name) not in (ENDED, REFUSED, UNKNOWN):
                 break
             client = client._replace(place=client.place + 1)
         return Result(self._store.put(client), tuple(sent), anew)
+
+    def _task(self, client: Client, name: str) -> int:
+        """The id of a live task of its own."""
+        key = [number for number, _ in client.known].index(self._numbers[name]) + 1
+        live = sessions.ClientSession.thaw(client.frozen).live
+        return next(task_id for task_id, keys in live.items() if key in keys)
+
+    def _knows(self, client: Client, name: str) -> int:
+        return dict(client.known).get(self._numbers[name], ASKED)
 
     def _replied(self, client: Client, key: int, message: Any) -> Client:
         asked = tuple(
@@ -257,11 +271,11 @@ def _known(client: Client, key: int, what: int) -> Client:
     return client._replace(known=known)
 
 
-def _stop(client: Client, step: Stop) -> from_client.Stop:
+def _stop(client: Client, step: Stop, task: int | None) -> from_client.Stop:
     return from_client.Stop(
         request=0,
         scope=(step.kind, step.tenant, step.timeline, None),
-        task_id=None,
+        task_id=task,
         grace=step.grace,
         timeout=step.timeout,
         keep_closed=step.keep_closed,

@@ -413,7 +413,7 @@ class Model:
             if attempt.how != RUNS or (attempt.task_id, attempt.attempt) == client.inside:
                 continue
             inside = attempt.spawn in asked.before
-            if name not in truth.reported and attempt.labels >= 0:
+            if name not in truth.reported and attempt.labels >= 0 and not stop.task:
                 inside = inside or _scope(stop).matches(*self.scenario.labels[attempt.labels])
             if inside:
                 text = f"{attempt.task_id}.{attempt.attempt} runs in [{_scope(stop)}]"
@@ -642,9 +642,8 @@ class Model:
         name = dict(self.processes.view(state).handed)[key]
         number = self._numbers[name]
         words = f"{key[0]}.{key[1]} ({name})"
-        durable = self.broker.durable(draft.durable)
-        present = durable.attempts.get(key[0], 0)
-        if key[0] <= durable.last_task and present > key[1] or not present:
+        present = self.broker.durable(draft.durable).attempts.get(key[0], 0)
+        if not present or present > key[1]:
             raise BrokenRule("no attempt begins after its end was certain", words)
         if draft.truth.find(*key) is not None:
             raise BrokenRule("no attempt begins twice", words)
@@ -706,6 +705,8 @@ class Model:
         (Those that associate themselves with other scopes are judged when the report leaves.)
         """
         client: Client = self.store[draft.actors[place].state]
+        if stop.task:
+            return (self._numbers[stop.task],)
         own = None if client.inside is None else draft.truth.find(*client.inside)
         found: list[int] = []
         for other, actor in enumerate(draft.actors):

@@ -90,6 +90,11 @@ def judge(state: State, attempts: dict[TaskId, int], decided: Sequence[Fact]) ->
         match fact:
             case facts.TaskRegistered():
                 attempts[TaskId(fact.task_id)] = 1
+                twins = [
+                    task.id for task in state.tasks.values() if task.spawn.name == fact.row.name
+                ]
+                if len(twins) > 1:
+                    raise BrokenRule("a spawn becomes one task", f"{fact.row.name}: {twins}")
                 _no_closed_scope(state, fact.task_id, "is registered")
             case facts.TaskAssigned():
                 _no_closed_scope(state, fact.task_id, "is assigned")

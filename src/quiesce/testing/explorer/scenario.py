@@ -55,7 +55,9 @@ class Batch(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """A client calls shutdown_tasks, and waits for the report."""
+    """A client calls shutdown_tasks, and waits for the report. `task`: of this task alone, by the name of its spawn;
+    nothing if it has ended.
+    """
 
     kind: str | None = None
     tenant: str | None = None
@@ -63,6 +65,7 @@ class Stop(NamedTuple):
     grace: float | None = None
     timeout: float | None = None
     keep_closed: bool = False
+    task: str | None = None
 
 
 class Await(NamedTuple):
