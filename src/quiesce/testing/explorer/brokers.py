@@ -20,7 +20,7 @@ from quiesce.registry.facts import Fact
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.machine import Registry
 from quiesce.registry.timers import Due
-from quiesce.testing.explorer.rules import BrokenRule, Judgement, judge
+from quiesce.testing.explorer.rules import BrokenRule, Judgement, Quiet, judge
 from quiesce.testing.explorer.scenario import PATIENT, RUNTIME, STRICT, Scenario
 from quiesce.testing.explorer.store import Memo, Store
 
@@ -42,7 +42,7 @@ class Turn(NamedTuple):
 
     facts: tuple[Fact, ...]
     effects: tuple[Effect, ...]
-    judgements: tuple[Judgement, ...]
+    judgements: tuple[Judgement | Quiet, ...]
 
 
 class Outcome(NamedTuple):
@@ -169,7 +169,7 @@ class Shell(Core):
         self.clock = clock
         self.net = MemoryPeers()
         self.pages = Pages()
-        self.judgements: list[tuple[Judgement, ...]] = []
+        self.judgements: list[tuple[Judgement | Quiet, ...]] = []
         super().__init__(
             settings, self.net, self.pages, recovered, epoch, "boot", now=self._moment
         )

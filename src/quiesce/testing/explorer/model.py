@@ -324,7 +324,7 @@ class Model:
 
     def _judge(self, draft: Draft, turn: int) -> None:
         for judgement in self.store[turn].judgements:
-            rules.decided(draft.truth, judgement)
+            rules.decided(draft.truth, judgement, self.scenario.labels)
 
     def _broker_did(
         self, draft: Draft, core: int, sendings: tuple[Sending, ...], turns: tuple[int, ...]
@@ -393,6 +393,8 @@ class Model:
 
     def _check_report(self, draft: Draft, place: int, report: to_client.StopReport) -> None:
         """The caller may remove its files now."""
+        if draft.actors[place].kind != CLIENT:
+            return
         client: Client = self.store[draft.actors[place].state]
         request = report.request + client.frozen[3][1]
         (asked,) = [each for each in client.asked if each.request == request]
@@ -401,7 +403,6 @@ class Model:
         stop = client.steps[asked.place]
         assert isinstance(stop, Stop)
         truth = draft.truth
-        name = (place, request)
         for row in report.tasks:
             attempt = truth.find(row.id, row.attempt)
             if attempt is not None and attempt.how == RUNS:
@@ -412,18 +413,12 @@ class Model:
         for attempt in truth.begun:
             if attempt.how != RUNS or (attempt.task_id, attempt.attempt) == client.inside:
                 continue
-            inside = attempt.spawn in asked.before
-            if name not in truth.reported and attempt.labels >= 0 and not stop.task:
-                inside = inside or _scope(stop).matches(*self.scenario.labels[attempt.labels])
-            if inside:
+            if attempt.spawn in asked.before:
                 text = f"{attempt.task_id}.{attempt.attempt} runs in [{_scope(stop)}]"
                 raise BrokenRule("when a stop returns, it is true", text)
         if report.remaining:
             raise BrokenRule("when a stop returns, it is true", f"remaining: {report.remaining}")
-        draft.truth = truth._replace(
-            dead=tuple(sorted({*truth.dead, *asked.before})),
-            reported=tuple(sorted({*truth.reported, name})),
-        )
+        draft.truth = truth._replace(dead=tuple(sorted({*truth.dead, *asked.before})))
 
     # --- connections ------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from quiesce.registry import facts
 from quiesce.registry.facts import Fact
-from quiesce.registry.ids import TaskId
+from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.scope import Scope
 from quiesce.registry.state import State
 
 #: How an attempt that has begun is, in `Attempt.how`.
@@ -39,6 +40,13 @@ class Judgement(NamedTuple):
     evidence: str
 
 
+class Quiet(NamedTuple):
+    """A stop is complete: but for its caller, nothing runs in its scope."""
+
+    scope: Scope
+    caller: int
+
+
 class Attempt(NamedTuple):
     """An attempt that has begun: where it runs (an actor), which spawn it is of, and its present labels."""
 
@@ -54,12 +62,11 @@ class Truth(NamedTuple):
     """What really is.
 
     `begun`: the attempts that began and whose end the journal does not hold. `dead`: spawns that were there before a
-    stop that has been reported covered them. `reported`: (actor, request) of the stops that were reported.
+    stop that has been reported covered them.
     """
 
     begun: tuple[Attempt, ...] = ()
     dead: tuple[int, ...] = ()
-    reported: tuple[tuple[int, int], ...] = ()
 
     def find(self, task_id: int, attempt: int) -> Attempt | None:
         """This attempt, if it has begun and is not settled."""
@@ -74,7 +81,7 @@ class Truth(NamedTuple):
         return self._replace(begun=tuple(sorted([*others, attempt])))
 
 
-def judge(state: State, attempts: dict[TaskId, int], decided: Sequence[Fact]) -> tuple[Judgement, ...]:
+def judge(state: State, attempts: dict[TaskId, int], decided: Sequence[Fact]) -> tuple[Judgement | Quiet, ...]:
     """The facts of one turn, after it.
 
     Args:
@@ -85,7 +92,7 @@ def judge(state: State, attempts: dict[TaskId, int], decided: Sequence[Fact]) ->
     Raises:
         BrokenRule: something came into a closed scope.
     """
-    found: list[Judgement] = []
+    found: list[Judgement | Quiet] = []
     for fact in decided:
         match fact:
             case facts.TaskRegistered():
@@ -106,6 +113,11 @@ def judge(state: State, attempts: dict[TaskId, int], decided: Sequence[Fact]) ->
                 found.append(
                     Judgement("ended", fact.task_id, attempt, fact.outcome, fact.evidence)
                 )
+            case facts.StopEnded():
+                stop = state.stops.get(StopId(fact.stop_id))
+                if stop is not None and stop.closes and not fact.timed_out:
+                    caller = 0 if stop.caller is None else stop.caller.id
+                    found.append(Quiet(stop.scope, caller))
     return tuple(found)
 
 
@@ -121,12 +133,22 @@ def _no_closed_scope(state: State, task_id: int, verb: str) -> None:
             raise BrokenRule("nothing comes into a scope that a stop has closed", text)
 
 
-def decided(truth: Truth, judgement: Judgement) -> None:
-    """Compare what was decided with the world.
+def decided(
+    truth: Truth, judgement: Judgement | Quiet, labels: Sequence[tuple[str, str | None, str | None, str]]
+) -> None:
+    """Compare what was decided with the world. `labels`: by their numbers.
 
     Raises:
         BrokenRule: it is not true.
     """
+    if isinstance(judgement, Quiet):
+        for each in truth.begun:
+            if each.how != RUNS or each.labels < 0 or each.task_id == judgement.caller:
+                continue
+            if judgement.scope.matches(*labels[each.labels]):
+                text = f"{each.task_id}.{each.attempt} runs in [{judgement.scope}], whose stop is complete"
+                raise BrokenRule("when a stop returns, it is true", text)
+        return
     what, task_id, number, outcome, evidence = judgement
     attempt = truth.find(task_id, number)
     name = f"{task_id}.{number}"
@@ -148,10 +170,11 @@ def decided(truth: Truth, judgement: Judgement) -> None:
             raise BrokenRule("RETURNED is true", f"{name} is said to have {outcome}, not {told}")
 
 
-def committed(truth: Truth, judgements: Sequence[Judgement]) -> Truth:
+def committed(truth: Truth, judgements: Sequence[Judgement | Quiet]) -> Truth:
     """The journal has it: nothing more can be said of these attempts."""
-    over = {each.task_id for each in judgements if each.what == "ended"}
-    newer = {each.task_id: each.attempt for each in judgements if each.what == "requeued"}
+    said = [each for each in judgements if isinstance(each, Judgement)]
+    over = {each.task_id for each in said if each.what == "ended"}
+    newer = {each.task_id: each.attempt for each in said if each.what == "requeued"}
     if not over and not newer:
         return truth
     kept = []

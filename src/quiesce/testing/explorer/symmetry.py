@@ -64,11 +64,10 @@ class Renaming:
         )
 
     def _truth(self, truth: Truth) -> Truth:
-        numbers, places = self._numbers, self._place
+        numbers = self._numbers
         return Truth(
             tuple(sorted(each._replace(spawn=numbers[each.spawn]) for each in truth.begun)),
             tuple(sorted(numbers[number] for number in truth.dead)),
-            tuple(sorted((places.get(place, place), number) for place, number in truth.reported)),
         )
 
     def _digest(self, key: int) -> int:
