@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from quiesce.testing.explorer.plants import PLANTS
+from quiesce.testing.explorer.plants import PLANTS, planted
 from quiesce.testing.explorer.scenarios import SCENARIOS
 from quiesce.testing.explorer.search import explore
 from quiesce.testing.explorer.trace import pasteable, story
@@ -41,10 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         broken = explored.broken
         if broken is not None:
             found += 1
+            with planted(wishes.plant):
+                told = story(name, broken.steps)
             _say(f"\nBROKEN: {broken.rule}:\n  {broken.text}\nThe shortest way to it:")
-            for number, words in enumerate(story(name, broken.steps), 1):
+            for number, words in enumerate(told, 1):
                 _say(f"  {number:3} {words}")
-            _say(f"\nAs a test (from quiesce.testing.explorer.trace import replay):\n\n{pasteable(name, broken)}\n")
+            _say("\nAs a test (from quiesce.testing.explorer.trace import replay):\n")
+            _say(pasteable(name, broken, told) + "\n")
     return 1 if found else 0
 
 

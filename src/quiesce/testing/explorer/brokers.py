@@ -80,7 +80,7 @@ class MemoryPeers(Peers):
         self.sent.append((route, message))
 
     def cut(self, route: bytes) -> None:
-        """This connection is gone. (Over a real socket that shows at the next sending, which is lost either way.)"""
+        """This connection is gone. (Over a real socket the next sending shows that, and is lost either way.)"""
         channel = CHANNELS[route[1]]
         peer = self.at(channel, route)
         if peer is not None:
@@ -170,9 +170,7 @@ class Shell(Core):
         self.net = MemoryPeers()
         self.pages = Pages()
         self.judgements: list[tuple[Judgement | Quiet, ...]] = []
-        super().__init__(
-            settings, self.net, self.pages, recovered, epoch, "boot", now=self._moment
-        )
+        super().__init__(settings, self.net, self.pages, recovered, epoch, "boot", now=self._moment)
 
     def _moment(self) -> Instant:
         """The wall clock stands still: it says when things were, and decides nothing."""
@@ -291,9 +289,7 @@ class BrokerMachine:
             registry = Registry.thaw(self._store[durable], **self._configuration)
             for fact in self._store[turn].facts:
                 registry.apply(fact)
-            return self._store.put(
-                sorted_sessions(registry.freeze(volatile=False, payloads=True))
-            )
+            return self._store.put(sorted_sessions(registry.freeze(volatile=False, payloads=True)))
 
         return self.memo(("commit", durable, turn), make)  # type: ignore[no-any-return]  # of a memo
 
@@ -349,7 +345,7 @@ class BrokerMachine:
             snapshot=snapshot,
             facts=[],
             last_epoch=snapshot[0][0],
-            complete=self._scenario.complete or not snapshot[0][0],
+            complete=True,
             words="",
         )
         self._shell = Shell(self._settings, recovered, snapshot[0][0] + 1, float(clock))
@@ -382,9 +378,7 @@ class BrokerMachine:
         A prompt journal has its facts by then, and with it what waits for them leaves, too.
         """
         turns = []
-        for (decided, waiting), judgements in zip(
-            shell.pages.turns, shell.judgements, strict=True
-        ):
+        for (decided, waiting), judgements in zip(shell.pages.turns, shell.judgements, strict=True):
             later = tuple(waiting)
             if not self._scenario.slow_disk:
                 later = ()
@@ -399,9 +393,8 @@ class BrokerMachine:
             raise BrokenRule("an explored stop has one slice", str(shell.outgoing.again))
         for session in registry.state.sessions.values():
             session.last_heard = 0.0
-        for due, _ in registry.timers.items():
-            if due[0] not in CLOCKED:
-                registry.timers.set(due, FAR)
+        for due in [due for due, _ in registry.timers.items() if due[0] not in CLOCKED]:
+            registry.timers.set(due, FAR)
         try:
             registry.check()
         except RegistryFault as fault:
@@ -418,7 +411,6 @@ class BrokerMachine:
                 continue  # nobody does anything about it
             found.append((route[0], route[1], self._store.put(message)))
         return found
-
 
 
 def sorted_sessions(registry: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -49,7 +49,7 @@ class Asked(NamedTuple):
 
 
 class Client(NamedTuple):
-    """`inside`: the attempt that it lives in, if it does. `known`: of each spawn, in order, (number, what is known)."""
+    """`inside`: the attempt that it lives in. `known`: of each spawn, in order, its number and what is known."""
 
     frozen: tuple[Any, ...]
     steps: tuple[Step, ...]
@@ -86,7 +86,9 @@ class Clients:
         self._numbers = {spawn.name: number for number, spawn in enumerate(scenario.spawns)}
         self.memo = Memo()
 
-    def new(self, name: bytes, steps: tuple[Step, ...], worker: int, inside: AttemptKey | None) -> int:
+    def new(
+        self, name: bytes, steps: tuple[Step, ...], worker: int, inside: AttemptKey | None
+    ) -> int:
         """A client that is not connected yet."""
         session = sessions.ClientSession(session=name, pid=77, host="here", worker=worker)
         return self._store.put(Client(session.freeze(), steps, 0, (), (), inside, 0))
@@ -126,9 +128,7 @@ class Clients:
                     spawns = step.spawns if isinstance(step, Batch) else (step,)
                     known = [(self._numbers[spawn.name], ASKED) for spawn in spawns]
                     rows = [self._row(client, spawn) for spawn in spawns]
-                    client = client._replace(
-                        place=client.place + 1, known=(*client.known, *known)
-                    )
+                    client = client._replace(place=client.place + 1, known=(*client.known, *known))
                     return self._handled(client, SpawnsWanted(rows))
                 case Stop():
                     request = client.frozen[3][0] + 1
@@ -232,10 +232,10 @@ class Clients:
         client = client._replace(frozen=machine.freeze())
         while client.place < len(client.steps):
             step = client.steps[client.place]
-            name = step.name if isinstance(step, Await) else None
+            waits_for = step.name if isinstance(step, Await) else None
             if isinstance(step, Stop) and all(each.place != client.place for each in client.asked):
-                name = step.task
-            if not name or self._knows(client, name) not in (ENDED, REFUSED, UNKNOWN):
+                waits_for = step.task
+            if not waits_for or self._knows(client, waits_for) not in (ENDED, REFUSED, UNKNOWN):
                 break
             client = client._replace(place=client.place + 1)
         return Result(self._store.put(client), tuple(sent), anew)

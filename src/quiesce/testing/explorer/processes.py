@@ -215,7 +215,7 @@ class Processes:
         return worker, session.exit_asking("the pool is going", 0.0)
 
     @staticmethod
-    def _with_body(worker: Worker, key: AttemptKey, **changes: int) -> Worker:
+    def _with_body(worker: Worker, key: AttemptKey, **changes: Any) -> Worker:
         bodies = tuple(
             body._replace(**changes) if body.key == key else body for body in worker.bodies
         )
@@ -301,7 +301,9 @@ class Processes:
 
     # --- supervisors ------------------------------------------------------------------------------
 
-    def new_pool(self, name: bytes, clock: int, before: from_supervisor.Predecessor | None) -> Result:
+    def new_pool(
+        self, name: bytes, clock: int, before: from_supervisor.Predecessor | None
+    ) -> Result:
         """A supervisor process that has just been started."""
         scenario = self._scenario
         identity = PoolIdentity(
@@ -387,9 +389,7 @@ class Processes:
                     caused.append(("flag", serials[place], named))
                 case KillFor():
                     spared = tuple(map(tuple, effect.spared))
-                    caused.append(
-                        ("kill", effect.serial, (effect.task_id, effect.attempt), spared)
-                    )
+                    caused.append(("kill", effect.serial, (effect.task_id, effect.attempt), spared))
                 case AskForLease(reason):
                     caused.append(("half over", reason))
                 case LeaseIsBack():
@@ -415,9 +415,7 @@ class Processes:
             session.check()
         except AssertionError as error:
             raise BrokenRule("a supervisor session is as it says", repr(error)) from error
-        return Result(
-            self._store.put(Pool(identity, session.freeze())), tuple(sent), tuple(caused)
-        )
+        return Result(self._store.put(Pool(identity, session.freeze())), tuple(sent), tuple(caused))
 
     def untaken(self, state: int) -> tuple[from_supervisor.WorkerExitedRow, ...]:
         """What this supervisor has reported, and the broker may not have: the table still has it."""

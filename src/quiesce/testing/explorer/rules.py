@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from quiesce.registry import facts
 from quiesce.registry.facts import Fact
-from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, StopId, TaskId
 from quiesce.registry.scope import Scope
 from quiesce.registry.state import State
 
@@ -57,12 +57,17 @@ class Attempt(NamedTuple):
     spawn: int
     labels: int
 
+    @property
+    def key(self) -> AttemptKey:
+        """As the machines name it."""
+        return (TaskId(self.task_id), AttemptNumber(self.attempt))
+
 
 class Truth(NamedTuple):
     """What really is.
 
-    `begun`: the attempts that began and whose end the journal does not hold. `dead`: spawns that were there before a
-    stop that has been reported covered them.
+    `begun`: the attempts that began and whose end the journal does not hold. `dead`: spawns that were there
+    before a stop that has been reported covered them.
     """
 
     begun: tuple[Attempt, ...] = ()
@@ -81,7 +86,9 @@ class Truth(NamedTuple):
         return self._replace(begun=tuple(sorted([*others, attempt])))
 
 
-def judge(state: State, attempts: dict[TaskId, int], decided: Sequence[Fact]) -> tuple[Judgement | Quiet, ...]:
+def judge(
+    state: State, attempts: dict[TaskId, int], decided: Sequence[Fact]
+) -> tuple[Judgement | Quiet, ...]:
     """The facts of one turn, after it.
 
     Args:
@@ -110,9 +117,7 @@ def judge(state: State, attempts: dict[TaskId, int], decided: Sequence[Fact]) ->
                 found.append(Judgement("requeued", fact.task_id, fact.attempt, "", ""))
             case facts.TaskEnded():
                 attempt = attempts[TaskId(fact.task_id)]
-                found.append(
-                    Judgement("ended", fact.task_id, attempt, fact.outcome, fact.evidence)
-                )
+                found.append(Judgement("ended", fact.task_id, attempt, fact.outcome, fact.evidence))
             case facts.StopEnded():
                 stop = state.stops.get(StopId(fact.stop_id))
                 if stop is not None and stop.closes and not fact.timed_out:
@@ -134,7 +139,9 @@ def _no_closed_scope(state: State, task_id: int, verb: str) -> None:
 
 
 def decided(
-    truth: Truth, judgement: Judgement | Quiet, labels: Sequence[tuple[str, str | None, str | None, str]]
+    truth: Truth,
+    judgement: Judgement | Quiet,
+    labels: Sequence[tuple[str, str | None, str | None, str]],
 ) -> None:
     """Compare what was decided with the world. `labels`: by their numbers.
 
@@ -155,7 +162,9 @@ def decided(
     if what == "requeued":
         before = truth.find(task_id, number - 1)
         if before is not None and before.how == RUNS:
-            raise BrokenRule("one attempt at a time", f"{task_id}.{number - 1} runs, {name} is queued")
+            raise BrokenRule(
+                "one attempt at a time", f"{task_id}.{number - 1} runs, {name} is queued"
+            )
         if attempt is not None:
             raise BrokenRule("what has begun is not queued again", name)
         return

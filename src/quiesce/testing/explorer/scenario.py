@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from quiesce.registry.scope import Scope
+
 #: (kind, tenant, timeline, runtime).
 Labels = tuple[str, str | None, str | None, str]
 #: The one runtime there is.
@@ -55,8 +57,9 @@ class Batch(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """A client calls shutdown_tasks, and waits for the report. `task`: of this task alone, by the name of its spawn;
-    nothing if it has ended.
+    """A client calls shutdown_tasks, and waits for the report.
+
+    `task`: of this task alone, by the name of its spawn; nothing if it has ended.
     """
 
     kind: str | None = None
@@ -81,9 +84,9 @@ Step = Spawn | Batch | Stop | Await
 class Faults:
     """How often each may happen, and all of them together.
 
-    `breaks`: a connection breaks, and loses what is in it. `hasty`: a timer fires though what it waits for is still
-    on its way (so messages are sent twice). `workers`, `pools`, `brokers`: such a process is killed. `sessions`: one
-    of a client expires. `ticks`: how far the clock of leases goes; apart from the sum.
+    `breaks`: a connection breaks, and loses what is in it. `hasty`: a timer fires though what it waits for
+    is still on its way (so messages are sent twice). `workers`, `pools`, `brokers`: such a process is killed.
+    `sessions`: one of a client expires. `ticks`: how far the clock of leases goes; apart from the sum.
     """
 
     total: int
@@ -100,12 +103,12 @@ class Faults:
 class Scenario:
     """One small cluster.
 
-    `workers`: processes in each of `pools` pools. `slots`: of each. `slow_disk`: commits are steps of their own, and
-    what is not committed is lost with the broker; else each turn is committed at once. `flags`: the stop flags of the
-    shared table work, too. `symmetric`: all clients do the same, and it makes no difference which is which.
-    `complete`: the journal never loses what was committed. `eager`: what the broker sends to clients is there at
-    once; None: once no more faults can come. `late_notice`: workers and supervisors may go on sending for a
-    while on a connection that has broken; the next one gets it.
+    `workers`: processes in each of `pools` pools. `slots`: of each. `slow_disk`: commits are steps of their
+    own, and what is not committed is lost with the broker; else each turn is committed at once. `flags`: the
+    stop flags of the shared table work, too. `symmetric`: all clients do the same, and it makes no difference
+    which is which. `eager`: what the broker sends to clients is there at once; None: once no more faults can
+    come. `late_notice`: workers and supervisors may go on sending for a while on a connection that has broken;
+    the next one gets it.
     """
 
     name: str
@@ -119,7 +122,6 @@ class Scenario:
     slow_disk: bool = False
     flags: bool = False
     symmetric: bool = False
-    complete: bool = True
     eager: bool | None = None
     late_notice: bool = False
     lease: float = 80_000.0
@@ -133,12 +135,19 @@ class Scenario:
         if len(set(names)) != len(names):
             raise ValueError(f"names of spawns must be unique in {self.name}: {names}")
         labels = [spawn.labels for spawn in spawns]
-        for spawn in spawns:
-            for step in spawn.body:
-                if isinstance(step, Associate):
-                    labels.append((spawn.kind, step.tenant, step.timeline, RUNTIME))
+        labels += [
+            (spawn.kind, step.tenant, step.timeline, RUNTIME)
+            for spawn in spawns
+            for step in spawn.body
+            if isinstance(step, Associate)
+        ]
         object.__setattr__(self, "spawns", tuple(spawns))
         object.__setattr__(self, "labels", tuple(dict.fromkeys(labels)))
+
+
+def scope_of(stop: Stop) -> Scope:
+    """What it stops."""
+    return Scope(stop.kind, stop.tenant, stop.timeline, None)
 
 
 def _spawns(steps: tuple[Step, ...]) -> list[Spawn]:

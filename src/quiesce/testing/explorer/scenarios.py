@@ -17,14 +17,20 @@ from quiesce.testing.explorer.scenario import (
 
 ONE_STOP: Final = Scenario(
     name="one-stop",
-    words="one worker, two tasks, one stop of both; any one fault",
+    words="one worker, two tasks, one stop of both; a break, or messages said twice, or a dead worker",
     clients=((Batch((Spawn("a", endless=True), Spawn("b"))), Stop(tenant="T")),),
-    faults=Faults(total=1, breaks=1, hasty=1, workers=1, pools=1, brokers=1),
+    faults=Faults(total=1, breaks=1, hasty=1, workers=1),
     eager=True,
 )
 
 _ALL: Final = (
     ONE_STOP,
+    replace(
+        ONE_STOP,
+        name="one-stop-any-fault",
+        words="as one-stop; or a supervisor or the broker dies",
+        faults=Faults(total=1, breaks=1, hasty=1, workers=1, pools=1, brokers=1),
+    ),
     replace(
         ONE_STOP,
         name="one-stop-in-full",
@@ -172,7 +178,9 @@ _ALL: Final = (
         words="a task that does not end when it is asked, and a neighbour: its process is killed",
         clients=(
             (
-                Batch((Spawn("a", kind=STRICT, stubborn=True, endless=True), Spawn("b", tenant="U"))),
+                Batch(
+                    (Spawn("a", kind=STRICT, stubborn=True, endless=True), Spawn("b", tenant="U"))
+                ),
                 Stop(tenant="T"),
             ),
         ),

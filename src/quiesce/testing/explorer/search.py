@@ -35,7 +35,11 @@ class Broken:
 
 @dataclass(frozen=True, kw_only=True)
 class Explored:
-    """What came of it. `over`: states in which everyone has got what it wanted. `complete`: there are no others."""
+    """What came of it.
+
+    `over`: states in which everyone has got what it wanted. `cpu`: seconds of all processes together.
+    `complete`: there are no other states.
+    """
 
     scenario: Scenario
     states: int
@@ -43,16 +47,17 @@ class Explored:
     depth: int
     over: int
     seconds: float
+    cpu: float
     complete: bool
     broken: Broken | None
 
     def __str__(self) -> str:
         extent = "all of it" if self.complete else "as far as this"
-        rate = self.states / max(self.seconds, 1e-9)
+        rate = self.states / max(self.cpu, 1e-9)
         return (
-            f"{self.scenario.name}: {self.states:,} states, {self.transitions:,} transitions, "
-            f"{self.over:,} of them ends, depth {self.depth}, {extent}, in {self.seconds:.1f} s "
-            f"({rate:,.0f} states/s)"
+            f"{self.scenario.name}: {self.states:,} states ({self.over:,} of them ends), "
+            f"{self.transitions:,} transitions, depth {self.depth}, {extent}, in {self.seconds:.1f} s, "
+            f"{self.cpu:.1f} s of CPU ({rate:,.0f} states/s)"
         )
 
 
@@ -124,6 +129,7 @@ class Shard:
                 after = model.take(world, step, fault)
             except BrokenRule as broken:
                 self.broken.append((broken.rule, broken.text, key, step))
+                goes_on = True
                 continue
             there = key_of(after)
             if fault < 0 and there != key:
@@ -197,8 +203,12 @@ def _serve(pipe: Any, scenario: Scenario, number: int, count: int, plant: str) -
                 return
 
 
-def _numbers(shard: Shard) -> tuple[int, int, int]:
-    return len(shard), shard.transitions, len(shard.over)
+#: States, transitions, states that are over, seconds of CPU.
+Numbers = tuple[float, ...]
+
+
+def _numbers(shard: Shard) -> Numbers:
+    return len(shard), shard.transitions, len(shard.over), time.process_time()
 
 
 class _Alone:
@@ -208,7 +218,7 @@ class _Alone:
         self._shard = Shard(scenario, 0, 1)
         self.model = self._shard.model
 
-    def level(self, until: float) -> tuple[bool, tuple[int, int, int], list[Any]]:
+    def level(self, until: float) -> tuple[bool, Numbers, list[Any]]:
         """Whether there is another one; the numbers so far; and what is broken."""
         self._shard.expand(until)
         return bool(self._shard.frontier), _numbers(self._shard), self._shard.broken
@@ -245,11 +255,11 @@ class _Together:
             self._processes.append(process)
         self._incoming: list[list[Any]] = [[] for _ in range(jobs)]
 
-    def level(self, until: float) -> tuple[bool, tuple[int, int, int], list[Any]]:
+    def level(self, until: float) -> tuple[bool, Numbers, list[Any]]:
         for pipe, incoming in zip(self._pipes, self._incoming, strict=True):
             pipe.send(("level", incoming, until))
         self._incoming = [[] for _ in range(self._count)]
-        total = [0, 0, 0]
+        total: list[float] = [0, 0, 0, 0]
         broken: list[Any] = []
         more = False
         for pipe in self._pipes:
@@ -261,7 +271,7 @@ class _Together:
             more = more or left > 0
             total = [old + new for old, new in zip(total, numbers, strict=True)]
             broken += bad
-        return more, (total[0], total[1], total[2]), broken
+        return more, tuple(total), broken
 
     def parent(self, key: int) -> tuple[int, int]:
         pipe = self._pipes[(key >> 20) % self._count]
@@ -307,30 +317,33 @@ def explore(
 
     `plant`: a bug to plant, by its name in `plants`.
     """
-    began = time.monotonic()
+    began, idle = time.monotonic(), time.process_time() if jobs == 1 else 0.0
     until = began + (seconds if seconds is not None else 1e9)
     with planted(plant):
         team: _Alone | _Together = (
             _Alone(scenario) if jobs == 1 else _Together(scenario, jobs, plant)
         )
         try:
-            depth = 0
+            depth, states = 0, 0.0
             while True:
                 more, numbers, broken = team.level(until)
                 late = time.monotonic() > until or (budget is not None and numbers[0] >= budget)
+                if numbers[0] > states:
+                    states = numbers[0]
+                    depth += 1
                 if broken or late or not more:
                     break
-                depth += 1
             complete = not more and not broken and not late
             if complete:
                 broken = _stuck(*team.edges())
             return Explored(
                 scenario=scenario,
-                states=numbers[0],
-                transitions=numbers[1],
+                states=int(numbers[0]),
+                transitions=int(numbers[1]),
                 depth=depth,
-                over=numbers[2],
+                over=int(numbers[2]),
                 seconds=time.monotonic() - began,
+                cpu=numbers[3] - idle,
                 complete=complete,
                 broken=_first(team, broken),
             )
@@ -343,8 +356,9 @@ def _first(team: "_Alone | _Together", broken: list[Any]) -> Broken | None:
     stories = []
     for rule, text, key, last in broken:
         numbers: list[int] = []
-        while key:
-            key, number = team.parent(key)
+        here = key
+        while here:
+            here, number = team.parent(here)
             numbers.append(number)
         stories.append((len(numbers), list(reversed(numbers[:-1])), rule, text, last))
         if len(stories) == 100:

@@ -1,4 +1,4 @@
-"""Clients that do the same are told apart by nothing but their names: of worlds that differ in these, one is explored."""
+"""Clients that do the same differ in nothing but their names: of worlds that differ in these, one is explored."""
 
 from itertools import permutations
 from typing import Any
@@ -18,7 +18,12 @@ class Renaming:
     """One way to exchange the clients."""
 
     def __init__(
-        self, scenario: Scenario, store: Store, places: list[int], names: list[bytes], order: tuple[int, ...]
+        self,
+        scenario: Scenario,
+        store: Store,
+        places: list[int],
+        names: list[bytes],
+        order: tuple[int, ...],
     ) -> None:
         """`order`: which client takes the name and the place of each."""
         self._store = store
@@ -108,7 +113,9 @@ class Renaming:
 class Symmetry:
     """All ways to exchange the clients of a scenario."""
 
-    def __init__(self, scenario: Scenario, store: Store, places: list[int], names: list[bytes]) -> None:
+    def __init__(
+        self, scenario: Scenario, store: Store, places: list[int], names: list[bytes]
+    ) -> None:
         """`places`: of the clients, among the actors; `names`: of their sessions."""
         orders = list(permutations(range(len(places))))[1:]
         self._renamings = [Renaming(scenario, store, places, names, order) for order in orders]

@@ -41,7 +41,7 @@ def replay(name: str, steps: Sequence[Step]) -> World:
 
 
 def story(name: str, steps: Sequence[Step]) -> list[str]:
-    """Each step in words."""
+    """Each step in words. (Of a planted bug it is told with the bug planted.)"""
     model = Model(SCENARIOS[name])
     world = model.initial()
     words: list[str] = []
@@ -53,8 +53,8 @@ def story(name: str, steps: Sequence[Step]) -> list[str]:
     return words
 
 
-def pasteable(name: str, broken: Broken) -> str:
-    """A test that fails as long as the rule is broken."""
+def pasteable(name: str, broken: Broken, told: Sequence[str]) -> str:
+    """A test that fails as long as the rule is broken. `told`: its story."""
     lines = [
         "def test_that_was_found_by_the_explorer() -> None:",
         f"    # {broken.rule}:",
@@ -63,7 +63,6 @@ def pasteable(name: str, broken: Broken) -> str:
         f"        {name!r},",
         "        [",
     ]
-    told = story(name, broken.steps)
     for step, words in zip(broken.steps, told, strict=True):
         lines.append(f"            {step!r},  # {words}")
     return "\n".join([*lines, "        ],", "    )"])
@@ -78,7 +77,7 @@ def _words(model: Model, world: World, step: Step) -> str:
     place, *rest = arguments
     who = _name(model, world, place)
     if what in ("hear", "hears"):
-        link = world.actors[place][2 + rest[0]]
+        link = (world.actors[place].control, world.actors[place].data)[rest[0]]
         channel = _CHANNELS[rest[0]]
         if what == "hear":
             return f"the broker hears {who} on {channel}: {_message(model, link.ins[0])}"
@@ -89,7 +88,7 @@ def _words(model: Model, world: World, step: Step) -> str:
         return f"{who} dies; what it had sent {'may still arrive' if rest[0] else 'is lost'}"
     if what == "goes on":
         client = model.store[world.actors[place].state]
-        return f"{who} goes on: {client.steps[client.place]}"
+        return f"{who} goes on: {_short(client.steps[client.place])}"
     return f"{who} {what} {' '.join(map(str, rest))}".rstrip()
 
 
@@ -103,6 +102,9 @@ def _name(model: Model, world: World, place: int) -> str:
 
 
 def _message(model: Model, key: int) -> str:
-    message: Any = model.store[key]
-    text = str(message)
+    return _short(model.store[key])
+
+
+def _short(thing: Any) -> str:
+    text = str(thing)
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
