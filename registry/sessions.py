@@ -30,6 +30,14 @@ def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
         turn.send_result(event.session, row)
 
 
+def on_session_attached(turn: Turn, event: events.SessionAttached) -> None:
+    """Its results, by way of the journal: an end that it does not hold yet may still be lost."""
+    session = turn.state.sessions.get(event.session)
+    if session is not None:
+        for row in session.results.values():
+            turn.send_result(event.session, row)
+
+
 def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:
     session = turn.state.sessions.get(event.session)
     if session is None:

@@ -39,7 +39,9 @@ def test_who_has_not_said_hello_is_asked_to(event: events.Event) -> None:
     desk.expect(effects.WantHello(A))
 
 
-@pytest.mark.parametrize("event", [events.SessionGoodbye(A), events.ResultsTaken(A, [1])])
+@pytest.mark.parametrize(
+    "event", [events.SessionGoodbye(A), events.SessionAttached(A), events.ResultsTaken(A, [1])]
+)
 def test_what_a_session_that_is_gone_says_last_is_nothing(event: events.Event) -> None:
     desk = Desk()
     desk.say(event)
@@ -74,6 +76,22 @@ def test_a_result_is_sent_at_once_and_again_until_it_is_taken(desk: Desk) -> Non
     desk.expect_nothing()
     desk.session()
     assert desk.results() == []
+
+
+def test_a_client_that_can_be_reached_again_gets_what_it_has_not_taken(desk: Desk) -> None:
+    desk.say(events.SessionAttached(A))
+    desk.expect_nothing()
+    worker = desk.worker()
+    desk.running(worker, {})
+    desk.end(worker, 1)
+    (row,) = desk.results()
+    desk.say(events.SessionAttached(A))
+    desk.expect_facts()
+    desk.expect(effects.SendResults(A, [row]))
+    assert effects.SendResults not in effects.HASTY  # the end may not be in the journal yet
+    desk.say(events.ResultsTaken(A, [1]))
+    desk.say(events.SessionAttached(A))
+    desk.expect_nothing()
 
 
 def test_the_results_of_one_turn_go_together(desk: Desk) -> None:

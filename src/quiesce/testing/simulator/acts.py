@@ -36,7 +36,9 @@ class ActiveClient(Client):
             return
         chance = random()
         if chance < 0.42:
-            self.spawn([row(self._labels(), **self._options()) for _ in range(1 + int(3 * random()))])
+            self.spawn(
+                [row(self._labels(), **self._options()) for _ in range(1 + int(3 * random()))]
+            )
         elif chance < 0.46:
             self.spawn_many(row(self._labels()), 1 + int(3 * random()))
         elif chance < 0.93:

@@ -49,7 +49,9 @@ class Bodies:
             worker.do(worker.session.extend_grace(attempt.key, 0.5))
             engine.after(engine.random.random(), worker.close, attempt, Outcome.CANCELLED)
         elif chance < 0.15:
-            engine.after(0.05 * engine.random.random(), attempt.worker.close, attempt, Outcome.COMPLETED)
+            engine.after(
+                0.05 * engine.random.random(), attempt.worker.close, attempt, Outcome.COMPLETED
+            )
         elif chance < 0.25:
             attempt.worker.close(attempt, Outcome.FAILED)
         else:

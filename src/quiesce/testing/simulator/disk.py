@@ -109,7 +109,11 @@ class Disk:
         self.epoch += 1
         self.set_head(boot, doubtful=not complete)
         return Recovered(
-            snapshot=base.frozen, facts=facts, last_epoch=self.epoch - 1, complete=complete, words=""
+            snapshot=base.frozen,
+            facts=facts,
+            last_epoch=self.epoch - 1,
+            complete=complete,
+            words="",
         )
 
 

@@ -206,7 +206,8 @@ class Supervisor(Process):
         if worker is None or not worker.alive:
             return
         if worker.running((order.task_id, order.attempt)) and not any(  # type: ignore[arg-type]  # ids
-            worker.running((task_id, attempt)) for task_id, attempt in order.spared  # type: ignore[arg-type]  # ids
+            worker.running((task_id, attempt))
+            for task_id, attempt in order.spared  # type: ignore[arg-type]  # ids
         ):
             self.engine.counts["workers killed by force"] += 1
             worker.die(-9)

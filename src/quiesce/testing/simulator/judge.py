@@ -210,7 +210,9 @@ class Judge:
             (None, None, None, None),
         ):
             if reported.get(scope, -1) > number:  # type: ignore[call-overload]  # a Scope is such a tuple
-                self.fail(f"{attempt} begins; a stop of {scope} that came after its spawn is complete")
+                self.fail(
+                    f"{attempt} begins; a stop of {scope} that came after its spawn is complete"
+                )
 
     def _enter(self, attempt: "Attempt", tenant: str | None) -> None:
         here = self.running.get(tenant)
@@ -268,9 +270,7 @@ class Judge:
         last, scope = self.completed.get(fact.session, (0, None))
         if fact.number <= last and scope is not None and scope.matches(*labels):
             self.fail(f"spawn {fact.number} becomes task {fact.task_id} after a stop of [{scope}]")
-        self.tasks[fact.task_id] = TaskTruth(
-            fact.task_id, labels, self.number, fact.at
-        )
+        self.tasks[fact.task_id] = TaskTruth(fact.task_id, labels, self.number, fact.at)
         if len(self.tasks) > REMEMBERED:
             self._forget_oldest()
 
@@ -513,7 +513,9 @@ class Judge:
         elif evidence == "RETURNED":
             real = truth.ended.get(attempt)
             if real != outcome and not (
-                real is not None and outcome == "failed" and (not text or text.startswith(TIMED_OUT))
+                real is not None
+                and outcome == "failed"
+                and (not text or text.startswith(TIMED_OUT))
             ):
                 self.fail(f"it really ended as {real}, but: {said}")
         elif evidence in ("REAPED", "FENCED"):

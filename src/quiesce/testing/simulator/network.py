@@ -144,10 +144,26 @@ class Connection:
 class Link:
     """One socket of a peer. `immediate`: it takes no messages while there is no connection (they are lost)."""
 
-    __slots__ = ("channel", "closed", "connection", "host", "immediate", "network", "outbox", "owner", "wait")
+    __slots__ = (
+        "channel",
+        "closed",
+        "connection",
+        "host",
+        "immediate",
+        "network",
+        "outbox",
+        "owner",
+        "wait",
+    )
 
     def __init__(
-        self, network: "Network", owner: Owner, channel: Channel, host: str, *, immediate: bool = False
+        self,
+        network: "Network",
+        owner: Owner,
+        channel: Channel,
+        host: str,
+        *,
+        immediate: bool = False,
     ) -> None:
         self.network = network
         self.owner = owner
@@ -292,7 +308,9 @@ class Network:
         connection.dead = True
         kept = random.random() < 0.4
         lost = cut_short(connection.up, random.randrange(len(connection.up) + 1) if kept else 0)
-        lost += cut_short(connection.down, random.randrange(len(connection.down) + 1) if kept else 0)
+        lost += cut_short(
+            connection.down, random.randrange(len(connection.down) + 1) if kept else 0
+        )
         engine.counts["messages lost"] += lost
         engine.after(random.random() * 0.02, connection.link.notice, connection)
         engine.after(random.random() * 0.02, self.forget, connection)

@@ -272,9 +272,7 @@ class Worker(Process):
         if asked:
             self.close(attempt, Outcome.CANCELLED)
             return
-        self.engine.after(
-            self.engine.random.choice((0.0001, 0.002, 0.03)), self._on_loop, attempt
-        )
+        self.engine.after(self.engine.random.choice((0.0001, 0.002, 0.03)), self._on_loop, attempt)
 
     def _on_loop(self, attempt: Attempt) -> None:
         if not self.alive:
@@ -442,5 +440,7 @@ class Worker(Process):
         """Ends that the broker has not taken, attempts that it has given up on."""
         session = self.session
         left = [f"{self} holds {key}" for key in session.held]
-        left += [f"{self} has {key}" for key in (*session.received, *session.handed, *session.running)]
+        left += [
+            f"{self} has {key}" for key in (*session.received, *session.handed, *session.running)
+        ]
         return left
