@@ -39,7 +39,13 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from quiesce.broker.core import recover
-from quiesce.broker.journal import Journal, JournalDamagedError, JournalFailedError, JournalLimits, next_epoch
+from quiesce.broker.journal import (
+    Journal,
+    JournalDamagedError,
+    JournalFailedError,
+    JournalLimits,
+    next_epoch,
+)
 from quiesce.broker.journal_open import open_journal
 from quiesce.broker.journal_store import SYNCED
 from quiesce.registry import effects, facts as fact_types
@@ -95,7 +101,9 @@ def key_of(registry: Registry) -> int:
 class Watched:
     """A journal of which it is noted what goes in and what has come out."""
 
-    def __init__(self, journal: Journal, recorder: Recorder, past: Past, registry: Registry) -> None:
+    def __init__(
+        self, journal: Journal, recorder: Recorder, past: Past, registry: Registry
+    ) -> None:
         self.durability = journal.durability
         self._journal = journal
         self._recorder = recorder
@@ -351,7 +359,9 @@ def judge(kind: str, made: Made, folder: Path, *, deep: bool) -> str | None:
     """What is wrong with the recovery of this crash; None if nothing is. Notes which turn it came to."""
     put(made.files, folder)
     try:
-        journal, recovered = open_journal(folder, made.recording.mode, boot_id=made.boot, limits=LIMITS)
+        journal, recovered = open_journal(
+            folder, made.recording.mode, boot_id=made.boot, limits=LIMITS
+        )
     except JournalDamagedError as error:
         return f"it was refused: {error}"
     except (OSError, ValueError) as error:
@@ -473,14 +483,18 @@ def scratch() -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 if something is wrong."""
-    parser = argparse.ArgumentParser(prog="crash-points", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="crash-points", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--every", type=int, default=1, help="try every N-th point")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40, help="of work in each life of the broker")
     chosen = parser.parse_args(arguments)
     if not can_record():
-        print("crash-points: this Python does not let SQLite's functions be reached", file=sys.stderr)
+        print(
+            "crash-points: this Python does not let SQLite's functions be reached", file=sys.stderr
+        )
         return 1
     folder = scratch()
     try:

@@ -457,7 +457,9 @@ class Disk:
             for only in unsafe:
                 yield (
                     f"only {only or 'names'} arrived",
-                    self.after_power_loss(lambda name, *_, o=only: name == o, names=only == _FOLDER),
+                    self.after_power_loss(
+                        lambda name, *_, o=only: name == o, names=only == _FOLDER
+                    ),
                 )
         for _ in range(some):
             ends = {name: chance.randrange(count + 1) for name, count in counts.items()}
