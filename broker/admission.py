@@ -61,6 +61,13 @@ class Admission:
             "needed, or wait until those that have gone without a word are forgotten"
         )
 
+    def moved_on(self, session: SessionId) -> None:
+        """Its client has said hello in another session, over the same connection: what is empty is over."""
+        known = self._registry.state.sessions.get(session)
+        if known is not None and _is_empty(known):
+            self.dropped += 1
+            self._handle(events.SessionGoodbye(session))
+
     def _make_room(self) -> None:
         """Forget empty sessions that are silent, a twentieth of all at most, the longest silent first."""
         now = self._tick()

@@ -181,7 +181,11 @@ class Connections:
         for connection in list(self._by_fd.values()):
             if connection.inode != _inode(connection.fd):
                 del self._by_fd[connection.fd]
-        self._other = max(0, len(os.listdir("/proc/self/fd")) - 1 - len(self._by_fd))
+        try:
+            found = os.listdir("/proc/self/fd")
+        except OSError:
+            return  # there is none left to look with
+        self._other = max(0, len(found) - 1 - len(self._by_fd))
 
     # --- what is done about it --------------------------------------------------------------------
 
@@ -196,13 +200,16 @@ class Connections:
 
     def _cut(self, connection: _Connection) -> None:
         del self._by_fd[connection.fd]
+        # Not by a copy of the descriptor, for there may be none left. Should the number become another's in
+        # between, that one is cut off in its place, and connects anew.
         with contextlib.suppress(OSError):
-            fd = os.dup(connection.fd)
-            # From here on the number can't be another's.
-            with sockets.socket(fileno=fd) as found:
-                if os.fstat(fd).st_ino == connection.inode:
+            found = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM, fileno=connection.fd)
+            try:
+                if _inode(connection.fd) == connection.inode:
                     self.cut_off += 1
                     found.shutdown(sockets.SHUT_RDWR)
+            finally:
+                found.detach()
 
     def _shut(self, used: int) -> None:
         self.shut = True

@@ -136,6 +136,9 @@ class Incoming:
                 refused = to_client.Refused(0, "BrokerUnavailableError", refusal)
                 self._peers.send_to_route(channel, route, refused)
                 return
+        before = self._peers.at(channel, route)
+        if before is not None and before.key[0] == "session" and before.key[1] != hello.session:
+            self._admission.moved_on(_session(before))
         self._peers.introduce(("session", hello.session), channel, route)
         session = SessionId(hello.session)
         if channel == "control":

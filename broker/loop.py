@@ -161,7 +161,10 @@ class Broker:
     def _hear_stranger(self, channel: Channel, route: bytes) -> None:
         """A message of nobody that is known, perhaps a hello: then its connection is somebody's."""
         frames: Any = self._sockets[channel].recv_multipart(copy=False)
-        self._connections.heard(frames[0].get(zmq.SRCFD), route)
+        try:
+            self._connections.heard(frames[0].get(zmq.SRCFD), route)
+        except zmq.ZMQError:
+            pass  # it speaks a ZMTP older than any of ours, or something that looks like it
         self._core.incoming.take(channel, [route, *[frame.bytes for frame in frames]])
 
     def _is_time_to_look(self) -> bool:
