@@ -77,6 +77,8 @@ class Shard:
         self.over = array("Q")
         self.frontier: list[World] = []
         self.transitions = 0
+        #: How many levels it has been asked for, and the last of them that had anything here.
+        self.levels = self.depth = 0
         self.broken: list[tuple[str, str, int, Step | None]] = []
         self.initial = self.model.initial()
         #: For each other process: the values that it has from us.
@@ -109,6 +111,9 @@ class Shard:
         """One level. What is found for each process, and the values that it needs; stops early at `until`."""
         found: list[list[Found]] = [[] for _ in range(self._count)]
         level, self.frontier = self.frontier, []
+        if level:
+            self.depth = self.levels
+        self.levels += 1
         for number, world in enumerate(level):
             self._expand(world, found)
             if number % LOOK == 0 and time.monotonic() > until:
@@ -203,12 +208,12 @@ def _serve(pipe: Any, scenario: Scenario, number: int, count: int, plant: str) -
                 return
 
 
-#: States, transitions, states that are over, seconds of CPU.
+#: States, transitions, states that are over, seconds of CPU; and the depth.
 Numbers = tuple[float, ...]
 
 
 def _numbers(shard: Shard) -> Numbers:
-    return len(shard), shard.transitions, len(shard.over), time.process_time()
+    return len(shard), shard.transitions, len(shard.over), time.process_time(), shard.depth
 
 
 class _Alone:
@@ -259,7 +264,7 @@ class _Together:
         for pipe, incoming in zip(self._pipes, self._incoming, strict=True):
             pipe.send(("level", incoming, until))
         self._incoming = [[] for _ in range(self._count)]
-        total: list[float] = [0, 0, 0, 0]
+        total: list[float] = [0, 0, 0, 0, 0]
         broken: list[Any] = []
         more = False
         for pipe in self._pipes:
@@ -269,7 +274,9 @@ class _Together:
                     self._incoming[other].append((found[other], values[other]))
                     more = True
             more = more or left > 0
+            deepest = max(total[-1], numbers[-1])
             total = [old + new for old, new in zip(total, numbers, strict=True)]
+            total[-1] = deepest
             broken += bad
         return more, tuple(total), broken
 
@@ -324,13 +331,9 @@ def explore(
             _Alone(scenario) if jobs == 1 else _Together(scenario, jobs, plant)
         )
         try:
-            depth, states = 0, 0.0
             while True:
                 more, numbers, broken = team.level(until)
                 late = time.monotonic() > until or (budget is not None and numbers[0] >= budget)
-                if numbers[0] > states:
-                    states = numbers[0]
-                    depth += 1
                 if broken or late or not more:
                     break
             complete = not more and not broken and not late
@@ -340,7 +343,7 @@ def explore(
                 scenario=scenario,
                 states=int(numbers[0]),
                 transitions=int(numbers[1]),
-                depth=depth,
+                depth=int(numbers[4]),
                 over=int(numbers[2]),
                 seconds=time.monotonic() - began,
                 cpu=numbers[3] - idle,
