@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leaks import descendants
+
+from quiesce.testing.leaks import descendants
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "benchmarks" / "bench.py"
