@@ -1,0 +1,403 @@
+"""Planted bugs: small mutations of the machines, each a rule that somebody could forget, and who catches it.
+
+`python tests/mutants.py [--only NAME ...] [--all]` copies the tree, plants one after the other, and runs the suites until
+one fails (`--all`: all of them). `scripts/mutants` does that with everything set up. A mutation is a text and what
+stands in its place; that each still fits the code is tested in the default run.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+class Mutant(NamedTuple):
+    """In `file`, `text` becomes `instead`."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+
+
+MUTANTS: Final = (
+    # --- stops and closures
+    Mutant(
+        "a stop does not close its scope",
+        "registry/apply_stops.py",
+        "        state.closed.setdefault(closure.scope, set()).add(stop_id)\n",
+        "",
+    ),
+    Mutant(
+        "a stop forgets its queued tasks",
+        "registry/apply_stops.py",
+        "            stop.todo.append(task.id)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a kept scope is reopened early",
+        "registry/apply_stops.py",
+        "        elif stop.keep_closed or stop.hold:\n",
+        "        elif stop.hold:\n",
+    ),
+    Mutant(
+        "a stop that timed out opens its scope",
+        "registry/apply_stops.py",
+        "        if fact.timed_out:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a stop is complete with tasks left",
+        "registry/stopping.py",
+        "    if stop is None or stop.remaining:\n        return\n    if not seen_all",
+        "    if stop is None or len(stop.remaining) > 1:\n        return\n    if not seen_all",
+    ),
+    Mutant(
+        "a stop does not wait for the caller's spawns",
+        "registry/stopping.py",
+        "    if not seen_all(state.sessions.get(stop.session), stop.last_spawn):\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "who comes into a closed scope is asked, but not waited for",
+        "registry/stopping.py",
+        "            turn.emit(facts.StopJoined(stop.id, task.id))\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "who comes into a kept scope is not asked",
+        "registry/stopping.py",
+        "        stop = state.open_stops.get(stop_id)\n        if stop is None:\n            ask(",
+        "        stop = state.open_stops.get(stop_id)\n        if stop is None:\n            continue\n            ask(",
+    ),
+    Mutant(
+        "an incomplete journal answers at once",
+        "registry/stopping.py",
+        "    if state.certain_at is not None and not _is_system(turn, stop):\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "a request to stop is not sent again",
+        "registry/stopping.py",
+        '    turn.timers.set(("resend", task.id), turn.now.tick + RESEND)\n',
+        '    turn.timers.set(("resend", task.id), turn.now.tick + 1e9)\n',
+    ),
+    # --- stale words
+    Mutant(
+        "a stale incarnation is accepted",
+        "registry/attempts.py",
+        "task.worker != worker or task.attempt != attempt:\n        return None",
+        "task.attempt != attempt:\n        return None",
+    ),
+    Mutant(
+        "a stale attempt is accepted",
+        "registry/attempts.py",
+        "task.worker != worker or task.attempt != attempt:\n        return None",
+        "task.worker != worker:\n        return None",
+    ),
+    Mutant(
+        "what was given back is taken back whatever its number",
+        "registry/attempts.py",
+        "task.assign_number != number or task.state",
+        "task.state",
+    ),
+    Mutant(
+        "a worker whose end was reported may come",
+        "registry/pools.py",
+        "    if event.serial in supervisor.dead_serials:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "a supervisor whose end was reported may come",
+        "registry/pools.py",
+        "    elif event.supervisor in state.gone_supervisors:\n",
+        "    elif False:\n",
+    ),
+    Mutant(
+        "a supervisor that was not recovered may come",
+        "registry/pools.py",
+        "    elif known is None and event.incarnation:\n",
+        "    elif False:\n",
+    ),
+    # --- leases
+    Mutant(
+        "tasks go to a worker whose supervisor is not armed",
+        "registry/scheduling.py",
+        "    return supervisor.armed and supervisor.silent_since is None\n",
+        "    return True\n",
+    ),
+    Mutant(
+        "a lease is called over when it may not be",
+        "registry/leasing.py",
+        "turn.now.tick + supervisor.bound)",
+        "turn.now.tick + supervisor.bound / 2)",
+    ),
+    Mutant(
+        "a lease counts anew from each restart",
+        "registry/leasing.py",
+        "since + supervisor.bound)",
+        "turn.now.tick + supervisor.bound)",
+    ),
+    Mutant(
+        "the lease rule forgets the drift of the other clock",
+        "registry/leases.py",
+        "(lease / (1.0 - drift) + kill_delay)",
+        "(lease + kill_delay)",
+    ),
+    Mutant(
+        "a supervisor counts its lease from the answer",
+        "workers/lease.py",
+        "        until = sent_at + length\n",
+        "        until = now + length\n",
+    ),
+    # --- deaths, retries, force
+    Mutant(
+        "what may have begun is queued again",
+        "registry/pools.py",
+        "        elif phase is None and row.table_known and task.state is TaskState.ASSIGNED:\n",
+        "        elif phase is None and task.state is TaskState.ASSIGNED:\n",
+    ),
+    Mutant(
+        "what had ended is called crashed",
+        "registry/pools.py",
+        "        if phase in ENDED:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "what was stopped runs again",
+        "registry/ending.py",
+        "    if _asked(task) or turn.state.stopping:\n",
+        "    if turn.state.stopping:\n",
+    ),
+    Mutant(
+        "a retry goes into a closed scope",
+        "registry/ending.py",
+        "    return not (\n        closing(",
+        "    return True or not (\n        closing(",
+    ),
+    Mutant(
+        "a forced end is a crash",
+        "registry/pools.py",
+        "Outcome.CANCELLED if asked else Outcome.CRASHED",
+        "Outcome.CRASHED",
+    ),
+    Mutant(
+        "force takes the neighbours along",
+        "registry/waiting.py",
+        "    if innocent and not frozen and not ",
+        "    if False and innocent and not ",
+    ),
+    # --- the journal's order, sessions, recovery
+    Mutant(
+        "a stop is answered before its facts are safe",
+        "registry/effects.py",
+        "HASTY: Final = frozenset(\n    {",
+        "HASTY: Final = frozenset(\n    {AnswerStop, ",
+    ),
+    Mutant(
+        "a spawn is answered before its facts are safe",
+        "registry/effects.py",
+        "HASTY: Final = frozenset(\n    {",
+        "HASTY: Final = frozenset(\n    {AnswerSpawns, ",
+    ),
+    Mutant(
+        "a task is assigned before its facts are safe",
+        "registry/effects.py",
+        "HASTY: Final = frozenset(\n    {",
+        "HASTY: Final = frozenset(\n    {AssignTasks, ",
+    ),
+    Mutant(
+        "an end is acknowledged before its facts are safe",
+        "registry/effects.py",
+        "HASTY: Final = frozenset(\n    {",
+        "HASTY: Final = frozenset(\n    {TakeEnds, ",
+    ),
+    Mutant(
+        "a spawn that comes again runs again",
+        "registry/spawning.py",
+        "    new = [row for row in event.rows if row.number > session.spawned]\n",
+        "    new = list(event.rows)\n",
+    ),
+    Mutant(
+        "a session that was forgotten is opened anew",
+        "registry/sessions.py",
+        "    if session is None and event.resumed:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "a recovered worker counts as reached",
+        "registry/recovery.py",
+        "        worker.attached = False\n",
+        "        worker.attached = True\n",
+    ),
+    Mutant(
+        "a recovered stop has no time limit",
+        "registry/recovery.py",
+        '        turn.timers.set(("stop", stop.id), turn.now.tick + left)\n',
+        "",
+    ),
+    Mutant(
+        "closures are not synced",
+        "broker/journal_store.py",
+        "            if type(fact) in SYNCED:\n",
+        "            if False:\n",
+    ),
+    # --- workers
+    Mutant(
+        "the tombstone is forgotten",
+        "workers/worker_session.py",
+        "            self.tombstones[key] = last_assign\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "what is handed over begins although it was stopped",
+        "workers/worker_session.py",
+        "        if self.handed.pop(key, None) is not None:\n            self._hold_unbegun(key, now)\n",
+        "        if key in self.handed:\n            self._hold_unbegun(key, now)\n",
+    ),
+    Mutant(
+        "an assignment that comes again is taken again",
+        "workers/worker_session.py",
+        "            if row.assign_number <= passed:\n",
+        "            if False:\n",
+    ),
+    Mutant(
+        "an end is said once only",
+        "workers/worker_session.py",
+        "        if everything or now >= self.resend_at:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a worker obeys a broker of the past",
+        "workers/worker_session.py",
+        "        if epoch < self.epoch:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "tasks begin though half of the lease is over",
+        "workers/worker_session.py",
+        "        if not self.received or self.exiting_since is not None or self.lease_is_over:\n",
+        "        if not self.received or self.exiting_since is not None:\n",
+    ),
+    Mutant(
+        "what was given back may still begin",
+        "workers/worker_session.py",
+        "        self.received = {}\n        self.given_back.update",
+        "        self.given_back.update",
+    ),
+    Mutant(
+        "a supervisor says a death once only",
+        "workers/supervisor_session.py",
+        "report._replace(send_at=now + RESEND)",
+        "report._replace(send_at=now + 1e9)",
+    ),
+)
+
+
+class Suite(NamedTuple):
+    """Tests, and seconds after which they count as hanging, which is a failure too."""
+
+    name: str
+    arguments: tuple[str, ...]
+    timeout: float
+
+
+SUITES: Final = (
+    Suite(
+        "tables",
+        (
+            *(f"tests/{each.name}" for each in sorted((ROOT / "tests").glob("test_registry_*.py"))),
+            "tests/test_workers_session.py",
+            "tests/test_workers_supervisor_session.py",
+            "tests/test_client_session.py",
+            "--deselect=tests/test_registry_random.py",
+        ),
+        300,
+    ),
+    Suite("random clusters", ("tests/test_registry_random.py",), 600),
+    Suite("explorer", ("tests/test_explorer.py",), 600),
+    Suite("simulator", ("tests/test_simulator.py",), 600),
+    Suite("journal", ("tests/test_journal.py", "tests/test_crash_points.py"), 600),
+)
+
+
+def plant(mutant: Mutant, tree: Path) -> None:
+    """Change the tree. ValueError if the text does not stand there exactly once."""
+    path = tree / mutant.file
+    code = path.read_text()
+    if code.count(mutant.text) != 1:
+        raise ValueError(
+            f"{mutant.name!r}: its text stands {code.count(mutant.text)} times in {mutant.file}, not once"
+        )
+    path.write_text(code.replace(mutant.text, mutant.instead))
+
+
+def caught(suite: Suite, tree: Path) -> str:
+    """How the suite ends in this tree: "caught", "not caught", or "hangs"."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *suite.arguments]
+    # As the console script does: without the current folder on the path, where `broker` would be found twice.
+    command[1:3] = ["-P", "-m", "pytest"]
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, timeout=suite.timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{suite.name} can't run:\n{done.stdout.decode()[-2000:]}")
+    return "caught" if done.returncode else "not caught"
+
+
+def copy_tree(to: Path) -> None:
+    """Code and tests, without what was built or installed."""
+    skip = shutil.ignore_patterns(".git", ".venv", ".bench", "build", "__pycache__", "*.egg-info", ".*_cache")
+    shutil.copytree(ROOT, to, symlinks=True, ignore=skip)
+
+
+def main() -> int:
+    """See the module. Exits 1 if a planted bug goes unnoticed."""
+    parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__)
+    parser.add_argument("--only", nargs="*", metavar="WORDS", help="those whose name has these words")
+    parser.add_argument("--all", action="store_true", help="run every suite, to see which catch it")
+    parser.add_argument("--list", action="store_true", help="only name them")
+    options = parser.parse_args()
+    wanted = [
+        mutant
+        for mutant in MUTANTS
+        if not options.only or any(word in mutant.name for word in options.only)
+    ]
+    if options.list:
+        print("\n".join(mutant.name for mutant in wanted))
+        return 0
+    missed = []
+    for number, mutant in enumerate(wanted, 1):
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="quiesce-mutant-") as folder:
+            tree = Path(folder, "tree")
+            copy_tree(tree)
+            plant(mutant, tree)
+            by = []
+            for suite in SUITES:
+                if caught(suite, tree) != "not caught":
+                    by.append(suite.name)
+                    if not options.all:
+                        break
+        words = f"caught by {', '.join(by)}" if by else "NOT CAUGHT"
+        took = time.monotonic() - began
+        print(f"{number:3}/{len(wanted)}  {mutant.name}: {words} ({took:.0f} s)", flush=True)
+        if not by:
+            missed.append(mutant.name)
+    print(f"{len(wanted) - len(missed)} of {len(wanted)} planted bugs are caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
