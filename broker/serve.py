@@ -7,6 +7,7 @@ faster; SIGINT likewise where there is no parent (else a terminal's Ctrl-C is th
 """
 
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from quiesce.broker.journal import (
     next_epoch,
 )
 from quiesce.broker.journal_open import open_journal
+from quiesce.broker.journal_space import is_full
 from quiesce.broker.locks import AlreadyLockedError, Lock
 from quiesce.broker.loop import Broker
 from quiesce.broker.settings import BrokerSettings
@@ -95,6 +97,11 @@ def serve(settings: BrokerSettings) -> int:
             journal, recovered = open_journal(state, settings.durability, boot_id=boot_id)
             epoch = next_epoch(state, recovered.last_epoch)
         except (OSError, ValueError, JournalDamagedError) as error:
+            if _may_pass(error) and (state / "epoch").exists():
+                # As if it had come a moment later: there may be a system to come back to.
+                raise JournalFailedError(
+                    f"the disk of {state} fails or is full: {error}"
+                ) from error
             raise StartError(str(error)) from error
         logging.getLogger("quiesce.broker").info("%s", recovered.words)
         broker = Broker(
@@ -118,6 +125,11 @@ def serve(settings: BrokerSettings) -> int:
         for lock in reversed(locks):
             lock.release()
         sockets.remove_folder()
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a disk says so that may do again later; SQLite calls one that is full failing, too, as it opens."""
+    return is_full(error) or (isinstance(error, OSError) and error.errno == errno.EIO)
 
 
 def _unsafe(settings: BrokerSettings) -> str:
