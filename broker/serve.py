@@ -3,10 +3,12 @@
 Exit status: 0 the system was stopped in order; 3 the same, because a task marked shutdown_process_on_error
 failed; 4 it could not start, with one line on stderr that says why; 5 its journal can't be written any more, or
 what it holds in memory is no longer what was decided: the next broker goes on from what the journal holds.
-SIGTERM stops the system in order, again faster; SIGINT likewise where there is no parent (else a terminal's Ctrl-C is the parent's); SIGQUIT at once.
+SIGTERM stops the system in order, again faster; SIGINT likewise where there is no parent (else a terminal's
+Ctrl-C is the parent's); SIGQUIT at once.
 """
 
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -28,6 +30,7 @@ from quiesce.broker.journal import (
     next_epoch,
 )
 from quiesce.broker.journal_open import open_journal
+from quiesce.broker.journal_space import is_full
 from quiesce.broker.locks import AlreadyLockedError, Lock
 from quiesce.broker.loop import Broker
 from quiesce.broker.settings import BrokerSettings
@@ -101,6 +104,11 @@ def serve(settings: BrokerSettings) -> int:
             journal, recovered = open_journal(state, settings.durability, boot_id=boot)
             epoch = next_epoch(state, recovered.last_epoch)
         except (OSError, ValueError, JournalDamagedError) as error:
+            if _may_pass(error) and (state / "epoch").exists():
+                # As if it had come a moment later: there may be a system to come back to.
+                raise JournalFailedError(
+                    f"the disk of {state} fails or is full: {error}"
+                ) from error
             raise StartError(str(error)) from error
         logging.getLogger("quiesce.broker").info("%s", recovered.words)
         broker = Broker(
@@ -129,6 +137,11 @@ def serve(settings: BrokerSettings) -> int:
         for lock in reversed(locks):
             lock.release()
         sockets.remove_folder()
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a disk says so that may do again later; SQLite calls one that is full failing, too, as it opens."""
+    return is_full(error) or (isinstance(error, OSError) and error.errno == errno.EIO)
 
 
 def _unsafe(settings: BrokerSettings) -> str:

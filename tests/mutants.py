@@ -341,13 +341,27 @@ def plant(mutant: Mutant, tree: Path) -> None:
 
 def caught(suite: Suite, tree: Path) -> str:
     """How the suite ends in this tree: "caught", "not caught", or "hangs"."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *suite.arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *suite.arguments,
+    ]
     # As the console script does: without the current folder on the path, where `broker` would be found twice.
     command[1:3] = ["-P", "-m", "pytest"]
     environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
     try:
         done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, timeout=suite.timeout, check=False
+            command,
+            cwd=tree,
+            env=environment,
+            capture_output=True,
+            timeout=suite.timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return "hangs"
@@ -358,14 +372,18 @@ def caught(suite: Suite, tree: Path) -> str:
 
 def copy_tree(to: Path) -> None:
     """Code and tests, without what was built or installed."""
-    skip = shutil.ignore_patterns(".git", ".venv", ".bench", "build", "__pycache__", "*.egg-info", ".*_cache")
+    skip = shutil.ignore_patterns(
+        ".git", ".venv", ".bench", "build", "__pycache__", "*.egg-info", ".*_cache"
+    )
     shutil.copytree(ROOT, to, symlinks=True, ignore=skip)
 
 
 def main() -> int:
     """See the module. Exits 1 if a planted bug goes unnoticed."""
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__)
-    parser.add_argument("--only", nargs="*", metavar="WORDS", help="those whose name has these words")
+    parser.add_argument(
+        "--only", nargs="*", metavar="WORDS", help="those whose name has these words"
+    )
     parser.add_argument("--all", action="store_true", help="run every suite, to see which catch it")
     parser.add_argument("--list", action="store_true", help="only name them")
     options = parser.parse_args()

@@ -437,3 +437,18 @@ def test_signals_that_end_a_cluster_from_outside(cluster: Cluster) -> None:
     (up,) = cluster.processes("up")
     os.kill(up.pid, signal.SIGTERM)
     assert cluster.wait() == 0
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="mounting needs root")
+def test_a_broker_that_dies_while_its_disk_is_full_is_started_until_there_is_room() -> None:
+    """However long that takes: there is a system to come back to."""
+    with Cluster(runtimes=SMALL, disk=True) as cluster:
+        client = cluster.client(timeout=60.0)
+        client.shutdown_tasks(tenant_id="acme", keep_closed=True)
+        cluster.fill_disk()
+        cluster.kill("broker")
+        cluster.wait_until(lambda: cluster.log.count("starting it again") > 6, 60.0)
+        cluster.free_disk()
+        cluster.wait_until_ready()
+        assert client.spawn("background", "attach", mine, 1).result(timeout=60) == 2
+        assert [each.scope for each in client.closed_scopes()] == ["tenant_id=acme"]

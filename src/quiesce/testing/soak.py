@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -104,10 +105,14 @@ class Soak:
         )
         try:
             with cluster:
-                self._run_on(cluster)
-                cluster.stop()
-                self._keep_log(cluster)
-        except ClusterError as error:
+                try:
+                    self._run_on(cluster)
+                    cluster.stop()
+                except ClusterError as error:
+                    self.result.troubles.append(str(error))
+                finally:
+                    self._keep_log(cluster)
+        except ClusterError as error:  # it did not even start
             self.result.troubles.append(str(error))
 
     def _run_on(self, cluster: Cluster) -> None:
@@ -148,7 +153,7 @@ class Soak:
 
     def _all_end(self, threads: list[threading.Thread]) -> bool:
         """Whether they do; a stop that goes on far beyond its bound is given up, and told."""
-        deadline = self._until + 3 * self.bound + 60.0
+        deadline = self._until + 2 * self.bound + 30.0
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
@@ -158,9 +163,21 @@ class Soak:
                     f"{scope}: has not returned after {took:.1f} s of {allowed:.1f} s"
                 )
         late = [thread for thread in threads if thread.is_alive()]
-        if late and not self.result.hangs:
-            self.result.troubles.append(f"{len(late)} threads of the soak do not end")
+        if late:
+            self.result.troubles.append(
+                f"{len(late)} threads of the soak do not end:\n{_stacks(late)}\n{self._situation()}"
+            )
         return not late
+
+    def _situation(self) -> str:
+        """What the broker knows, for whoever looks into a hang."""
+        try:
+            with Client(self._cluster.address, timeout=10.0) as client:
+                rows: list[object] = [client.broker_info(), *client.stops(), *client.tasks()]
+                rows += [*client.workers(), *client.closed_scopes()]
+        except QuiesceError as error:
+            rows = [f"{type(error).__name__}: {error}"]
+        return "\n".join(map(str, [*rows, *self._cluster.processes()]))
 
     # --- work
 
@@ -291,6 +308,15 @@ class Soak:
         else:
             self.result.log = str(self._log)
         Path(self.result.log).write_text(cluster.log)
+
+
+def _stacks(threads: list[threading.Thread]) -> str:
+    frames = sys._current_frames()
+    return "\n".join(
+        "".join(traceback.format_stack(frame))
+        for thread in threads
+        if (frame := frames.get(thread.ident or 0)) is not None
+    )
 
 
 def _arguments(scope: dict[str, str | None]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ LONGEST: Final = {
     "delay": 3.0,
     "disk": 2.0,
 }
+#: Seconds with room on the disk before it is full again: with none for ever, no broker comes back.
+_REST: Final = 6.0
 
 
 class Faults:
@@ -40,6 +42,7 @@ class Faults:
         #: What undoes those that last, with when.
         self._undo: list[tuple[float, Callable[[], object]]] = []
         self._busy: set[str] = set()
+        self._freed_at = 0.0
         self._kinds: list[Callable[[], None]] = [self._kill, self._kill, self._pause, self._pause]
         if network:
             self._kinds += [self._partition, self._delay, self._cut]
@@ -140,8 +143,13 @@ class Faults:
     # --- the disk
 
     def _fill(self) -> None:
-        if "disk" in self._busy:
+        if "disk" in self._busy or time.monotonic() < self._freed_at + _REST:
             return
+
+        def free() -> None:
+            self._cluster.free_disk()
+            self._freed_at = time.monotonic()
+
         self._cluster.fill_disk()
-        self._last("disk", self._cluster.free_disk, "disk")
+        self._last("disk", free, "disk")
         self._result.faults["full disk"] += 1

@@ -4,6 +4,9 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 
+#: Of each thing that is wrong, so many lines are shown; JSON has all of them.
+_LINES = 40
+
 
 @dataclass(kw_only=True)
 class SoakResult:
@@ -60,7 +63,9 @@ class SoakResult:
         ]
         for name, found in self.wrong.items():
             lines.append(f"{'  ok  ' if not found else 'WRONG '} {len(found)} {name}")
-            lines += [f"        {line}" for each in found[:5] for line in each.splitlines()[:12]]
+            lines += [
+                f"        {line}" for each in found[:5] for line in each.splitlines()[:_LINES]
+            ]
             if len(found) > 5:
                 lines.append(f"        … and {len(found) - 5} more")
         if self.log:
