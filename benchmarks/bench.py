@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-import shlex
 import signal
 import subprocess
 import sys
@@ -50,7 +49,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="little of everything, under two minutes"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="default 7; with --quick 2")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default 5; with --quick 2")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -74,11 +73,16 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG, by its ending)"
     )
     parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="put the tables into this page, between its marks"
+    )
+    parser.add_argument(
         "--no-install", action="store_true", help="leave out what is not installed yet"
     )
     options = parser.parse_args(words)
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if options.page and not options.page.exists():
+        parser.error(f"--page: there is no {options.page}")
     if options.plot and options.plot.suffix not in (".png", ".svg"):
         parser.error("--plot needs a file that ends in .png or .svg")
     return options
@@ -92,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"quiesce: {quiesce_folder()}", file=sys.stderr)
     session = Session(
         quick=options.quick,
-        rounds=options.rounds or (2 if options.quick else 7),
+        rounds=options.rounds or (2 if options.quick else 5),
         only=options.only,
         peers=options.peers,
         install=not options.no_install,
@@ -103,17 +107,29 @@ def main(words: Sequence[str] | None = None) -> int:
             if session.wants(*measures):
                 with phase(title):
                     run(session)
-    command = shlex.join(["scripts/bench", *(sys.argv[1:] if words is None else words)])
-    found = report.as_json(session, command, time.monotonic() - began)
+    found = report.as_json(session, command_of(options), time.monotonic() - began)
     if str(options.json) == "-":
         print(json.dumps(found))
     else:
         print(report.as_text(session))
+        if options.page:
+            text = options.page.read_text()
+            options.page.write_text(report.into_page(text, report.as_text(session), found))
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.plot:
         plot(found, options.plot, install=not options.no_install)
     return 0 if session.figures.everything() else 1
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """What to call for a run like this one; where its output went is left out."""
+    words = ["scripts/bench"]
+    words += ["--quick"] * options.quick
+    words += ["--rounds", str(options.rounds)] if options.rounds else []
+    words += ["--only", *options.only] if options.only else []
+    words += ["--peers", *options.peers] if options.peers else []
+    return " ".join(words)
 
 
 def quiesce_folder() -> str:

@@ -147,5 +147,7 @@ CORE = (
     "quiesce", "quiesce-power-loss", "quiesce-none", "quiesce-slots",
     "floor", "floor-plain", "floor-tuned", "pool", "futures",
 )  # fmt: skip
+#: Those of them that a quick run leaves out, unless they are asked for.
+NOT_QUICK = ("quiesce-slots", "floor-plain", "floor-tuned")
 #: Those of the core that stand in the table of peers, too.
 IN_BOTH = ("quiesce", "floor", "pool", "futures")

@@ -82,7 +82,7 @@ def main() -> None:
         fontsize=9,
     )
     figure.tight_layout()
-    figure.savefig(sys.argv[1], dpi=110)
+    figure.savefig(sys.argv[1], dpi=80)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,25 @@ def machine() -> dict[str, Any]:
     }
 
 
+#: A page's latest run stands between these.
+MARKS = ("<!-- latest run -->\n", "<!-- end of latest run -->\n")
+
+
+def into_page(page: str, tables: str, found: dict[str, Any]) -> str:
+    """The page with these tables instead of those of an earlier run."""
+    before, _, rest = page.partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    if not mark:
+        raise ValueError(f"the page has not both marks: {MARKS}")
+    machine = found["machine"]
+    head = (
+        f"`{found['command']}`, {found['when'][:10]}, {found['seconds'] / 60:.0f} minutes on "
+        f"{machine['processors']} processors ({machine['model']}), Linux {machine['kernel']}, "
+        f"Python {machine['python']}; load average {machine['load'][2]:.1f} over the last quarter of an hour."
+    )
+    return f"{before}{MARKS[0]}{head}\n\n{tables}\n{MARKS[1]}{after}"
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -104,7 +123,7 @@ def spread(figure: Figure | None) -> str:
     """Median and range."""
     if figure is None:
         return "-"
-    if len(figure.values) == 1:
+    if figure.lowest == figure.highest:
         return amount(figure.median, figure.unit)
     values = (figure.median, figure.lowest, figure.highest)
     texts = [amount(value, figure.unit) for value in values]

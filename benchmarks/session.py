@@ -43,7 +43,13 @@ class Session:
         """Those of these who were asked for and can be measured here."""
         found = []
         for name in names:
-            if (self._peers and name not in self._peers) or name in self.missing:
+            if name in self.missing:
+                continue
+            if (
+                name not in self._peers
+                if self._peers
+                else self.quick and name in peerlist.NOT_QUICK
+            ):
                 continue
             if name not in self._pythons:
                 kind = peerlist.KINDS[name]

@@ -117,7 +117,7 @@ def _value(measure: str, who: str = "quiesce", *, worst: bool = False) -> Read:
             return None
         value = figure.highest if worst else figure.median
         text = amount(value, figure.unit)
-        if len(figure.values) > 1:
+        if figure.lowest != figure.highest:
             text += (
                 f" [{amount(figure.lowest, figure.unit)} - {amount(figure.highest, figure.unit)}]"
             )
