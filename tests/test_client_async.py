@@ -213,6 +213,7 @@ def test_a_block_of_a_cancelled_task_is_left_in_silence(
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: said.append(what))
+        asyncio.get_running_loop().slow_callback_duration = 60  # says nothing of a slow machine
         broker.mute.add(from_client.Subscribe)
         task = asyncio.ensure_future(use())
         await asyncio.to_thread(broker.take, from_client.Subscribe)

@@ -87,15 +87,8 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             inner_max_num_threads=inner_max_num_threads,
             **backend_kwargs,
         )
-        if client is None and address is None and (runtime is not None or kind is not None):
-            raise ValueError(
-                "runtime and kind are those of a broker: give its client or address too"
-            )
         self.parallel: Any = None
-        self._address = address
-        self._client = client
-        self._runtime = runtime or "background"
-        self._kind = kind
+        self._choose(client, address, runtime, kind)
         #: The private pool, and how many processes it has.
         self._private: QuiesceExecutor | None = None
         self._private_for: tuple[int, dict[str, str]] | None = None
@@ -126,7 +119,10 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         require: Any = None,
         **more: Any,
     ) -> int:
-        """Be ready for `n_jobs` calls at once."""
+        """Be ready for `n_jobs` calls at once. What is given to Parallel itself arrives here."""
+        broker = [more.pop(name, None) for name in ("client", "address", "runtime", "kind")]
+        if any(value is not None for value in broker):
+            self._choose(*broker)
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
@@ -181,6 +177,16 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             self.configure(n_jobs=parallel.n_jobs, parallel=parallel, **parallel._backend_kwargs)
 
     # --- the pool --------------------------------------------------------------------------------
+
+    def _choose(
+        self, client: Client | None, address: str | None, runtime: str | None, kind: str | None
+    ) -> None:
+        if client is None and address is None and (runtime is not None or kind is not None):
+            raise ValueError("runtime and kind are a broker's: give its client or address too")
+        self._client = client
+        self._address = address
+        self._runtime = runtime or "background"
+        self._kind = kind
 
     def _connected(self, n_jobs: int) -> Client:
         if self._client is None and self._address is not None:

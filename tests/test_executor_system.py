@@ -1,0 +1,275 @@
+"""QuiesceExecutor with a private broker and pool, used as the standard library's executors are."""
+
+import asyncio
+import itertools
+import multiprocessing.process
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future, as_completed
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import leaks
+from quiesce import Client, QuiesceExecutor, TaskCrashedError
+from quiesce.testing import bodies
+from system import System, until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[QuiesceExecutor]:
+    with QuiesceExecutor(2) as executor:
+        pids = [executor.submit(bodies.nothing) for _ in range(8)]
+        for future in pids:
+            future.result(60)
+        until(lambda: len(executor.client.workers()), lambda count: count == 2)
+        yield executor
+
+
+def run_program(text: str, timeout: float = 90) -> tuple[int, str, str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    return ran.returncode, ran.stdout, ran.stderr
+
+
+# --- map
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, 100])
+@pytest.mark.parametrize("buffersize", [None, 1, 4])
+def test_map_gives_results_in_order(
+    executor: QuiesceExecutor, chunksize: int, buffersize: int | None
+) -> None:
+    found = executor.map(pow, range(10), range(9), chunksize=chunksize, buffersize=buffersize)
+    assert list(found) == list(map(pow, range(10), range(9)))
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_map_with_a_buffer_takes_from_endless_iterables_what_it_needs(
+    executor: QuiesceExecutor, chunksize: int
+) -> None:
+    numbers = itertools.count()
+    found = executor.map(str, numbers, chunksize=chunksize, buffersize=2)
+    assert next(numbers) == 2 * chunksize
+    assert [next(found) for _ in range(2)] == ["0", "1"]
+    found.close()  # type: ignore[attr-defined]  # it is a generator, as the standard library's
+
+
+def test_map_of_coroutines_failures_and_timeouts(executor: QuiesceExecutor) -> None:
+    assert list(executor.map(bodies.add_async, [1, 2, 3], [4, 5, 6])) == [5, 7, 9]
+    assert list(executor.map(bodies.add_async, [1, 2, 3], [4, 5, 6], chunksize=2)) == [5, 7, 9]
+    found = executor.map(divmod, [1, 1, 1], [1, 0, 1])
+    assert next(found) == (1, 0)
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    with pytest.raises(TimeoutError):
+        list(executor.map(time.sleep, [0.5], timeout=0.01))
+    for wrong in ({"chunksize": 0}, {"buffersize": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            executor.map(str, [1], **wrong)
+    with pytest.raises(TypeError, match="buffersize"):
+        executor.map(str, [1], buffersize=2.0)  # type: ignore[call-overload]  # on purpose
+
+
+# --- futures
+
+
+def test_asyncio_runs_blocking_calls_in_it(executor: QuiesceExecutor) -> None:
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        calls = [loop.run_in_executor(executor, pow, 2, n) for n in range(5)]
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*calls, loop.run_in_executor(executor, os.getpid))
+
+    *powers, pid = asyncio.run(main())
+    assert powers == [1, 2, 4, 8, 16]
+    assert pid != os.getpid()
+
+
+def test_a_cancelled_asyncio_call_that_has_not_begun_never_runs(
+    executor: QuiesceExecutor, run_folder: Path
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        busy = [loop.run_in_executor(executor, time.sleep, 0.3) for _ in range(3)]
+        last = loop.run_in_executor(executor, bodies.mark, str(run_folder / "ran"))
+        last.cancel()
+        await asyncio.gather(*busy)
+        with pytest.raises(asyncio.CancelledError):
+            await last
+
+    asyncio.run(main())
+    executor.submit(bodies.nothing).result(60)
+    assert not (run_folder / "ran").exists()
+
+
+def test_a_dead_process_loses_its_own_call_only(executor: QuiesceExecutor) -> None:
+    dead: list[Future[None]] = [executor.submit(os._exit, status) for status in (0, 7)]
+    alive = [executor.submit(pow, 2, n) for n in range(20)]
+    assert [future.result(60) for future in alive] == [2**n for n in range(20)]
+    for future, status in zip(dead, (0, 7), strict=True):
+        error = future.exception(60)
+        assert isinstance(error, TaskCrashedError)
+        assert error.exit_status == status
+    assert executor.submit(pow, 2, 5).result(60) == 32
+    assert {future.result() for future in as_completed(alive, 60)} == {2**n for n in range(20)}
+
+
+def test_futures_raise_what_was_raised(executor: QuiesceExecutor) -> None:
+    class OwnError(Exception):
+        pass
+
+    def fail() -> None:
+        raise OwnError("here", 5)
+
+    error = executor.submit(fail).exception(60)
+    assert isinstance(error, OwnError)
+    assert error.args == ("here", 5)
+    assert "in fail" in str(error.__cause__)  # the traceback of there
+    unpicklable = executor.submit(bodies.unpicklable).exception(60)
+    assert unpicklable is not None
+    assert "can't be pickled" in str(unpicklable)
+    assert isinstance(executor.submit(sys.exit, 3).exception(60), SystemExit)
+
+
+def test_workers_have_the_authkey_of_their_owner(executor: QuiesceExecutor) -> None:
+    def authkey() -> bytes:
+        return bytes(multiprocessing.process.current_process().authkey)
+
+    assert executor.submit(authkey).result(60) == authkey()
+
+
+def test_the_client_of_an_executor_stops_its_calls() -> None:
+    with QuiesceExecutor(1) as private:
+        executor = QuiesceExecutor(
+            2, client=private.client, runtime="executor", kind="executor", tenant_id="mine"
+        )
+        with executor:
+            future = executor.submit(time.sleep, 100)
+            until(lambda: private.client.tasks(tenant_id="mine", state="running"))
+            report = executor.client.shutdown_tasks(tenant_id="mine", grace=0)
+            assert [task.name for task in report.tasks] == ["sleep"]
+            assert future.exception(60) is not None
+            assert executor.submit(pow, 2, 3).result(60) == 8
+
+
+# --- initialisers, and variables
+
+
+def test_an_initializer_runs_in_each_process_before_its_first_call() -> None:
+    def set_up(name: str, value: str) -> None:
+        os.environ[name] = value
+
+    with QuiesceExecutor(
+        2, initializer=set_up, initargs=("FROM_INITIALIZER", "yes"), env={"FROM_OWNER": "too"}
+    ) as executor:
+        names = ["FROM_INITIALIZER", "FROM_OWNER"] * 4
+        assert list(executor.map(os.getenv, names)) == ["yes", "too"] * 4
+        assert list(executor.map(bodies.add_async, [1], [2])) == [3]
+        killed: Future[None] = executor.submit(os._exit, 1)
+        assert killed.exception(60) is not None
+        assert list(executor.map(os.getenv, names)) == ["yes", "too"] * 4
+
+
+def test_an_initializer_that_fails_breaks_its_executor_alone() -> None:
+    with QuiesceExecutor(1) as private:
+        where: dict[str, Any] = {
+            "client": private.client,
+            "runtime": "executor",
+            "kind": "executor",
+        }
+        with QuiesceExecutor(1, initializer=divmod, initargs=(1, 0), **where) as broken:
+            with pytest.raises(BrokenExecutor, match="ZeroDivisionError"):
+                broken.submit(pow, 2, 3).result(60)
+            with pytest.raises(BrokenExecutor):
+                broken.submit(pow, 2, 3)
+        assert private.submit(pow, 2, 3).result(60) == 8
+
+
+# --- its ends
+
+
+PROGRAM = """
+import os, sys, time
+from quiesce import QuiesceExecutor
+def say(seconds, text):
+    time.sleep(seconds)
+    print(text, flush=True)
+    print(text.upper(), file=sys.stderr, flush=True)
+executor = QuiesceExecutor(1)
+"""
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "executor.submit(say, 0.2, 'one'); executor.submit(say, 0, 'two')",
+        "executor.submit(say, 0.2, 'one'); executor.submit(say, 0, 'two'); executor.shutdown(wait=False)",
+        "executor.submit(say, 0.2, 'one'); executor.submit(say, 0, 'two'); del executor",
+    ],
+)
+def test_what_was_submitted_is_run_and_prints_where_its_owner_does(rest: str) -> None:
+    assert run_program(PROGRAM + rest) == (0, "one\ntwo\n", "ONE\nTWO\n")
+
+
+def test_a_call_that_kills_its_process_says_nothing_on_the_terminal() -> None:
+    program = PROGRAM + "print(type(executor.submit(os._exit, 1).exception()).__name__)"
+    assert run_program(program) == (0, "TaskCrashedError\n", "")
+
+
+def test_no_calls_are_taken_once_the_interpreter_ends() -> None:
+    code, out, err = run_program(
+        """
+import atexit
+@atexit.register
+def last():
+    try:
+        executor.submit(pow, 2, 3)
+    except RuntimeError as error:
+        print(error)
+from quiesce import QuiesceExecutor
+executor = QuiesceExecutor(1)
+"""
+    )
+    assert (code, out, err) == (0, "cannot schedule new futures after interpreter shutdown\n", "")
+
+
+def test_an_owner_that_is_killed_leaves_nothing() -> None:
+    program = PROGRAM + (
+        "print(executor.submit(os.getpid).result(), executor.client.broker_info().pid,"
+        " executor.client.address.removeprefix('ipc://'), flush=True)\n"
+        "executor.submit(time.sleep, 1000).result()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        worker, broker, folder = owner.stdout.readline().split()
+        owner.send_signal(signal.SIGKILL)
+        owner.wait(10)
+        pids = (int(worker), int(broker))
+        until(lambda: any(map(leaks.is_running, pids)), lambda left: not left)
+        until(Path(folder).parent.exists, lambda there: not there)
+
+
+def test_a_private_pool_of_a_task_has_ended_when_the_task_has(run_folder: Path) -> None:
+    def use_one() -> tuple[int, int]:
+        executor = QuiesceExecutor(1)  # dropped without a shutdown
+        return executor.submit(os.getpid).result(60), executor.client.broker_info().pid
+
+    system = System(run_folder)
+    try:
+        with Client(system.address) as client:
+            task = client.spawn("background", "compaction", use_one)
+            for pid in task.result(90):
+                assert not leaks.is_running(pid)
+    finally:
+        system.stop()
