@@ -13,9 +13,9 @@ from concurrent.futures import BrokenExecutor, Future, as_completed
 from pathlib import Path
 from typing import Any
 
+import leaks
 import pytest
 
-import leaks
 from quiesce import Client, QuiesceExecutor, TaskCrashedError
 from quiesce.testing import bodies
 from system import System, until

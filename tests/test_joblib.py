@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import leaks
 import pytest
 
-import leaks
 from quiesce import Client
 from system import System, until, workers_of
 
