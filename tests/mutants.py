@@ -1,7 +1,7 @@
 """Planted bugs: small mutations of the machines, each a rule that somebody could forget, and who catches it.
 
-`python tests/mutants.py [--only NAME ...] [--all]` copies the tree, plants one after the other, and runs the suites until
-one fails (`--all`: all of them). `scripts/mutants` does that with everything set up. A mutation is a text and what
+`python tests/mutants.py [--only NAME ...] [--all]` copies the tree, plants one after the other, and runs the suites
+until one fails (`--all`: all of them). `scripts/mutants` sets everything up for it. A mutation is a text and what
 stands in its place; that each still fits the code is tested in the default run.
 """
 
@@ -75,7 +75,8 @@ MUTANTS: Final = (
         "who comes into a kept scope is not asked",
         "registry/stopping.py",
         "        stop = state.open_stops.get(stop_id)\n        if stop is None:\n            ask(",
-        "        stop = state.open_stops.get(stop_id)\n        if stop is None:\n            continue\n            ask(",
+        "        stop = state.open_stops.get(stop_id)\n        if stop is None:\n            continue\n"
+        "            ask(",
     ),
     Mutant(
         "an incomplete journal answers at once",

@@ -13,11 +13,10 @@ from concurrent.futures import BrokenExecutor, Future, as_completed
 from pathlib import Path
 from typing import Any
 
-import leaks
 import pytest
 
 from quiesce import Client, QuiesceExecutor, TaskCrashedError
-from quiesce.testing import bodies
+from quiesce.testing import bodies, leaks
 from system import System, until
 
 pytestmark = pytest.mark.slow

@@ -74,7 +74,7 @@ def test_any_fields_from_anybody(kind: type[Any], seed: int, place: int) -> None
                 frames = encode(made)
             except ProtocolError:
                 continue  # NaN can be packed, surrogates can't
-            mess.core.incoming.take(channel, [route, *frames])  # type: ignore[arg-type]  # a Channel
+            mess.core.incoming.take(channel, [route, *frames])
             mess.core.leave()
             mess.check()
     mess.tick += 1.0
@@ -304,8 +304,8 @@ def test_peers_that_nobody_knows_are_forgotten() -> None:
     assert len(mess.ears.by_key) == len(known) + 90
     for _ in range(3):
         mess.tick += admission.SWEEP
-        for name in fuzz.RUNTIMES:
-            mess._hear("control", mess.supervisors[name], mess._supervisor_hello(name))
+        for runtime in fuzz.RUNTIMES:
+            mess._hear("control", mess.supervisors[runtime], mess._supervisor_hello(runtime))
         mess.core.pass_time()
     assert set(mess.ears.by_key) == known
 

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import leaks
 import pytest
 
 from quiesce import Client
+from quiesce.testing import leaks
 from system import System, until, workers_of
 
 joblib: Any = pytest.importorskip("joblib", reason="joblib is not installed (extra: joblib)")

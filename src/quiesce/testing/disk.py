@@ -462,11 +462,14 @@ class Disk:
                 )
         for _ in range(some):
             ends = {name: chance.randrange(count + 1) for name, count in counts.items()}
+
+            def arrived(name: str, number: int, sector: int, ends: dict[str, int] = ends) -> bool:
+                del sector
+                return number < ends[name]
+
             yield (
                 f"of each file the first {ends} writes arrived",
-                self.after_power_loss(
-                    lambda name, number, _, e=ends: number < e[name], names=chance.random() < 0.5
-                ),
+                self.after_power_loss(arrived, names=chance.random() < 0.5),
             )
             share, seed = chance.random(), chance.random()
             coin = random.Random(seed)

@@ -203,7 +203,8 @@ def message(chance: random.Random, kind: type[Message], world: World) -> Message
     """A message (or a row) of this type, its fields of the right types."""
     made: Message = kind(*[value(chance, hint, world) for hint in get_type_hints(kind).values()])
     if kind in (from_client.Hello, from_worker.Hello, from_supervisor.Hello):
-        return _hello(chance, made)
+        greeting: Message = _hello(chance, made)
+        return greeting
     return made
 
 
@@ -433,7 +434,7 @@ class Mess:
             hello_ = from_client.Hello(
                 PROTOCOL_VERSION, self.session, channel, 7, "here", 0, resumed=False
             )
-            self._hear(channel, b"client", hello_)  # type: ignore[arg-type]  # it is a Channel
+            self._hear(channel, b"client", hello_)
 
     def _supervisor_hello(self, name: str) -> from_supervisor.Hello:
         supervisor = self.supervisors[name]
@@ -534,7 +535,9 @@ class Mess:
         for name in RUNTIMES:
             state = self.core.registry.state
             for worker in list(state.pool[name].values()):
-                rows = [(task, state.tasks[task].attempt, 0.1) for task in list(worker.tasks)[:2]]
+                rows: list[tuple[int, int, float]] = [
+                    (task, state.tasks[task].attempt, 0.1) for task in list(worker.tasks)[:2]
+                ]
                 self._hear("data", b"w" + worker.supervisor, from_worker.Begun(rows))
         self._honest_worker("pool")
         self.check()
@@ -603,6 +606,7 @@ class Mess:
             "lease_bound": self.settings.lease_bound,
         }
         again = Registry(**configuration)  # type: ignore[arg-type]  # as it takes them
+        assert isinstance(self.journal, Packing), "what was decided is to be read back"
         for fact in self.journal.read():
             again.apply(fact)
         made, was = (

@@ -1,6 +1,6 @@
 """What the programs of users do all the time: spawn, stop, reopen, hold scopes closed; drawn by chance."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quiesce.registry.scope import Scope
 from quiesce.testing.simulator.client import Client, row
@@ -61,7 +61,7 @@ class ActiveClient(Client):
         timeline = None if chance < 0.5 else ("main" if chance < 0.8 else "dev")
         return (self.world.kind(), self._tenant(), timeline, self.world.runtime())
 
-    def _options(self) -> dict[str, object]:
+    def _options(self) -> dict[str, Any]:
         chance = self.engine.random.random()
         if chance < 0.7:
             return {}

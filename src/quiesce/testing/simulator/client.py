@@ -1,6 +1,6 @@
 """A client process: the real session machine, what it was asked to do, and what it has been told.
 
-Whatever it is told is judged at once. `acts` draws what it does next; `nested` is the client that lives in a worker.
+Whatever it is told is judged at once. `acts` draws what it does next; `nested` is the client in a worker.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -246,7 +246,7 @@ class Client(Process):
         self.judge.stop_is_called(call)
         caller = None if attempt is None else (int(attempt.key[0]), int(attempt.key[1]))
         message = from_client.Stop(
-            0, tuple(scope), task_id, grace, timeout, keep_closed, hold, "", 0, caller
+            0, (*scope,), task_id, grace, timeout, keep_closed, hold, "", 0, caller
         )
         self.handle(RequestWanted(message))
 
@@ -254,7 +254,7 @@ class Client(Process):
         """Forget kept and timed-out closures."""
         call = self.calls[self.session.last_request + 1] = Call(scope, None)
         self.judge.reopens(call)
-        self.handle(RequestWanted(from_client.Reopen(0, tuple(scope))))
+        self.handle(RequestWanted(from_client.Reopen(0, (*scope,))))
 
     def release(self, stop_id: int) -> None:
         """A block has ended."""

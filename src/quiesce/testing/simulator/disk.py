@@ -23,7 +23,7 @@ GROUP: Final = 2000
 
 
 class Snapshot(NamedTuple):
-    """`seq`: it stands for all rows up to this one; `frozen` None: for none. `at`: the last row when it was done."""
+    """`seq`: it stands for all rows up to this one; `frozen` None: for none. `at`: the last row then."""
 
     seq: int
     frozen: tuple[Any, ...] | None
@@ -284,7 +284,7 @@ class SimulatedJournal:
         facts = [fact for turn in self._group for fact in turn[0]]
         for turn in self._turns:
             if type(turn) is not _Mark:
-                facts += turn[0]  # type: ignore[arg-type]  # narrowed by type()
+                facts += turn[0]
         if facts:
             self._write(facts, sync=True)
         self._closed = True

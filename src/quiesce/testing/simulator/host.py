@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from quiesce.broker.peers import Channel
 from quiesce.protocol import from_supervisor
-from quiesce.registry.ids import AttemptKey
 from quiesce.testing.simulator.broker import Broker
 from quiesce.testing.simulator.disk import Disk
 from quiesce.testing.simulator.network import Link
@@ -205,9 +204,8 @@ class Supervisor(Process):
         worker = self.workers.get(order.serial)
         if worker is None or not worker.alive:
             return
-        if worker.running((order.task_id, order.attempt)) and not any(  # type: ignore[arg-type]  # ids
-            worker.running((task_id, attempt))
-            for task_id, attempt in order.spared  # type: ignore[arg-type]  # ids
+        if worker.running(order.task_id, order.attempt) and not any(
+            worker.running(task_id, attempt) for task_id, attempt in order.spared
         ):
             self.engine.counts["workers killed by force"] += 1
             worker.die(-9)
@@ -218,8 +216,7 @@ class Supervisor(Process):
             self.engine.counts["leases half over" if odd else "leases back"] += 1
             for worker in self.workers.values():
                 if odd:
-                    keys: list[AttemptKey] = list(worker.attempts)
-                    worker.flag(keys)
+                    worker.flag(list[tuple[int, int]](worker.attempts))
                 after = self.pool.lease / 12 * self.engine.random.random()
                 self.engine.after(after, worker.look_at_lease)
 

@@ -1,4 +1,4 @@
-"""What all processes have in common: they can be stopped and go on, and die; and each host has clocks of its own."""
+"""What all processes have in common: they can be stopped and go on, and die; and each host has its clocks."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

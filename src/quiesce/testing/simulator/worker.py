@@ -8,7 +8,7 @@ take its whole process with it. What it really does, the judge is told; what the
 from typing import TYPE_CHECKING, Any
 
 from quiesce.broker.peers import Channel
-from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey
+from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import Outcome
 from quiesce.testing.simulator.judge import Labels, TaskTruth
@@ -114,7 +114,7 @@ class Worker(Process):
         pool = supervisor.pool
         self.supervisor = supervisor
         self.serial = serial
-        self.runtime = pool.runtime
+        self.runtime: str = pool.runtime
         self.table = place
         self.table_lease = pool
         self.judge = self.world.judge
@@ -123,7 +123,7 @@ class Worker(Process):
         self._slots = pool.slots
         self._turns = 0
         self._lost: set[str] = set()
-        self.session = WorkerSession(
+        self.session: WorkerSession = WorkerSession(
             Identity(self.runtime, supervisor.id, serial, self.pid, self.host, pool.slots)
         )
         place.pid, place.worker = self.pid, self
@@ -299,7 +299,7 @@ class Worker(Process):
         if self.attempts.get(attempt.key) is not attempt:
             return
         self.do(self.session.begin(attempt.key, self.clock.read()))
-        if not self.alive:
+        if self.is_dead():
             return
         attempt.in_body = True
         if attempt.asked:
@@ -319,9 +319,14 @@ class Worker(Process):
         patience = 0.0005 if random.random() < 0.9 else 0.3
         self.engine.after(patience * random.random(), self.react, attempt)
 
-    def flag(self, keys: list[AttemptKey]) -> None:
+    def is_dead(self) -> bool:
+        """Asked anew: what was done just before may have ended it."""
+        return not self.alive
+
+    def flag(self, keys: list[tuple[int, int]]) -> None:
         """The supervisor has set flags in the table."""
-        for key in keys:
+        for task_id, number in keys:
+            key = (TaskId(task_id), AttemptNumber(number))
             attempt = self.attempts.get(key)
             if attempt is not None and self.table.phases.get(key) == "begun":
                 self.ask(attempt)
@@ -400,9 +405,9 @@ class Worker(Process):
                 self.world.bodies.associated(attempt)
                 return
 
-    def running(self, key: AttemptKey) -> bool:
+    def running(self, task_id: int, number: int) -> bool:
         """Whether the table says that it has begun and not ended."""
-        return self.table.phases.get(key) == "begun"
+        return self.table.phases.get((TaskId(task_id), AttemptNumber(number))) == "begun"
 
     def find(self, task_id: int, number: int) -> Attempt | None:
         """An attempt that was handed over."""
