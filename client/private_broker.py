@@ -20,6 +20,9 @@ KIND: Final = "executor"
 
 _PRELOAD: Final = "quiesce.client.private_worker"
 
+#: Nobody else's memory is in danger: about as much as one message may hold.
+_PAYLOAD_LIMIT: Final = 240 * 1024 * 1024
+
 #: Seconds for its tasks to stop, and for its processes to end after that.
 _STOP_TIMEOUT: Final = 5
 _END_TIMEOUT: Final = 20.0
@@ -64,6 +67,7 @@ address = "{self.address}"
 state = "{self._folder}/state"
 app_dir = {_toml(str(Path.cwd()))}
 durability = "none"
+payload_limit = {_PAYLOAD_LIMIT}
 stop_timeout = {_STOP_TIMEOUT}
 log_level = "WARNING"
 log_file = "{self._log_path}"

@@ -2,6 +2,7 @@
 """What the command line says to wrong usage, to what can't be done, and to --help."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -178,3 +179,30 @@ def test_a_closed_pipe_is_no_traceback(system: CommandSystem) -> None:
         check=False,
     )
     assert done.stderr == ""
+
+
+# --- completion
+
+
+def test_a_shell_learns_to_complete(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m quiesce --install-completion; exit $?"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "completion installed" in done.stdout
+    (script,) = tmp_path.glob("**/quiesce.sh")
+    assert "complete -o default" in script.read_text()
+    env = {"_QUIESCE_COMPLETE": "complete_bash", "COMP_WORDS": "quiesce sh", "COMP_CWORD": "1"}
+    asked = subprocess.run(
+        [sys.executable, "-m", "quiesce"],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (asked.returncode, asked.stdout.split()) == (0, ["shutdown"])

@@ -146,6 +146,12 @@ def test_workers_have_the_authkey_of_their_owner(executor: QuiesceExecutor) -> N
     assert executor.submit(authkey).result(60) == authkey()
 
 
+def test_large_arguments_and_results_travel(executor: QuiesceExecutor) -> None:
+    size = 100 * 1024 * 1024
+    assert executor.submit(len, bytes(size)).result(60) == size
+    assert len(executor.submit(bytes, size).result(60)) == size
+
+
 def test_the_client_of_an_executor_stops_its_calls() -> None:
     with QuiesceExecutor(1) as private:
         executor = QuiesceExecutor(

@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from system import System
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "quiesce"
@@ -119,6 +122,35 @@ def test_the_face_is_lazy(tmp_path: Path) -> None:
     assert set(loaded) & {"dill", "msgpack", "multiprocess", "rich", "typer", "zmq"} == set()
 
 
+def test_a_worker_loads_neither_client_nor_command_line(run_folder: Path) -> None:
+    def loaded() -> list[str]:
+        return list(sys.modules)
+
+    system = System(run_folder)
+    try:
+        with system.client() as client:
+            modules = set(client.spawn("background", "attach", loaded).result(60))
+    finally:
+        system.stop()
+    parts = {name.split(".")[1] for name in modules if name.startswith("quiesce.")}
+    assert parts & {"broker", "cli", "client", "examples", "joblib"} == set()
+    assert modules & {"rich", "tomllib", "typer", "sqlite3"} == set()
+    assert "quiesce.workers" in modules
+
+
+#: Seconds beyond those of bare Python, for the face alone. It takes about 10 ms.
+IMPORT_TIME = 0.05
+
+
+def test_the_face_is_imported_fast(tmp_path: Path) -> None:
+    code = "import time; began = time.perf_counter(); import quiesce; print(time.perf_counter() - began)"
+    deadline = time.monotonic() + 60
+    seen = [float(run_python(code, tmp_path))]
+    while min(seen) > IMPORT_TIME and time.monotonic() < deadline:  # a busy machine proves nothing
+        seen.append(float(run_python(code, tmp_path)))
+    assert min(seen) <= IMPORT_TIME, seen
+
+
 def test_the_broker_loads_nothing_that_unpickles_tasks(tmp_path: Path) -> None:
     """The import contracts say so of the code; this says it of the running interpreter."""
     code = """if True:
@@ -158,7 +190,9 @@ def test_sdist_and_wheel_hold_the_whole_package(tmp_path: Path) -> None:
     expected = {f"quiesce/{path}" for path in source_files(tree / "src" / "quiesce")}
     assert "quiesce/py.typed" in expected
 
-    assert wheel_files(build("wheel", tree, tmp_path)) == expected
+    wheel = build("wheel", tree, tmp_path)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert wheel_files(wheel) == expected
 
     with tarfile.open(build("sdist", tree, tmp_path)) as sdist:
         sdist.extraction_filter = getattr(tarfile, "data_filter", None)  # None: before 3.11.4
