@@ -28,8 +28,7 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """One more. Clocks that were set back make no negative ones."""
-        if seconds < 0.0:
-            seconds = 0.0
+        seconds = max(seconds, 0.0)
         self.counts[bisect_left(self._bounds, seconds)] += 1
         self.sum += seconds
 

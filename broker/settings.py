@@ -40,6 +40,7 @@ class BrokerSettings:
     session_timeout: float = 300.0
     history: int = 10_000
     log_level: str = "INFO"
+    log_format: str = "console"
     parent_pid: int = 0
     run: str = ""
     swept: tuple[str, ...] = ()

@@ -99,6 +99,7 @@ def broker_settings(
         session_timeout=broker.session_timeout,
         history=broker.history,
         log_level=broker.log_level,
+        log_format=broker.log_format,
         parent_pid=parent_pid,
         run=run,
     )
@@ -130,6 +131,7 @@ def pool_settings(
         stop_timeout=broker.stop_timeout,
         payload_limit=broker.payload_limit,
         log_level=broker.log_level,
+        log_format=broker.log_format,
         table_fd=table_fd,
         parent_pid=parent_pid,
         run=run,

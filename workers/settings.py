@@ -30,6 +30,7 @@ class PoolSettings:
     stop_timeout: float = 30.0
     payload_limit: int = 64 * 1024 * 1024
     log_level: str = "INFO"
+    log_format: str = "console"
     table_fd: int = -1
     parent_pid: int = 0
     run: str = ""
