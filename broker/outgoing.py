@@ -4,6 +4,7 @@ Control goes before data, so that a request to stop is on its way before any pay
 """
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -220,7 +221,8 @@ class Outgoing:
         )
 
     def say(self, effect: effects.Log) -> None:
-        log.log(logging.getLevelNamesMapping()[effect.level], "%s", effect.text)
+        level = logging.getLevelNamesMapping()[effect.level]
+        log.log(level, "%s", effect.text, extra=about(effect.text))
 
     def still_waiting(self, effect: effects.StillWaiting) -> None:
         self.on_still_waiting(effect)
@@ -230,6 +232,23 @@ class Outgoing:
 
     def system_stopped(self, effect: effects.SystemStopped) -> None:
         self.stopped = effect.failed
+
+
+#: How the registry's texts begin that are about one task, one stop or one process: before any name of a user's.
+_ABOUT: Final = (
+    re.compile(r"task (?P<task_id>\d+)(?:\.(?P<attempt>\d+))?\b"),
+    re.compile(r"stop (?P<stop_id>\d+)\b"),
+    re.compile(
+        r"process (?P<worker_pid>\d+) of runtime .*? task (?P<task_id>\d+)\.(?P<attempt>\d+)\b"
+    ),
+)
+
+
+def about(text: str) -> dict[str, int]:
+    """Who a text is about, as attributes of its record."""
+    found = next(filter(None, (each.match(text) for each in _ABOUT)), None)
+    named = {} if found is None else found.groupdict()
+    return {f"quiesce_{name}": int(value) for name, value in named.items() if value is not None}
 
 
 def _control_first(item: tuple[tuple[Any, ...], list[Any]]) -> bool:

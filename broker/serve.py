@@ -21,6 +21,7 @@ from typing import Final
 import zmq
 from setproctitle import setproctitle
 
+from quiesce import logs
 from quiesce.broker.boot import boot_id
 from quiesce.broker.connections import aside
 from quiesce.broker.incoming import CONTROL_LIMIT
@@ -55,22 +56,24 @@ class StartError(Exception):
 def main() -> int:
     """Serve until the system has stopped."""
     settings = BrokerSettings.from_json(sys.stdin.readline())
-    file = settings.log_file
-    logging.basicConfig(
-        level=settings.log_level,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        handlers=[logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)],
-    )
+    console = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    handler = logs.handler(settings.log_format, "broker", console, settings.log_file)
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
     die_with(settings.parent_pid)
     setproctitle("quiesce broker")
     try:
         return serve(settings)
     except (JournalFailedError, HalfDoneError) as error:
-        print(f"quiesce broker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - what `up` shows
+        _say_last(f"quiesce broker: {error}", settings)
         return EXIT_JOURNAL_FAILED
     except (StartError, AlreadyLockedError) as error:
-        print(f"quiesce broker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - what `up` shows
+        _say_last(f"quiesce broker: {error}", settings)
         return EXIT_NO_START
+
+
+def _say_last(text: str, settings: BrokerSettings) -> None:
+    """Why it ends, whatever the level of the log: `up` speaks of "its message above"."""
+    logs.say(text, settings.log_format, "broker", "CRITICAL")
 
 
 def die_with(parent: int) -> None:

@@ -42,6 +42,7 @@ class BrokerSettings:
     history: int = 10_000
     log_level: str = "INFO"
     log_file: str = ""
+    log_format: str = "console"
     parent_pid: int = 0
     run: str = ""
     swept: tuple[str, ...] = ()

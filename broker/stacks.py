@@ -102,6 +102,12 @@ class Stacks:
                     row.name,
                     row.worker_pid,
                     text,
+                    extra={
+                        "quiesce_stop_id": effect.stop_id,
+                        "quiesce_task_id": row.task_id,
+                        "quiesce_attempt": row.attempt,
+                        "quiesce_worker_pid": row.worker_pid,
+                    },
                 )
 
         self.ask(tasks, log_them)

@@ -38,7 +38,12 @@ class MetricsProcess:
         if self.start_at is None or now < self.start_at:
             return
         host, port = host_and_port(self._config.metrics)
-        settings = {"address": self._config.address, "host": host, "port": port}
+        settings = {
+            "address": self._config.address,
+            "host": host,
+            "port": port,
+            "log_format": self._config.log_format,
+        }
         self.child = start(json.dumps(settings))
         self.start_at = None
         self._started_at = now

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from quiesce.errors import QuiesceError
+from quiesce.logs import say
 
 EXIT_NO_START: Final = 4
 #: Seconds for which an answer of the broker is good; and those that it has to give one.
@@ -77,15 +78,20 @@ def main() -> int:
     registry = CollectorRegistry()
     exporter = Exporter(settings["address"])
     registry.register(exporter)
-    host, port = settings["host"], settings["port"]
+    host, port, form = settings["host"], settings["port"], settings["log_format"]
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
-        print(f"quiesce metrics: can't listen on {host}:{port}: {error.strerror}", file=sys.stderr)
+        say(
+            f"quiesce metrics: can't listen on {host}:{port}: {error.strerror}",
+            form,
+            "metrics",
+            "ERROR",
+        )
         return EXIT_NO_START
     shown = f"[{host}]" if ":" in host else host
     where = f"http://{shown}:{server.server_port}/metrics"
-    print(f"quiesce metrics are at {where}", file=sys.stderr, flush=True)
+    say(f"quiesce metrics are at {where}", form, "metrics")
     signal.sigwait({signal.SIGTERM, signal.SIGQUIT})
     server.shutdown()
     thread.join()

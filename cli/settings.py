@@ -100,6 +100,7 @@ def broker_settings(
         history=broker.history,
         log_level=broker.log_level,
         log_file=broker.log_file,
+        log_format=broker.log_format,
         parent_pid=parent_pid,
         run=run,
     )
@@ -132,6 +133,7 @@ def pool_settings(
         payload_limit=broker.payload_limit,
         log_level=broker.log_level,
         log_file=broker.log_file,
+        log_format=broker.log_format,
         table_fd=table_fd,
         parent_pid=parent_pid,
         run=run,

@@ -69,7 +69,7 @@ def _run(
         except ConfigurationError as error:
             raise typer.BadParameter(str(error), param_hint="NAME") from None
     for warning in config.warnings:
-        say(f"warning: {warning}")
+        say(f"warning: {warning}", config.broker.log_format)
     on_ready = _announce_json if as_json else None
     system = Up(config, runtimes=runtimes, with_broker=with_broker, on_ready=on_ready)
     code = system.run()

@@ -13,12 +13,12 @@ workers live through that. KILLING is also the last step of an orderly end: it m
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from quiesce import logs
 from quiesce.broker.settings import BrokerSettings
 from quiesce.cli import broker_process, children
 from quiesce.cli.address import claimed, clean_up, forget_epoch, refuse_taken, remove_empty
@@ -50,10 +50,9 @@ CLOSING: Final = "closing"
 KILLING: Final = "killing"
 
 
-def say(text: str) -> None:
-    """One line for people, beside the logs of the processes."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+def say(text: str, log_format: str = logs.CONSOLE) -> None:
+    """One line, beside the logs of the processes and in their format."""
+    logs.say(text, log_format, "up")
 
 
 class Up:
@@ -102,6 +101,10 @@ class Up:
         self._stop_reason = ""
         self._deadline: float | None = None
 
+    def say(self, text: str) -> None:
+        """One line, in the format of the logs."""
+        say(text, self.config.broker.log_format)
+
     # --- the whole run
 
     def run(self) -> int:
@@ -122,7 +125,7 @@ class Up:
         own = folder if folder and not os.path.exists(folder) else ""
         ledger = self._ledger = Ledger.open(settings.state, this_run(self.run_id, own))
         for note in ledger.notes:
-            say(note)
+            self.say(note)
         refuse_taken(settings)
         if folder in ledger.folders:
             # An `up` that was killed had made it, and so it becomes ours to remove.
@@ -149,7 +152,7 @@ class Up:
         try:
             write()
         except QuiesceError as error:
-            say(f"warning: {error}")
+            self.say(f"warning: {error}")
 
     def _run(self) -> int:
         _raise_descriptor_limit()
@@ -214,7 +217,7 @@ class Up:
                     f"{name}: stopping in order (again: faster; SIGQUIT: at once)", f"signal {name}"
                 )
             else:
-                say(f"{name} again: stopping faster (SIGQUIT: at once)")
+                self.say(f"{name} again: stopping faster (SIGQUIT: at once)")
                 self._ask_to_stop()
                 self._deadline = min(
                     self._deadline or float("inf"), time.monotonic() + self._stop_patience
@@ -222,7 +225,7 @@ class Up:
 
     def _stop(self, why: str, reason: str, code: int = 0) -> None:
         """Ask for the stop of the whole system. What is asked never takes it back."""
-        say(why)
+        self.say(why)
         self._fail(why, code)
         self.state = STOPPING
         self._stop_reason = reason
@@ -248,7 +251,7 @@ class Up:
 
     def _kill_all(self, why: str = "", code: int = 0) -> None:
         if why:
-            say(why)
+            self.say(why)
         self._fail(why, code)
         if self.state != KILLING:
             self.state = KILLING
@@ -274,7 +277,7 @@ class Up:
             elif self.metrics is not None and child is self.metrics.child:
                 story = self.metrics.ended(status, time.monotonic())
                 if self.state == RUNNING:
-                    say(story)
+                    self.say(story)
             else:
                 for pool in self.pools:
                     if pool.supervisor is child:
@@ -291,7 +294,7 @@ class Up:
             self._close()
         elif status == broker_process.TASK_FAILED:
             why = "the system has stopped because a task marked shutdown_process_on_error failed"
-            say(why)
+            self.say(why)
             self._fail(why, 1)
             self._close()
         elif status == broker_process.NOT_STARTED and broker.starts == 1 and not broker.was_ready:
@@ -305,7 +308,7 @@ class Up:
         if broker.given_up:
             self._on_broker_given_up(broker, why)
             return
-        say(f"{why}, to finish the stop" if self.state == STOPPING else why)
+        self.say(f"{why}, to finish the stop" if self.state == STOPPING else why)
         for pool in self.pools:
             if pool.last_status == 0 and not pool.runs and not pool.clearing:
                 # It ended in order, but who was told what became of its tasks may have told nobody.
@@ -317,7 +320,7 @@ class Up:
         elif self.state == RUNNING:
             self._stop(f"{why}: stopping without it", "the broker can't be started again", code=1)
         else:
-            say(f"{why}: going on without it")
+            self.say(f"{why}: going on without it")
             self._fail(why, 1)
             self._ask_to_stop()
 
@@ -333,7 +336,7 @@ class Up:
         boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
         pool.supervisor_ended(status, time.monotonic(), boottime)
         if status != 0 and self.state != KILLING and not (self.state == CLOSING and status == -9):
-            say(pool.story())
+            self.say(pool.story())
 
     # --- time
 
@@ -343,7 +346,7 @@ class Up:
             if self._deadline is not None and now > self._deadline:
                 left = [each.pid for each in self._orphans.left(set())]
                 why = f"these processes were killed but do not end: {', '.join(map(str, left))}"
-                say(why)
+                self.say(why)
                 self._fail(why, 1)
                 self._children.clear()
             return
@@ -370,7 +373,7 @@ class Up:
         if self._ledger is not None:
             self._note(self._ledger.settle)
         if self.ready:
-            say(f"the broker is back: pid {self.broker.pid}")
+            self.say(f"the broker is back: pid {self.broker.pid}")
 
     def _watch_ready(self) -> None:
         if self.ready or self.state != RUNNING:
@@ -464,4 +467,4 @@ def announce(up: Up) -> None:
     if up.pools:
         pools = (f"{pool.runtime} ({pool.processes} x {pool.slots})" for pool in up.pools)
         words.append(f"runtimes {', '.join(pools)}")
-    say(f"quiesce is up: {', '.join(words)}")
+    up.say(f"quiesce is up: {', '.join(words)}")

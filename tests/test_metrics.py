@@ -233,7 +233,9 @@ def test_restarts_are_paced() -> None:
         now += pauses[-1]
     assert len(started) == 9
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert started[0] == '{"address": "ipc:///x", "host": "::1", "port": 1}'
+    assert started[0] == (
+        '{"address": "ipc:///x", "host": "::1", "port": 1, "log_format": "console"}'
+    )
     process.start_if_due(now, start)
     process.ended(1, now + 1000)
     assert process.start_at == now + 1001

@@ -2,15 +2,34 @@
 
 import logging
 import sys
+from contextvars import ContextVar
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, Final
 
-from quiesce.context import current_context
+from quiesce import logs
+from quiesce.context import TaskContext, current_context, enter
+from quiesce.values import TaskInfo
 
 #: The attributes that every record carries; "" outside of a task, and for a task without them.
-ATTRIBUTES: Final = ("quiesce_task_id", "quiesce_kind", "quiesce_tenant_id", "quiesce_timeline_id")
+ATTRIBUTES: Final = (
+    "quiesce_task_id",
+    "quiesce_attempt",
+    "quiesce_kind",
+    "quiesce_tenant_id",
+    "quiesce_timeline_id",
+)
+_NOTHING: Final = ("",) * len(ATTRIBUTES)
+#: structlog's `merge_contextvars` takes up every context variable whose name begins like these: no need to load
+#: it for tasks that don't.
+_FOR_STRUCTLOG: Final = tuple(
+    ContextVar[Any](name.replace("quiesce_", "structlog_", 1)) for name in ATTRIBUTES
+)
 
 
-def configure(level: str, runtime: str, file: str = "") -> None:
+def configure(
+    level: str, runtime: str, log_format: str = logs.CONSOLE, role: str = "worker", file: str = ""
+) -> None:
     """Log to standard error, in this process and for its whole life; our own records to `file`, if there is one."""
     make = logging.getLogRecordFactory()
 
@@ -18,26 +37,83 @@ def configure(level: str, runtime: str, file: str = "") -> None:
         record = make(*args, **kwargs)
         task = current_context()
         info = None if task is None else task.info
-        # The names have a prefix: logging refuses an `extra` of the user's that is there already.
-        if info is None:
-            values: tuple[Any, ...] = ("", "", "", "")
-            said = ""
-        else:
-            values = (info.id, info.kind, info.tenant_id or "", info.timeline_id or "")
-            said = f" [task={info.id} kind={info.kind} tenant={values[2]} timeline={values[3]}]"
+        values = _NOTHING if info is None else _values(info)
+        said = ""
+        if info is not None:
+            said = f" [task={info.id} kind={info.kind} tenant={values[3]} timeline={values[4]}]"
         for name, value in zip(ATTRIBUTES, values, strict=True):
             setattr(record, name, value)
         record.quiesce = said
         return record
 
     logging.setLogRecordFactory(make_with_task)
-    handler = logging.StreamHandler(sys.stderr)
-    form = f"%(asctime)s %(levelname)s {runtime}[%(process)d] %(name)s%(quiesce)s: %(message)s"
-    handler.setFormatter(logging.Formatter(form))
+    console = f"%(asctime)s %(levelname)s {runtime}[%(process)d] %(name)s%(quiesce)s: %(message)s"
+    handler = logs.handler(log_format, f"{role} of {runtime}", console)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if file:
-        own = logging.FileHandler(file)
-        own.setFormatter(logging.Formatter(form))
         ours = logging.getLogger("quiesce")
-        ours.handlers[:] = [own]
+        ours.handlers[:] = [logs.handler(log_format, f"{role} of {runtime}", console, file)]
         ours.propagate = False
+
+
+def _values(info: TaskInfo) -> tuple[Any, ...]:
+    return (info.id, info.attempt, info.kind, info.tenant_id or "", info.timeline_id or "")
+
+
+# --- structlog, if the tasks use it ---------------------------------------------------------------
+
+
+@cache
+def has_structlog() -> bool:
+    """Whether it can be imported here."""
+    return find_spec("structlog") is not None
+
+
+def enter_task(task: TaskContext) -> None:
+    """Make it the current one in this context, also for structlog."""
+    enter(task)
+    if has_structlog():
+        bind(task.info)
+
+
+def bind(info: TaskInfo) -> None:
+    """What structlog says of the task from now on, in this context."""
+    for variable, value in zip(_FOR_STRUCTLOG, _values(info), strict=True):
+        # `...` is structlog's own mark of what is not bound.
+        variable.set(... if value == "" else value)
+
+
+def adopt_structlog() -> None:
+    """With JSON, what structlog says goes where all other records go, unless the tasks have configured it.
+
+    Called before each body: any of them may be the first whose module imports it.
+    """
+    if "structlog" not in sys.modules:
+        return
+    import structlog
+
+    ours = (isinstance(each.formatter, logs.JsonFormatter) for each in logging.getLogger().handlers)
+    if structlog.is_configured() or not any(ours):
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            _to_logging,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
+def _to_logging(logger: object, method: str, event: Any) -> Any:
+    """As a call of logging: the event is the message, the rest are fields."""
+    fields = dict(event)
+    message = str(fields.pop("event", ""))
+    known = {
+        name: fields.pop(name)
+        for name in ("exc_info", "stack_info", "stacklevel")
+        if name in fields
+    }
+    return (message,), {**known, "extra": {logs.FIELDS: fields}}

@@ -16,12 +16,11 @@ import traceback
 from collections.abc import Callable, Sized
 from typing import Any, Final, Protocol
 
-from quiesce.context import enter
 from quiesce.errors import ShutdownRequested
 from quiesce.protocol.callables import is_async, unpack_arguments, unpack_function
 from quiesce.protocol.frames import Frame, payload_bytes
 from quiesce.registry.states import Outcome
-from quiesce.workers import loop as loops
+from quiesce.workers import logs, loop as loops
 from quiesce.workers.attempt import Attempt, Verdict, Where, judge, verdict_of
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
@@ -79,7 +78,7 @@ class Runner:
 
     def start(self, attempt: Attempt) -> None:
         """Run an attempt if it is not stopped before it begins. With one slot this may last as long as its body."""
-        attempt.context.run(enter, attempt.task)
+        attempt.context.run(logs.enter_task, attempt.task)
         if self._inline:
             self._load_and_run(attempt, Where.MAIN_THREAD)
         else:
@@ -120,6 +119,7 @@ class Runner:
     def _load_and_call(self, attempt: Attempt) -> Any:
         """In the attempt's context: what loading imports and rebuilds is its doing, too."""
         function = unpack_function(_bytes(attempt.row.function))
+        logs.adopt_structlog()
         args, kwargs = unpack_arguments(_bytes(attempt.row.arguments))
         if attempt.is_asked:
             raise ShutdownRequested(_TOO_LATE)

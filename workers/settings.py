@@ -32,6 +32,7 @@ class PoolSettings:
     payload_limit: int = 64 * 1024 * 1024
     log_level: str = "INFO"
     log_file: str = ""
+    log_format: str = "console"
     table_fd: int = -1
     parent_pid: int = 0
     run: str = ""

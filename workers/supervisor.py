@@ -71,7 +71,9 @@ def supervise(settings: PoolSettings) -> NoReturn:
         kernel.die_with_parent(settings.parent_pid)
     kernel.become_subreaper()
     setproctitle.setproctitle(f"quiesce supervisor: {settings.runtime}")
-    logs.configure(settings.log_level, settings.runtime, settings.log_file)
+    logs.configure(
+        settings.log_level, settings.runtime, settings.log_format, "supervisor", settings.log_file
+    )
     _prepare_environment(settings)
     supervisor = Supervisor(settings)
     supervisor.run()
@@ -320,7 +322,16 @@ class Supervisor:
             level, how = logging.DEBUG, "as it was asked to"
         else:
             level, how = logging.WARNING, "and is replaced"
-        _log.log(level, "worker %d (pid %d) ended with status %d %s", serial, pid, status, how)
+        said = {"quiesce_worker_pid": pid, "quiesce_exit_status": status}
+        _log.log(
+            level,
+            "worker %d (pid %d) ended with status %d %s",
+            serial,
+            pid,
+            status,
+            how,
+            extra=said,
+        )
 
     def _hunt(self) -> None:
         """Kill and reap what dead workers left behind; report them once there is nothing left.
@@ -392,7 +403,8 @@ class Supervisor:
         }
         target = (order.task_id, order.attempt)
         if target in running and running.isdisjoint(map(tuple, order.spared)):
-            _log.info("worker %d is killed for task %d.%d", child.serial, *target)
+            said = {"quiesce_task_id": order.task_id, "quiesce_attempt": order.attempt}
+            _log.info("worker %d is killed for task %d.%d", child.serial, *target, extra=said)
             _send_signal(child.pidfd, signal.SIGKILL)
         else:
             _send_signal(child.pidfd, signal.SIGCONT)

@@ -80,7 +80,9 @@ def worker_main(
     faulthandler.enable()
     settings = PoolSettings.from_json(settings_json)
     setproctitle.setproctitle(settings.title or f"{settings.runtime} worker")
-    logs.configure(settings.log_level, settings.runtime, settings.log_file)
+    logs.configure(
+        settings.log_level, settings.runtime, settings.log_format, file=settings.log_file
+    )
     if settings.app_dir:
         sys.path.insert(0, settings.app_dir)
     identity = Identity(

@@ -1,0 +1,102 @@
+"""What a log line looks like: for people, or as JSON for programs. The same for every process of a system.
+
+A record says who it is about in attributes that begin with `quiesce_` (logging refuses an `extra` of the user's
+that is there already); in JSON they stand without that prefix, and those that are empty are left out.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any, Final
+
+CONSOLE: Final = "console"
+JSON: Final = "json"
+FORMATS: Final = (CONSOLE, JSON)
+
+_PREFIX: Final = "quiesce_"
+#: Fields of structlog, or of whoever has more than `extra` can carry: a dictionary.
+FIELDS: Final = "quiesce_fields"
+#: What every record has.
+_PLAIN: Final = frozenset(
+    {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName"}
+)
+#: What a line always has, so what a field of a user's can't be called.
+_HEAD: Final = ("time", "level", "logger", "process", "pid", "message")
+
+
+class JsonFormatter(logging.Formatter):
+    """One object on one line: the time (UTC), level, logger, process, pid and message, then whatever else is known.
+
+    An `extra` of the user's stands under its own name; where that is taken, with a `_` behind it.
+    """
+
+    def __init__(self, process: str) -> None:
+        """`process`: "broker", "worker of background"."""
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See the class."""
+        line: dict[str, Any] = {
+            "time": timestamp(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": self._process,
+            "pid": record.process,
+            "message": record.getMessage(),
+        }
+        theirs: dict[str, Any] = {}
+        for name, value in vars(record).items():
+            if name == FIELDS:
+                theirs.update(value)
+            elif name.startswith(_PREFIX):
+                if value not in (None, ""):
+                    line[name.removeprefix(_PREFIX)] = value
+            elif name not in _PLAIN and name != "quiesce":
+                theirs[name] = value
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = record.exc_text
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        for name, value in theirs.items():
+            if line.get(name) != value:
+                line[f"{name}_" if name in line else name] = value
+        return dumps(line)
+
+
+def dumps(line: dict[str, Any]) -> str:
+    """On one line, whatever is in it."""
+    try:
+        return json.dumps(line, default=repr, ensure_ascii=False)
+    except (TypeError, ValueError):  # keys that are no texts, a circle
+        return json.dumps({key: _text(value) for key, value in line.items()}, ensure_ascii=False)
+
+
+def _text(value: object) -> object:
+    return value if isinstance(value, (str, int, float)) else repr(value)
+
+
+def timestamp(at: float) -> str:
+    """2026-01-02T03:04:05.678Z."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at))}.{int(at % 1 * 1000):03}Z"
+
+
+def handler(log_format: str, process: str, console: str, file: str = "") -> logging.Handler:
+    """To standard error, or to the end of `file`. `console`: the format of `logging.Formatter` for people."""
+    made = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
+    made.setFormatter(JsonFormatter(process) if log_format == JSON else logging.Formatter(console))
+    return made
+
+
+def say(text: str, log_format: str, process: str, level: str = "INFO") -> None:
+    """A line of a process that has no logging of its own; on standard error, out at once."""
+    if log_format == JSON:
+        logger = f"quiesce.{process.partition(' ')[0]}"
+        head = (timestamp(time.time()), level, logger, process, os.getpid(), text)
+        text = dumps(dict(zip(_HEAD, head, strict=True)))
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
