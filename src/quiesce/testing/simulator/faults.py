@@ -31,6 +31,20 @@ WEIGHTS: Final = {
     "crash_machine": 0.06,
     "stop_system": 0.02,
 }
+#: The same, with more of those after which much has to be found out again.
+STORM: Final = WEIGHTS | {
+    name: 10 * WEIGHTS[name]
+    for name in (
+        "part",
+        "freeze_long",
+        "kill_broker",
+        "kill_up",
+        "crash_machine",
+        "fail_disk",
+        "kill_supervisor",
+        "stall_disk",
+    )
+}
 
 
 class Faults:
@@ -40,11 +54,12 @@ class Faults:
         self._world = world
         self._engine = world.engine
         self._calm = False
-        self._calls = [getattr(self, f"_{name}") for name in WEIGHTS]
-        total = sum(WEIGHTS.values())
+        weights = world.plan.weights
+        self._calls = [getattr(self, f"_{name}") for name in weights]
+        total = sum(weights.values())
         self._sums: list[float] = []
         reached = 0.0
-        for weight in WEIGHTS.values():
+        for weight in weights.values():
             reached += weight / total
             self._sums.append(reached)
         self._engine.after(1.0, self._next)

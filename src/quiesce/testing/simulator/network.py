@@ -367,11 +367,9 @@ class SimulatedPeers(Peers):
         if peer is None:
             self.dropped += 1
             return
-        if peer.backlog:
-            peer.backlog.append((channel, message))
-        elif not self._try(peer, channel, message):
-            peer.backlog.append((channel, message))
-            self.full.add(peer.key)
+        frames: list[Any] = [message]  # one frame, as long as the message has fields
+        if peer.backlog or not self._try(peer, channel, frames):
+            self._keep(peer, channel, frames)
 
     def send_to_route(self, channel: Channel, route: bytes, message: Any) -> None:
         """As its base."""
@@ -379,7 +377,7 @@ class SimulatedPeers(Peers):
         if connection is None or not self._network.send(connection, message):
             self.dropped += 1
 
-    def _try(self, peer: Peer, channel: Channel, frames: Any) -> bool:
+    def _try(self, peer: Peer, channel: Channel, frames: list[Any]) -> bool:
         route = peer.routes[channel]
         if route is None:
             self.dropped += 1
@@ -389,7 +387,7 @@ class SimulatedPeers(Peers):
             self._unroute(peer, channel)
             self.dropped += 1
             return True
-        return self._network.send(connection, frames)
+        return self._network.send(connection, frames[0])
 
 
 __all__ = ["Connection", "Link", "Network", "Owner", "PeerKey", "SimulatedPeers"]

@@ -9,7 +9,7 @@ from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.testing.simulator.acts import ActiveClient
 from quiesce.testing.simulator.bodies import Bodies
 from quiesce.testing.simulator.engine import Engine, Violation
-from quiesce.testing.simulator.faults import Faults
+from quiesce.testing.simulator.faults import WEIGHTS, Faults
 from quiesce.testing.simulator.host import BrokerHost, Host
 from quiesce.testing.simulator.judge import Judge
 from quiesce.testing.simulator.network import Network
@@ -24,9 +24,9 @@ _WALL: Final = 1.7e9
 class Plan:
     """What is simulated. Times in seconds.
 
-    `pace`: between two acts of a client. `trouble`: between two faults. `drift`, `kill_delay`: rho and K of
-    `registry.leases`; the lease bound is the least that is safe. `check_every`: between two looks at the
-    registry's invariants.
+    `pace`: between two acts of a client. `trouble`: between two faults; `weights`: see `faults`. `drift`,
+    `kill_delay`: rho and K of `registry.leases`; the lease bound is the least that is safe. `check_every`: between
+    two looks at the registry's invariants.
     """
 
     durability: str = "crash"
@@ -34,6 +34,7 @@ class Plan:
     tenants: int = 128
     pace: float = 0.05
     trouble: float = 0.003
+    weights: dict[str, float] = field(default_factory=lambda: WEIGHTS)
     lease: float = 3.0
     drift: float = 0.03
     kill_delay: float = 0.3
