@@ -105,7 +105,7 @@ class Incoming:
         peer = self._peers.by_key[("session", session)]
         welcome = to_client.Welcome(PROTOCOL_VERSION, self.epoch, True, self._payload_limit)
         self._peers.send(peer, "data", welcome)
-        self._queries.resend_results(session)
+        self._handle(events.SessionAttached(session))
 
     def worker_hello(self, channel: Channel, route: bytes, hello: from_worker.Hello) -> None:
         if hello.version not in Speaks:

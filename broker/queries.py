@@ -12,7 +12,7 @@ from quiesce.broker.peers import Peer, Peers
 from quiesce.broker.stacks import Stacks
 from quiesce.protocol import from_client, to_client
 from quiesce.registry import views
-from quiesce.registry.ids import SessionId, TaskId
+from quiesce.registry.ids import TaskId
 from quiesce.registry.machine import Registry
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.scope import Scope
@@ -47,13 +47,6 @@ class Queries:
         answer = _ANSWERS[type(message)](self, peer, message)
         if answer is not None:
             self._peers.send(peer, "control", answer)
-
-    def resend_results(self, session: SessionId) -> None:
-        """A client has come back on its data socket: what it has not taken is sent again."""
-        known = self._registry.state.sessions.get(session)
-        peer = self._peers.by_key.get(("session", session))
-        if known is not None and known.results:
-            self._peers.send(peer, "data", to_client.Ended(list(known.results.values())))
 
     def list_tasks(self, peer: Peer, message: from_client.ListTasks) -> Any:
         del peer

@@ -32,6 +32,12 @@ class SessionHello(NamedTuple):
     resumed: bool = False
 
 
+class SessionAttached(NamedTuple):
+    """A client can be reached on the data endpoint (again)."""
+
+    session: SessionId
+
+
 class SessionHeard(NamedTuple):
     """A client is alive and has all spawn answers up to `answered_through`."""
 
@@ -306,6 +312,7 @@ class Tick(NamedTuple):
 
 Event = (
     SessionHello
+    | SessionAttached
     | SessionHeard
     | SessionGoodbye
     | SpawnsAsked

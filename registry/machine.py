@@ -40,6 +40,7 @@ HANDLERS: Final[dict[type, Handler]] = {
     events.EpochBegan: recovery.on_epoch_began,
     events.RoomSaid: spawning.on_room_said,
     events.SessionHello: sessions.on_session_hello,
+    events.SessionAttached: sessions.on_session_attached,
     events.SessionHeard: sessions.on_session_heard,
     events.SessionGoodbye: sessions.on_session_goodbye,
     events.ResultsTaken: sessions.on_results_taken,

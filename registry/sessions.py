@@ -30,6 +30,14 @@ def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
         turn.send_result(event.session, row)
 
 
+def on_session_attached(turn: Turn, event: events.SessionAttached) -> None:
+    """Results travel on data: what was sent before that was there is sent again, once it is written down."""
+    session = turn.state.sessions.get(event.session)
+    if session is not None:
+        for row in session.results.values():
+            turn.send_result(event.session, row)
+
+
 def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:
     session = turn.state.sessions.get(event.session)
     if session is None:
