@@ -78,7 +78,7 @@ _SUPERVISOR: Final = (
     "bound",
 )
 _SUPERVISOR_MORE: Final = ("armed", "silent_since")
-_SUPERVISOR_VOLATILE: Final = ("exiting", "cpu_seconds", "ended_cpu", "memory_bytes")
+_SUPERVISOR_VOLATILE: Final = ("exiting", "disowned", "cpu_seconds", "ended_cpu", "memory_bytes")
 _SESSION: Final = ("id", "pid", "host", "worker")
 _SESSION_MORE: Final = ("spawned", "forgotten")
 _STOP: Final = (

@@ -29,6 +29,8 @@ def on_supervisor_hello(turn: Turn, event: events.SupervisorHello) -> None:
         refusal = unknown("runtime", event.runtime, state.runtimes)
     elif event.supervisor in state.gone_supervisors:
         refusal = "its end was reported before"
+    elif known is not None and known.disowned:
+        refusal = "the journal may have lost what its workers were given"
     elif known is None and event.incarnation:
         refusal = "this broker knows nothing of its tasks: their registration was not recovered"
     if refusal is not None:
@@ -136,7 +138,7 @@ def on_worker_hello(turn: Turn, event: events.WorkerHello) -> None:
     """
     state = turn.state
     supervisor = state.supervisors.get(event.supervisor)
-    if supervisor is None:
+    if supervisor is None or supervisor.disowned:
         # It has not said hello yet, or is gone. The worker asks again; if gone, it dies with it.
         return
     incarnation = supervisor.workers.get(event.serial)

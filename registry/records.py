@@ -192,6 +192,7 @@ class Supervisor:
         "bound",
         "cpu_seconds",
         "dead_serials",
+        "disowned",
         "ended_cpu",
         "exiting",
         "host",
@@ -235,8 +236,10 @@ class Supervisor:
         #: None once it has said hello in this epoch; else the tick at which the first epoch began in which it
         #: has not, on the present boot: all its leases were granted before.
         self.silent_since: float | None = None
-        #: It has been told to exit. Volatile.
+        #: It has been told to exit. Volatile, like the next.
         self.exiting = False
+        #: Its workers may have been given tasks that the journal has lost: it is not taken back, and ends.
+        self.disowned = False
         #: serial -> incarnation of its living registered workers.
         self.workers: dict[int, Incarnation] = {}
         #: Serials whose exit was reported: a hello that comes later is refused.

@@ -52,6 +52,8 @@ def on_epoch_began(turn: Turn, event: events.EpochBegan) -> None:
         if supervisor.run and supervisor.run in event.swept:
             _swept(turn, supervisor)
         else:
+            # What its workers run need not be known here; its lease is over before the first stop is answered.
+            supervisor.disowned = not event.complete
             leasing.resume(turn, supervisor)
     for stop in list(state.open_stops.values()):
         _resume_stop(turn, stop)
