@@ -73,8 +73,9 @@ class Broker:
         if not self.listening:
             if not self.journal.idle:
                 return  # the journal wakes us
-            self.listening = True
-            self.up.broker_is_ready()
+            self.listening = not self.journal.failed
+            if self.listening:
+                self.up.broker_is_ready()
         trace = self.engine.trace
         try:
             for inbox, channel in ((self.control, "control"), (self.data, "data")):

@@ -154,8 +154,13 @@ class SimulatedJournal:
 
     @property
     def idle(self) -> bool:
-        """Whether all that was taken is committed."""
-        return not self._busy and not self._turns
+        """Whether all that was taken is committed; or never will be."""
+        return bool(self._failure) or not (self._busy or self._turns)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it can't be written any more."""
+        return bool(self._failure)
 
     def append(self, facts: list[Fact], effects: list[Effect]) -> None:
         """Take one turn."""

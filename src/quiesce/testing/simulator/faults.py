@@ -76,12 +76,13 @@ class Faults:
 
     # --- choosing ---------------------------------------------------------------------------------
 
-    def _process(self) -> Process:
+    def _process(self) -> Process | None:
         peers = self._world.peers
-        return peers[int(len(peers) * self._engine.random.random())]
+        return peers[int(len(peers) * self._engine.random.random())] if peers else None
 
     def _connection(self) -> Connection | None:
-        links = self._process().links
+        process = self._process()
+        links = [] if process is None else process.links
         if not links:
             return None
         connection = links[int(len(links) * self._engine.random.random())].connection
@@ -121,7 +122,7 @@ class Faults:
 
     def _freeze(self, longest: float = 0.0) -> None:
         process = self._process()
-        if process.frozen:
+        if process is None or process.frozen:
             return
         self._engine.fault("freeze", process)
         process.freeze()

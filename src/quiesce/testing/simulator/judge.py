@@ -254,8 +254,11 @@ class Judge:
     def committed(self, row: list[Fact]) -> None:
         """The broker's decisions, in their order, once they are there for good."""
         number = self.number
+        trace = self._engine.trace
         for fact in row:
             number += 1
+            if trace is not None:
+                self._engine.note(f"fact {number} {fact!r:.300}")
             handler = _FACTS.get(type(fact))
             if handler is not None:
                 self.number = number
