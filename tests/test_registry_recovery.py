@@ -297,6 +297,29 @@ def test_a_supervisor_of_then_is_refused(desk: Desk) -> None:
     assert desk.take(effects.WelcomeSupervisor) != []
 
 
+def test_a_supervisor_that_is_known_is_refused_too() -> None:
+    """Its workers may run what the journal has lost; so it must end, and by its lease it has when that counts."""
+    desk = Desk(lease=8.0, lease_bound=10.0)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {})
+    desk.restart(complete=False)
+    desk.supervisor(incarnation=1)
+    desk.expect(effects.RefuseSupervisor)
+    desk.expect_facts()
+    desk.hello(1, incarnation=worker, begun=[(1, 1), (9, 1)])
+    desk.expect_nothing()
+    desk.session()
+    desk.stop()
+    desk.wait(9.9)
+    assert desk.life(1) == "running"
+    desk.wait(0.2)
+    assert desk.life(1) == "lost FENCED"
+    assert desk.ends() == [(1, "lost", "FENCED")]
+    desk.supervisor(incarnation=1)
+    desk.expect(effects.RefuseSupervisor)
+
+
 def test_the_stop_of_the_whole_system_does_not_wait_for_that(desk: Desk) -> None:
     desk.restart(complete=False)
     desk.say(events.SystemStopAsked("SIGTERM"))

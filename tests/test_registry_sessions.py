@@ -101,6 +101,22 @@ def test_the_results_of_one_turn_go_together(desk: Desk) -> None:
     assert [len(effect.rows) for effect in desk.take(effects.SendResults)] == [2]
 
 
+def test_who_comes_back_on_data_gets_its_results_again(desk: Desk) -> None:
+    """As an effect: the driver lets it wait for the journal."""
+    worker = desk.worker()
+    desk.running(worker, {})
+    desk.end(worker, 1)
+    (row,) = desk.results()
+    desk.say(events.SessionAttached(A))
+    desk.expect_facts()
+    desk.expect(effects.SendResults(A, [row]))
+    desk.say(events.ResultsTaken(A, [1]))
+    desk.say(events.SessionAttached(A))
+    desk.expect_nothing()
+    desk.say(events.SessionAttached(session_id("B")))
+    desk.expect_nothing()
+
+
 # --- the end of a session -------------------------------------------------------------------------
 
 
@@ -185,3 +201,15 @@ def test_a_session_that_was_welcomed_before_is_never_opened_anew(desk: Desk) -> 
         desk.say(events.SessionHello(session_id("Z"), 1, "here", 0, resumed=True))
         desk.expect(effects.WelcomeSession(session_id("Z"), False))
         desk.expect_facts()
+
+
+def test_a_session_whose_spawns_the_journal_has_lost_is_over(desk: Desk) -> None:
+    """Asked to send them again it could not: it has their answers. It would be asked for ever."""
+    desk.spawn({}, {})
+    stop = desk.stop(last_spawn=7)
+    desk.say(events.SessionHeard(A, 5))
+    desk.expect_facts(facts.SessionClosed(A), facts.StopEnded)
+    desk.expect(effects.Log, effects.WantHello(A))
+    assert stop not in desk.registry.state.stops
+    desk.say(events.SessionHello(A, 77, "here", 0, resumed=True))
+    desk.expect(effects.WelcomeSession(A, False))

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from quiesce.testing.simulator import Plan, World
-from quiesce.testing.simulator.__main__ import DURABILITIES
+from quiesce.testing.explorer.plants import planted
+from quiesce.testing.simulator import Plan, Violation, World
+from quiesce.testing.simulator.__main__ import DURABILITIES, main
 from quiesce.testing.simulator.faults import STORM
 
 TRACED = """

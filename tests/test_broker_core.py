@@ -1,0 +1,110 @@
+"""The broker's core without sockets, clock and disk: what may leave before the journal has it."""
+
+from collections import deque
+from typing import Any
+
+from quiesce.broker.core import Core
+from quiesce.broker.journal import MemoryJournal, Recovered
+from quiesce.broker.peers import Channel, Peer, Peers
+from quiesce.broker.settings import BrokerSettings
+from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client
+from quiesce.registry.effects import Effect
+from quiesce.registry.events import Instant
+from quiesce.registry.facts import Fact
+from quiesce.registry.limits import KindLimits, RuntimeLimits
+from registry_helpers import session_id, spawn_row
+
+A = session_id("A")
+
+
+class StalledJournal(MemoryJournal):
+    """Commits when it is told to."""
+
+    durability = "crash"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: deque[tuple[list[Fact], list[Effect]]] = deque()
+
+    def append(self, facts: list[Fact], effects: list[Effect]) -> None:
+        if facts or self.pending:
+            self.pending.append((facts, effects))
+        else:
+            super().append(facts, effects)
+
+    def commit(self) -> None:
+        while self.pending:
+            super().append(*self.pending.popleft())
+
+
+class RecordingPeers(Peers):
+    """Keeps what would be sent."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None)  # type: ignore[arg-type]  # it has no sockets
+        self.sent: list[tuple[Any, Channel, Any]] = []
+
+    def send(self, peer: Peer | None, channel: Channel, message: Any) -> None:
+        if peer is not None and peer.routes[channel] is not None:
+            self.sent.append((peer.key, channel, message))
+
+    def send_to_route(self, channel: Channel, route: bytes, message: Any) -> None:
+        self.sent.append((route, channel, message))
+
+
+class Broker:
+    """A core, and a client that speaks to it."""
+
+    def __init__(self) -> None:
+        self.peers = RecordingPeers()
+        self.journal = StalledJournal()
+        settings = BrokerSettings(
+            address="nowhere",
+            control="",
+            data="",
+            state="",
+            lock_path="",
+            runtimes=(RuntimeLimits(name="pool"),),
+            kinds=(KindLimits(name="gc"),),
+        )
+        recovered = Recovered(snapshot=None, facts=[], last_epoch=0, complete=True, words="")
+        self.core = Core(
+            settings,
+            self.peers,
+            self.journal,
+            recovered,
+            1,
+            "boot",
+            now=lambda: Instant(1.0, 1000.0),
+        )
+        self.turn(commit=True)
+
+    def turn(self, *, commit: bool) -> list[Any]:
+        """What leaves at the end of a turn, to whomever, on data."""
+        self.core.pass_time()
+        if commit:
+            self.journal.commit()
+        self.core.leave()
+        sent, self.peers.sent = self.peers.sent, []
+        return [message for _, channel, message in sent if channel == "data"]
+
+    def hello(self, channel: Channel, route: bytes, *, resumed: bool = False) -> None:
+        hello = from_client.Hello(PROTOCOL_VERSION, A, channel, 1, "here", 0, resumed)
+        self.core.hear(channel, route, hello)
+
+
+def test_a_result_waits_for_the_journal_also_when_its_client_comes_back() -> None:
+    """Else a broker that dies then has told of an end that its successor knows nothing of."""
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    broker.core.hear("data", b"2", from_client.Spawn(0, [spawn_row(1, tenant_id="x")]))
+    broker.turn(commit=True)
+    stop = from_client.Stop(1, (None, "x", None, None), None, None, None, False, False, "", 1, None)
+    broker.core.hear("control", b"1", stop)
+    assert broker.turn(commit=False) == []
+    broker.hello("control", b"3", resumed=True)
+    broker.hello("data", b"4", resumed=True)
+    assert [type(each) for each in broker.turn(commit=False)] == [to_client.Welcome]
+    (ended,) = broker.turn(commit=True)
+    assert {row.task_id for row in ended.rows} == {1}
