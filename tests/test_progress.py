@@ -282,6 +282,7 @@ def test_spawn_wait_progress(run_folder: Path) -> None:
         assert "stepping" in text
         assert "30/30" in text
         assert "goes with --wait" in system.run(*words[:4], "--progress", code=2).stderr
-        system.end(up, 15)
+        up.terminate()
+        assert up.wait(30) == 0
     finally:
         system.close()
