@@ -65,6 +65,9 @@ def spawn(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait, and print its result.")
     ] = False,
+    progress: Annotated[
+        bool, typer.Option("--progress", help="With --wait: a bar of what it reports.")
+    ] = False,
     address: Address = None,
     json: Json = False,
 ) -> None:
@@ -86,6 +89,8 @@ def spawn(
     keywords = _json_value(kwargs, "--kwargs") if kwargs is not None else {}
     if not isinstance(keywords, dict):
         raise typer.BadParameter("expected a JSON object", param_hint="--kwargs")
+    if progress and not wait:
+        raise typer.BadParameter("goes with --wait", param_hint="--progress")
     called = load_function(function)
     with options.connected(address) as client:
         handle = client.spawn(
@@ -109,8 +114,15 @@ def spawn(
         task = clean(f"task {task_id} ({handle.name})")
         if not json:
             print(task, file=sys.stderr, flush=True)
+        from quiesce.client.progress import follow
+
+        meter = follow(client, [handle._record], True) if progress else None
         try:
-            result = handle.result()
+            try:
+                result = handle.result()
+            finally:
+                if meter is not None:
+                    (meter.join if handle.done() else meter.close)()
         except KeyboardInterrupt:
             where = ScopeOptions(kind, tenant, timeline, runtime)
             shown = options.command("ps", *where.words(), address=address)

@@ -10,7 +10,7 @@ from textual.message import Message
 from textual.widgets import Footer, Static
 
 from quiesce.cli.output import age, clean, counted
-from quiesce.cli.top import filters, screens, targets, views
+from quiesce.cli.top import filters, head, screens, style, targets, views
 from quiesce.cli.top.feeder import Call, Feeder
 from quiesce.cli.top.filters import Filter
 from quiesce.cli.top.grid import Grid
@@ -43,37 +43,12 @@ _SORTED: Final = {
 }
 #: Seconds between two questions to the broker.
 _INTERVALS: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
-#: Stops that stand above the table, and runtimes.
-_STOPS: Final = 3
+#: Runtimes that stand above the table.
 _RUNTIMES: Final = 8
 #: Lines below which the runtimes are left out.
 _ROOM: Final = 12
 #: Frames of a stack, and threads and coroutines of a task.
 _FRAMES: Final = 100
-_CSS: Final = """
-Screen { layers: base; }
-#title { height: 1; background: $panel; color: $foreground; }
-#summary { height: 1; padding: 0 1; }
-#runtimes { height: 5; padding: 0 1; border-top: none; color: $foreground; }
-#stops { height: auto; padding: 0 1; background: $warning 12%; display: none; }
-#tabs { height: 1; background: $panel; }
-#main { padding: 0 1; }
-.stale #main, .stale #runtimes, .stale #summary, .stale #stops { text-opacity: 45%; }
-ModalScreen { align: center middle; background: $background 60%; }
-.box { width: 74; max-width: 94%; height: auto; max-height: 90%; background: $surface;
-       border: round $primary; padding: 0 1; }
-.box.wide { width: 94%; height: 90%; }
-.box.wide VerticalScroll { height: 1fr; }
-.box OptionList { height: auto; max-height: 12; margin: 1 0 0 0; border: none; background: $surface; }
-.box Input { margin: 1 0 0 0; }
-.title { text-style: bold; color: $text-primary; margin: 0 0 1 0; }
-.keys { color: $text-muted; margin: 1 0 0 0; }
-.buttons { height: auto; margin: 1 0 0 0; }
-.buttons Button { margin: 0 2 0 0; }
-FilterScreen { align: center bottom; background: $background 0%; }
-.line { height: auto; background: $surface; border-top: solid $primary; padding: 0 1; }
-.line .keys { margin: 0; }
-"""
 
 
 class News(Message):
@@ -105,7 +80,7 @@ class Came(Message):
 class TopApp(App[None]):
     """The client stays the caller's, who closes it after `run`: that ends all threads."""
 
-    CSS = _CSS
+    CSS = style.CSS
     TITLE = "quiesce top"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -199,7 +174,7 @@ class TopApp(App[None]):
             if self.trouble is not None:
                 self._put("#summary", Text(clean(self.trouble), style="bold red"))
             return
-        self._put("#summary", self._summary(self.snapshot))
+        self._put("#summary", head.summary(self.snapshot, self._trend, self.size.width - 2))
         rows = views.runtimes(self.snapshot, self._trend)
         runtimes = self._at("#runtimes", Grid)
         height = 1 + min(len(rows), _RUNTIMES)
@@ -223,58 +198,17 @@ class TopApp(App[None]):
     def _draw_title(self) -> None:
         if len(self.screen_stack) != 1 or not self.is_running:
             return
-        width = self.size.width
-        left = Text.assemble((" quiesce ", "bold reverse"), " ")
-        right = Text(time.strftime(" %H:%M:%S "))
-        if self.trouble is not None:
-            ago = age(self._since, time.monotonic())
-            left.append("● ", "bold red")
-            left.append(f"no broker for {ago}, asking again", "bold red")
-            left.append(f"   {self.client.address}", "dim")
-        elif self.snapshot is not None:
-            statistics = self.snapshot.statistics
-            going = statistics["state"] == "running"
-            left.append("● ", "bold green" if going else "bold yellow")
-            left.append(f"{statistics['state']}   ", "" if going else "bold yellow")
-            left.append(clean(self.client.address), "dim")
-            epoch = statistics["epoch"]
-            more = f"epoch {epoch}   up {views.up_since(self.snapshot)}  "
-            right = Text.assemble((more, "dim"), right)
-        if self.paused:
-            right = Text.assemble((" paused ", "bold reverse yellow"), right)
-        self._put("#title", _between(left, right, width))
-
-    def _summary(self, snapshot: Snapshot) -> Text:
-        line = Text.assemble(
-            *((cell.text, cell.style) for cell in views.summary(snapshot, self._trend))
+        away = None if self.trouble is None else age(self._since, time.monotonic())
+        line = head.title(
+            self.client.address, self.snapshot, away, self.size.width, paused=self.paused
         )
-        room = self.size.width - 2 - line.cell_len - 2
-        if room >= 8:
-            chart = views.spark(self._trend.ended, min(room, 40))
-            line = _between(line, Text(chart, style="green"), self.size.width - 2)
-        return line
+        self._put("#title", line)
 
     def _draw_stops(self, snapshot: Snapshot) -> None:
         panel = self._at("#stops", Static)
-        if not snapshot.stops:
-            panel.display = False
-            return
-        lines = []
-        for stop in snapshot.stops[:_STOPS]:
-            left = counted(stop.remaining, "task")
-            line = Text.assemble(
-                ("◼ stop ", "bold yellow"),
-                (clean(f"[{stop.scope}]"), "bold"),
-                f" {age(stop.requested_at, snapshot.at)}, waits for {left}: ",
-                (views.waiting(stop), "yellow"),
-            )
-            line.truncate(max(10, self.size.width - 2), overflow="ellipsis")
-            lines.append(line)
-        if len(snapshot.stops) > _STOPS:
-            more = len(snapshot.stops) - _STOPS
-            lines.append(Text(f"  and {more} more (5 shows them all)", style="yellow"))
-        panel.update(Text("\n").join(lines))
-        panel.display = True
+        if snapshot.stops:
+            panel.update(head.stops(snapshot, self.size.width - 2))
+        panel.display = bool(snapshot.stops)
 
     def _draw_main(self, snapshot: Snapshot) -> None:
         rows = self._rows(snapshot)
@@ -284,7 +218,8 @@ class TopApp(App[None]):
         main = self._at("#main", Grid)
         main.empty = self._why_empty(snapshot)
         main.show(COLUMNS[self.view], rows, sort=sort if self.view != "stops" else None)
-        self._draw_tabs(snapshot, len(rows))
+        line = head.tabs(VIEWS, self.view, self.wanted, snapshot, len(rows), self.size.width)
+        self._put("#tabs", line)
 
     def _rows(self, snapshot: Snapshot) -> list[Row]:
         if self.view == "tasks":
@@ -306,22 +241,6 @@ class TopApp(App[None]):
         if self.view == "tasks" and self.wanted and snapshot.tasks:
             return "no task matches the filter; Esc shows all"
         return {"stops": "no stop is in progress"}.get(self.view, f"no {self.view}")
-
-    def _draw_tabs(self, snapshot: Snapshot, shown: int) -> None:
-        line = Text(" ")
-        for number, name in enumerate(VIEWS, 1):
-            style = "bold reverse" if name == self.view else ""
-            line.append(f" {number} {name.capitalize()} ", style)
-        right = Text()
-        if self.view == "tasks":
-            if self.wanted:
-                right.append(clean(self.wanted), "bold cyan")
-                right.append(f"  {shown} of {len(snapshot.tasks)} ", "dim")
-            if snapshot.unlisted:
-                right.append(f" {snapshot.unlisted} queued are not listed ", "yellow")
-        elif self.view == "tenants" and snapshot.statistics["tenants_total"] > shown:
-            right.append(f"the {shown} largest of {snapshot.statistics['tenants_total']} ", "dim")
-        self._put("#tabs", _between(line, right, self.size.width))
 
     # --- keys: what is shown
 
@@ -541,14 +460,6 @@ class TopApp(App[None]):
 
         title = clean(f"reopen [{scope}]?")
         self.push_screen(screens.ConfirmScreen(title, clean(text), "Reopen it"), answered)
-
-
-def _between(left: Text, right: Text, width: int) -> Text:
-    """One line: what does not fit is cut on the left."""
-    left = left.copy()
-    left.truncate(max(0, width - right.cell_len - 1), overflow="ellipsis")
-    left.append(" " * max(0, width - left.cell_len - right.cell_len))
-    return left + right
 
 
 def _closer(client: "Client", task: TaskInfo) -> str:
