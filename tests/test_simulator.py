@@ -10,8 +10,8 @@ import pytest
 
 from quiesce.testing.explorer.plants import planted
 from quiesce.testing.simulator import Plan, Violation, World
-from quiesce.testing.simulator.__main__ import DURABILITIES, main
 from quiesce.testing.simulator.faults import STORM
+from quiesce.testing.simulator.worlds import DURABILITIES, main
 
 TRACED = """
 import hashlib, io, logging
@@ -74,15 +74,16 @@ def test_the_judge_sees_a_planted_bug(bug: str) -> None:
 def test_the_program_says_what_it_did_and_how_to_see_it_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    short = ["--worlds", "1", "--seconds", "3"]
-    assert main([*short, "--durability", "crash"]) == 0
+    short = ["--hours", "0.001", "--jobs", "1", "--durability", "crash"]
+    assert main(short) == 0
     said = capsys.readouterr().out
     assert "all held" in said
-    assert "1 worlds, 0 broken" in said
+    assert "worlds     1, of which broken: 0" in said
     with planted("stop-trails"):
-        assert main([*short, "--storm", "--durability", "crash"]) == 1
+        assert main([*short, "--storm"]) == 1
     said = capsys.readouterr().out
-    assert "1 worlds, 1 broken" in said
-    assert (
-        "again: scripts/simulate --seed 1 --worlds 1 --durability crash --seconds 3 --storm" in said
-    )
+    assert "of which broken: 1" in said
+    again = said.split("again: scripts/simulate ")[1].splitlines()[0].replace(" --trace FILE", "")
+    with planted("stop-trails"):
+        assert main([*again.split(), "--jobs", "1"]) == 1
+    assert said.split("BROKEN: ")[1].splitlines()[0] in capsys.readouterr().out
