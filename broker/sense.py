@@ -34,7 +34,17 @@ _EVIDENCE: Final = frozenset({str(Evidence.RETURNED), str(Evidence.NEVER_RAN)})
 
 #: Fields that hold the same in whatever message they stand.
 _COUNTS: Final = frozenset(
-    "request stop_id answered_through last_spawn incarnation epoch last_assign serial worker".split()
+    {
+        "request",
+        "stop_id",
+        "answered_through",
+        "last_spawn",
+        "incarnation",
+        "epoch",
+        "last_assign",
+        "serial",
+        "worker",
+    }
 )
 
 

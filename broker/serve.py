@@ -3,7 +3,8 @@
 Exit status: 0 the system was stopped in order; 3 the same, because a task marked shutdown_process_on_error
 failed; 4 it could not start, with one line on stderr that says why; 5 its journal can't be written any more, or
 what it holds in memory is no longer what was decided: the next broker goes on from what the journal holds.
-SIGTERM stops the system in order, again faster; SIGINT likewise where there is no parent (else a terminal's Ctrl-C is the parent's); SIGQUIT at once.
+SIGTERM stops the system in order, again faster; SIGINT likewise where there is no parent (else a terminal's
+Ctrl-C is the parent's); SIGQUIT at once.
 """
 
 import ctypes
@@ -19,12 +20,12 @@ import zmq
 from setproctitle import setproctitle
 
 from quiesce.broker.connections import aside
+from quiesce.broker.incoming import CONTROL_LIMIT
 from quiesce.broker.journal import (
     JournalDamagedError,
     JournalFailedError,
     next_epoch,
 )
-from quiesce.broker.incoming import CONTROL_LIMIT
 from quiesce.broker.journal_open import open_journal
 from quiesce.broker.locks import AlreadyLockedError, Lock
 from quiesce.broker.loop import Broker

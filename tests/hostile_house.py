@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class House:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                preexec_fn=narrow,
+                preexec_fn=narrow,  # noqa: PLW1509 - it calls nothing but setrlimit
             )
         assert self.process.stdin is not None
         self.process.stdin.write(self.settings.to_json().encode() + b"\n")
@@ -106,6 +105,3 @@ def counters(client: Client) -> dict[str, Any]:
     """What the broker has counted."""
     found: dict[str, Any] = client.statistics()["broker"]
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # of a plain dict
-
-
-Attack = Callable[[], None]

@@ -19,6 +19,7 @@ from quiesce.broker.journal_store import Store
 from quiesce.broker.journal_thread import DiskJournal
 from quiesce.testing import crash_points
 from quiesce.testing.bodies import nothing
+from quiesce.testing.crash_work import record
 from quiesce.testing.disk import Disk, Op, Recorder, can_record, put
 
 
@@ -83,7 +84,7 @@ def test_notes_make_the_files_again(memory: Path) -> None:
     """All that SQLite and Python did in the folder is in the notes."""
     live = memory / "live"
     live.mkdir()
-    recording = crash_points.record(live, "crash", random.Random(3), lives=2, steps=10)
+    recording = record(live, "crash", random.Random(3), lives=2, steps=10)
     disk = Disk()
     for op in recording.ops:
         disk.play(op)

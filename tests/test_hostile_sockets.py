@@ -21,7 +21,7 @@ from quiesce.broker.connections import HIGH, aside
 from quiesce.errors import ProtocolError
 from quiesce.protocol import PROTOCOL_VERSION, from_client
 from quiesce.protocol.codec import encode
-from quiesce.testing import fuzz
+from quiesce.testing import fuzz_values as fuzz
 from quiesce.testing.bodies import nothing
 from system import until
 

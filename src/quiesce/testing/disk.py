@@ -6,6 +6,7 @@ the files hold (a process was killed), what of that is safe from a loss of power
 there, of which any part may arrive (`after_power_loss`).
 """
 
+import _sqlite3
 import ctypes
 import math
 import os
@@ -15,8 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-
-import _sqlite3
 
 #: Bytes that a disk writes whole or not at all.
 SECTOR: Final = 512
@@ -453,30 +452,35 @@ class Disk:
         if not unsafe:
             return
         yield "all arrived", self.after_power_loss(lambda *_: True, names=True)
-        if len(unsafe) > 1:
-            for only in unsafe:
-                yield (
-                    f"only {only or 'names'} arrived",
-                    self.after_power_loss(
-                        lambda name, *_, o=only: name == o, names=only == _FOLDER
-                    ),
-                )
+        for only in unsafe if len(unsafe) > 1 else []:
+            keep = _only(only)
+            files = self.after_power_loss(keep, names=only == _FOLDER)
+            yield f"only {only or 'names'} arrived", files
         for _ in range(some):
             ends = {name: chance.randrange(count + 1) for name, count in counts.items()}
-            yield (
-                f"of each file the first {ends} writes arrived",
-                self.after_power_loss(
-                    lambda name, number, _, e=ends: number < e[name], names=chance.random() < 0.5
-                ),
+            files = self.after_power_loss(_beginnings(ends), names=chance.random() < 0.5)
+            yield f"of each file the first {ends} writes arrived", files
+            share = chance.random()
+            files = self.after_power_loss(
+                _some(random.Random(chance.random()), share), names=chance.random() < 0.5
             )
-            share, seed = chance.random(), chance.random()
-            coin = random.Random(seed)
-            yield (
-                f"{share:.0%} of all sectors arrived",
-                self.after_power_loss(
-                    lambda *_, c=coin, s=share: c.random() < s, names=chance.random() < 0.5
-                ),
-            )
+            yield f"{share:.0%} of all sectors arrived", files
+
+
+#: Which sector of which unsafe write of which file arrives.
+Keep = Callable[[str, int, int], bool]
+
+
+def _only(file: str) -> Keep:
+    return lambda name, number, sector: name == file
+
+
+def _beginnings(ends: dict[str, int]) -> Keep:
+    return lambda name, number, sector: number < ends[name]
+
+
+def _some(coin: random.Random, share: float) -> Keep:
+    return lambda name, number, sector: coin.random() < share
 
 
 def put(files: Files, folder: Path) -> Path:
