@@ -34,7 +34,7 @@ _EVIDENCE: Final = frozenset({str(Evidence.RETURNED), str(Evidence.NEVER_RAN)})
 
 #: Fields that hold the same in whatever message they stand.
 _COUNTS: Final = frozenset(
-    {
+    [
         "request",
         "stop_id",
         "answered_through",
@@ -44,7 +44,7 @@ _COUNTS: Final = frozenset(
         "last_assign",
         "serial",
         "worker",
-    }
+    ]
 )
 
 

@@ -54,7 +54,7 @@ class House:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                preexec_fn=narrow,  # noqa: PLW1509 - it calls nothing but setrlimit
+                preexec_fn=narrow,  # noqa: PLW1509 - it sets a limit, and takes no lock
             )
         assert self.process.stdin is not None
         self.process.stdin.write(self.settings.to_json().encode() + b"\n")

@@ -306,8 +306,8 @@ def test_peers_that_nobody_knows_are_forgotten() -> None:
     assert len(mess.ears.by_key) == len(known) + 90
     for _ in range(3):
         mess.tick += admission.SWEEP
-        for name in RUNTIMES:
-            mess._hear("control", mess.supervisors[name], mess._supervisor_hello(name))
+        for runtime in RUNTIMES:
+            mess._hear("control", mess.supervisors[runtime], mess._supervisor_hello(runtime))
         mess.core.pass_time()
     assert set(mess.ears.by_key) == known
 
