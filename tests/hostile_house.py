@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +105,3 @@ def counters(client: Client) -> dict[str, Any]:
     """What the broker has counted."""
     found: dict[str, Any] = client.statistics()["broker"]
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # of a plain dict
-
-
-Attack = Callable[[], None]

@@ -19,6 +19,7 @@ from quiesce.broker.journal_store import Store
 from quiesce.broker.journal_thread import DiskJournal
 from quiesce.testing import crash_points
 from quiesce.testing.bodies import nothing
+from quiesce.testing.crash_work import record
 from quiesce.testing.disk import Disk, Op, Recorder, can_record, put
 
 
@@ -36,15 +37,16 @@ pytestmark = pytest.mark.skipif(not can_record(), reason="SQLite's functions can
 # --- the points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", crash_points.MODES)
 def test_nothing_that_was_acknowledged_is_lost(memory: Path, mode: str) -> None:
     report = crash_points.explore(
-        memory, seed=1, modes=(mode,), every=30, first=50, steps=15, nested=2
+        memory, seed=1, modes=(mode,), every=40, first=50, steps=12, nested=1
     )
     assert report.failures == []
     assert report.points > 60
     assert report.seconds > 0
-    assert report.nested == 2
+    assert report.nested == 1
     assert min(report.variants[kind] for kind in ("clean", "torn", "lost")) > 30
 
 
@@ -83,7 +85,7 @@ def test_notes_make_the_files_again(memory: Path) -> None:
     """All that SQLite and Python did in the folder is in the notes."""
     live = memory / "live"
     live.mkdir()
-    recording = crash_points.record(live, "crash", random.Random(3), lives=2, steps=10)
+    recording = record(live, "crash", random.Random(3), lives=2, steps=10)
     disk = Disk()
     for op in recording.ops:
         disk.play(op)

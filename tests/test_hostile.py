@@ -25,7 +25,8 @@ from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.machine import HalfDoneError
 from quiesce.registry.rows import EndedRow, SpawnRow
 from quiesce.testing import fuzz
-from quiesce.testing.fuzz import MESSAGES, Mess, message
+from quiesce.testing.fuzz import Mess
+from quiesce.testing.fuzz_values import MESSAGES, RUNTIMES, World, frames, message
 
 #: Reproducible in CI; `python -m quiesce.testing.fuzz` looks further.
 FEW = settings(
@@ -71,10 +72,10 @@ def test_any_fields_from_anybody(kind: type[Any], seed: int, place: int) -> None
             mess.tick += 0.01
             made = message(chance, kind, mess.world)
             try:
-                frames = encode(made)
+                said = encode(made)
             except ProtocolError:
-                continue  # NaN can be packed, surrogates can't
-            mess.core.incoming.take(channel, [route, *frames])
+                continue  # an integer that is too large
+            mess.core.incoming.take(channel, [route, *said])
             mess.core.leave()
             mess.check()
     mess.tick += 1.0
@@ -90,11 +91,11 @@ def test_spoilt_frames_are_refused_or_read_but_never_more(kind: type[Any], seed:
     chance = random.Random(seed)
     for _ in range(5):
         try:
-            good = encode(message(chance, kind, fuzz.World()))
+            good = encode(message(chance, kind, World()))
         except ProtocolError:
             continue
         try:
-            read = DECODER.decode(fuzz.frames(chance, good))
+            read = DECODER.decode(frames(chance, good))
         except ProtocolError:
             continue
         assert type(read) in MESSAGES
@@ -204,7 +205,7 @@ def test_a_worker_has_a_slot() -> None:
 def test_long_labels_are_refused_with_words() -> None:
     mess = busy()
     long = "x" * (LABEL_LIMIT + 1)
-    mess.spawned = mess.core.registry.state.sessions[mess.session].spawned  # type: ignore[index]  # bytes
+    mess.spawned = mess.core.registry.state.sessions[mess.session].spawned  # type: ignore[index]  # plain bytes
     row = SpawnRow(
         *(mess.spawned + 1, "pool", "gc", None, None, long, False, 0, "never", None, None),  # type: ignore[arg-type]  # a plain number
         *(None, b"f", b"a"),
@@ -298,13 +299,14 @@ def test_peers_that_nobody_knows_are_forgotten() -> None:
             PROTOCOL_VERSION, "pool", b"nobody!!", number, 1, "h", 1, 0, 0, 0, [], []
         )
         mess._hear("control", b"w%d" % number, hello)
-        name = number.to_bytes(8, "big")
-        supervisor = mess._supervisor_hello("pool")._replace(supervisor=name, runtime="no such")
-        mess._hear("control", b"s%d" % number, supervisor)
+        stranger = mess._supervisor_hello("pool")._replace(
+            supervisor=number.to_bytes(8, "big"), runtime="no such"
+        )
+        mess._hear("control", b"s%d" % number, stranger)
     assert len(mess.ears.by_key) == len(known) + 90
     for _ in range(3):
         mess.tick += admission.SWEEP
-        for runtime in fuzz.RUNTIMES:
+        for runtime in RUNTIMES:
             mess._hear("control", mess.supervisors[runtime], mess._supervisor_hello(runtime))
         mess.core.pass_time()
     assert set(mess.ears.by_key) == known

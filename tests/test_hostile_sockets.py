@@ -17,11 +17,11 @@ import zmq
 
 from hostile_house import House, counters
 from quiesce import Client
-from quiesce.broker.connections import HIGH, aside
+from quiesce.broker.connections import HIGH, PATIENCE, Connections, aside
 from quiesce.errors import ProtocolError
 from quiesce.protocol import PROTOCOL_VERSION, from_client
 from quiesce.protocol.codec import encode
-from quiesce.testing import fuzz
+from quiesce.testing import fuzz_values as fuzz
 from quiesce.testing.bodies import nothing
 from system import until
 
@@ -44,12 +44,15 @@ class Dealers:
         self.made: list[zmq.Socket[bytes]] = []
 
     def __call__(
-        self, house: House, name: str = "control", *, rcvhwm: int = 1000
+        self, house: House | None, name: str = "control", *, rcvhwm: int = 1000
     ) -> "zmq.Socket[bytes]":
+        """To one of the broker's sockets, or (without a house) to this endpoint."""
         made = self._context.socket(zmq.DEALER)
         made.setsockopt(zmq.LINGER, 0)
         made.setsockopt(zmq.RCVHWM, rcvhwm)
-        made.connect(house.settings.control if name == "control" else house.settings.data)
+        if house is not None:
+            name = house.settings.control if name == "control" else house.settings.data
+        made.connect(name)
         self.made.append(made)
         return made
 
@@ -179,6 +182,7 @@ def test_a_client_that_never_reads(house: House, dealer: Dealers) -> None:
 # --- connections
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["ipc", "tcp"])
 def test_more_connections_than_descriptors(run_folder: Path, dealer: Dealers, scheme: str) -> None:
     """At 70 % of them nobody else comes in; who is in is served; and once the idle ones are gone, all come in."""
@@ -220,6 +224,58 @@ def test_more_connections_than_descriptors(run_folder: Path, dealer: Dealers, sc
     finally:
         assert house.stop() == 0, house.text()
     assert not any(aside(path).exists() for path in house.settings.socket_files)
+
+
+def test_who_says_nothing_is_cut_off_and_who_is_known_is_not(
+    run_folder: Path, dealer: Dealers
+) -> None:
+    """Here the broker's part is played in this process, by a clock of the test's own."""
+    clock = [0.0]
+    known: set[bytes] = set()
+    with zmq.Context() as context:
+        router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        here = Connections(
+            context,
+            {"control": router},
+            [run_folder / "s"],
+            lambda channel, route: route in known,
+            lambda: clock[0],
+        )
+        router.bind(f"ipc://{run_folder}/s")
+        made = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        try:
+            for each in made:
+                each.settimeout(10)
+                each.connect(str(run_folder / "s"))
+            talker = dealer(None, f"ipc://{run_folder}/s")
+            talker.send(b"hello")
+            route = router.recv()
+            here.look()
+            assert here.counters()["connections"] == 4
+            here.heard(router.recv(copy=False).get(zmq.SRCFD), route)
+            known.add(route)
+            for clock[0] in (PATIENCE - 1, PATIENCE + 1, 2 * PATIENCE):
+                here.look()
+                expected = 4 if clock[0] < PATIENCE else 1
+                assert here.counters()["connections"] == expected
+            for each in made:
+                while each.recv(100):
+                    pass  # what is left of the greeting, and then the end
+            # Nobody's any more: as long as a stranger it may stay.
+            known.clear()
+            for clock[0] in (3 * PATIENCE - 1, 3 * PATIENCE + 1):
+                here.look()
+            assert here.counters() == {
+                "connections": 0,
+                "connections_cut_off": 4,
+                "times_shut": 0,
+            }
+        finally:
+            for each in made:
+                each.close()
+            here.close()
+            router.close(0)
+    (run_folder / "s").unlink()
 
 
 def _port() -> int:

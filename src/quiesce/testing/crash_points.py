@@ -26,7 +26,6 @@ import copy
 import json
 import os
 import random
-import select
 import shutil
 import sys
 import tempfile
@@ -39,215 +38,17 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from quiesce.broker.core import recover
-from quiesce.broker.journal import (
-    Journal,
-    JournalDamagedError,
-    JournalFailedError,
-    JournalLimits,
-    next_epoch,
-)
+from quiesce.broker.journal import Journal, JournalDamagedError, next_epoch
 from quiesce.broker.journal_open import open_journal
-from quiesce.broker.journal_store import SYNCED
-from quiesce.registry import effects, facts as fact_types
-from quiesce.registry.effects import Effect
-from quiesce.registry.facts import Fact
+from quiesce.registry import facts as fact_types
 from quiesce.registry.invariants import check
 from quiesce.registry.machine import Registry
+from quiesce.testing.crash_work import LIMITS, SETTINGS, Recording, key_of, live, record
 from quiesce.testing.disk import SECTOR, Disk, Files, Op, Recorder, can_record, put
-from quiesce.testing.fuzz import NOTHING, Mess, plain, settings
 
 MODES: Final = ("crash", "power-loss")
-#: So that snapshots, checkpoints and groups come often.
-LIMITS: Final = JournalLimits(
-    snapshot_facts=60,
-    snapshot_bytes=60_000,
-    group=40,
-    checkpoint=40_000,
-    reserve=512 * 1024,
-    margin=0,
-)
-SETTINGS: Final = settings()
 #: Where a write is cut: in the header of a frame, at a sector, in the middle, one byte before its end.
 _CUTS: Final = (1, 24, SECTOR, -1)
-
-
-@dataclass
-class Past:
-    """The turns that there were, and the registry after each; `keys[0]` before the first."""
-
-    keys: list[int] = field(default_factory=list)
-    #: The last turn, up to each, that is synced in every mode.
-    synced: list[int] = field(default_factory=list)
-
-    def add(self, registry: Registry, turn: list[Fact]) -> None:
-        """One more turn has made this of it."""
-        self.keys.append(key_of(registry))
-        new = len(self.keys) - 1
-        if any(type(fact) in SYNCED for fact in turn):
-            self.synced.append(new)
-        else:
-            self.synced.append(self.synced[-1] if self.synced else 0)
-
-    def upto(self, turn: int) -> "Past":
-        """The same, without what came later."""
-        return Past(self.keys[: turn + 1], self.synced[: turn + 1])
-
-
-def key_of(registry: Registry) -> int:
-    """Equal for registries that are equal but for what no fact speaks of."""
-    return hash(plain(registry.freeze(volatile=False, payloads=True)))
-
-
-class Watched:
-    """A journal of which it is noted what goes in and what has come out."""
-
-    def __init__(
-        self, journal: Journal, recorder: Recorder, past: Past, registry: Registry
-    ) -> None:
-        self.durability = journal.durability
-        self._journal = journal
-        self._recorder = recorder
-        self._past = past
-        #: Another registry, to which each turn is applied.
-        self._replica = registry
-        self.acked = self._taken = len(past.keys) - 1
-        #: The effect by which each turn is known when it comes out again.
-        self._markers: dict[int, int] = {}
-        self._kept: list[Effect] = []
-
-    def append(self, facts: list[Fact], effects_: list[Effect]) -> None:
-        """Take one turn."""
-        more = list(effects_)
-        if facts:
-            for fact in facts:
-                self._replica.apply(fact)
-            self._past.add(self._replica, facts)
-            self._taken += 1
-            self._recorder.mark(f"taken {self._taken}")
-            marker = effects.Log("DEBUG", f"turn {self._taken}")
-            self._kept.append(marker)
-            self._markers[id(marker)] = self._taken
-            more.append(marker)
-        self._journal.append(facts, more)
-
-    def committed(self) -> list[Effect]:
-        """What came out, but for the marks."""
-        ready = self._journal.committed()
-        for effect in ready:
-            self.acked = max(self.acked, self._markers.get(id(effect), 0))
-        if ready:
-            self._recorder.mark(f"acked {self.acked}")
-        return [effect for effect in ready if id(effect) not in self._markers]
-
-    def settle(self, core: Any, patience: float = 30.0) -> None:
-        """Wait until all that was taken has come out."""
-        deadline = time.monotonic() + patience
-        core.leave()
-        while self.acked < self._taken:
-            assert time.monotonic() < deadline, f"turn {self._taken} is not committed"
-            select.select([self._journal.fileno()], [], [], 1.0)
-            core.leave()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._journal, name)
-
-
-# --- the work -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Recording:
-    """One life of a broker, or several: from `start` on, by these notes."""
-
-    mode: str
-    boot: str
-    start: Disk
-    past: Past
-    ops: list[Op]
-    #: The epochs that somebody had heard of before.
-    epoch: int = 0
-    #: The journal said from the start that something may be missing.
-    doubtful: bool = False
-
-
-def record(
-    folder: Path, mode: str, chance: random.Random, *, lives: int = 3, steps: int = 40
-) -> Recording:
-    """A broker that works, is ended in order and started again; in its last life the disk is full for a while."""
-    recorder = Recorder(folder)
-    past = Past()
-    past.keys.append(key_of(recover(SETTINGS, NOTHING)))
-    past.synced.append(0)
-    with recorder.recording():
-        for life in range(lives):
-            _live(recorder, folder, mode, "boot-1", past, chance, steps, full=life == lives - 1)
-    return Recording(mode, "boot-1", Disk(), past, recorder.ops)
-
-
-def record_recovery(
-    folder: Path, kind: str, made: "Made", chance: random.Random, steps: int
-) -> Recording:
-    """The life after a crash, on the files that it has left."""
-    put(made.files, folder)
-    disk = _settled(made.files)
-    if kind == "clean":  # what was on its way to the disk still is
-        disk = copy.deepcopy(made.recording.start)
-        for op in made.recording.ops[: made.played]:
-            disk.play(op)
-    recorder = Recorder(folder)
-    mode, past = made.recording.mode, made.recording.past.upto(made.turn)
-    with recorder.recording():
-        _live(recorder, folder, mode, made.boot, past, chance, steps, full=False)
-    return Recording(mode, made.boot, disk, past, recorder.ops, made.epoch, made.doubtful)
-
-
-def _live(
-    recorder: Recorder,
-    folder: Path,
-    mode: str,
-    boot: str,
-    past: Past,
-    chance: random.Random,
-    steps: int,
-    *,
-    full: bool,
-) -> None:
-    """One life: start, work, an orderly end."""
-    journal, recovered = open_journal(
-        folder, mode, boot_id=boot, limits=LIMITS, connect=recorder.connect
-    )
-    replica = recover(SETTINGS, recovered)
-    assert key_of(replica) == past.keys[-1], "a life begins with another registry"
-    watched = Watched(journal, recorder, past, replica)
-    try:
-        epoch = next_epoch(folder, recovered.last_epoch)
-        recorder.mark(f"epoch {epoch}")
-        mess = Mess(
-            chance,
-            hostile=0.0,
-            journal=cast("Journal", watched),
-            recovered=recovered,
-            epoch=epoch,
-        )
-        mess.jumps = (0.01, 0.6, 3.0)
-        mess.make_busy()
-        for step in range(steps):
-            if full and step == steps // 3:
-                recorder.fill()
-            if full and step == 2 * steps // 3:
-                recorder.capacity, recorder.given_up = None, 0
-            mess.step()
-            if step % 4 or full:
-                watched.settle(mess.core)
-        watched.settle(mess.core)
-    except JournalFailedError:
-        if not full:  # else its reserve is used up, and the next life goes on from what stands
-            raise
-    finally:
-        journal.close()
-
-
-# --- the points -----------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -290,6 +91,19 @@ class Report:
             "seconds": round(self.seconds, 1),
             "failures": self.failures,
         }
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.variants.items()))
+        head = (
+            f"crash points: {self.points} points, {sum(self.variants.values())} crashes ({kinds}), "
+            f"{self.nested} recoveries cut off in turn, in {self.seconds:.0f} s"
+        )
+        lines = [
+            head,
+            *[f"  FAILED {failure}" for failure in self.failures[:20]],
+            f"crash points: {len(self.failures) or 'no'} failures",
+        ]
+        return "\n".join(lines) + "\n"
 
 
 def crashes(
@@ -406,6 +220,23 @@ def _go_on(
     return None
 
 
+def record_recovery(
+    folder: Path, kind: str, made: Made, chance: random.Random, steps: int
+) -> Recording:
+    """The life after a crash, on the files that it has left."""
+    put(made.files, folder)
+    disk = _settled(made.files)
+    if kind == "clean":  # what was on its way to the disk still is
+        disk = copy.deepcopy(made.recording.start)
+        for op in made.recording.ops[: made.played]:
+            disk.play(op)
+    recorder = Recorder(folder)
+    mode, past = made.recording.mode, made.recording.past.upto(made.turn)
+    with recorder.recording():
+        live(recorder, folder, mode, made.boot, past, chance, steps, full=False)
+    return Recording(mode, made.boot, disk, past, recorder.ops, made.epoch, made.doubtful)
+
+
 def explore(
     folder: Path,
     *,
@@ -492,26 +323,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=40, help="of work in each life of the broker")
     chosen = parser.parse_args(arguments)
     if not can_record():
-        print(
-            "crash-points: this Python does not let SQLite's functions be reached", file=sys.stderr
-        )
+        sys.stderr.write("crash-points: this Python does not let SQLite's functions be reached\n")
         return 1
     folder = scratch()
     try:
         report = explore(folder, seed=chosen.seed, every=chosen.every, steps=chosen.steps)
     finally:
         shutil.rmtree(folder)
-    if chosen.json:
-        print(json.dumps(report.as_dict(), indent=2))
-    else:
-        tried = ", ".join(f"{count} {kind}" for kind, count in sorted(report.variants.items()))
-        print(
-            f"crash points: {report.points} points, {sum(report.variants.values())} crashes ({tried}), "
-            f"{report.nested} recoveries cut off in turn, in {report.seconds:.0f} s"
-        )
-        for failure in report.failures[:20]:
-            print(f"  FAILED {failure}")
-        print(f"crash points: {len(report.failures) or 'no'} failures")
+    sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n" if chosen.json else str(report))
     return 1 if report.failures else 0
 
 

@@ -452,33 +452,35 @@ class Disk:
         if not unsafe:
             return
         yield "all arrived", self.after_power_loss(lambda *_: True, names=True)
-        if len(unsafe) > 1:
-            for only in unsafe:
-                yield (
-                    f"only {only or 'names'} arrived",
-                    self.after_power_loss(
-                        lambda name, *_, o=only: name == o, names=only == _FOLDER
-                    ),
-                )
+        for only in unsafe if len(unsafe) > 1 else []:
+            keep = _only(only)
+            files = self.after_power_loss(keep, names=only == _FOLDER)
+            yield f"only {only or 'names'} arrived", files
         for _ in range(some):
             ends = {name: chance.randrange(count + 1) for name, count in counts.items()}
-
-            def arrived(name: str, number: int, sector: int, ends: dict[str, int] = ends) -> bool:
-                del sector
-                return number < ends[name]
-
-            yield (
-                f"of each file the first {ends} writes arrived",
-                self.after_power_loss(arrived, names=chance.random() < 0.5),
+            files = self.after_power_loss(_beginnings(ends), names=chance.random() < 0.5)
+            yield f"of each file the first {ends} writes arrived", files
+            share = chance.random()
+            files = self.after_power_loss(
+                _some(random.Random(chance.random()), share), names=chance.random() < 0.5
             )
-            share, seed = chance.random(), chance.random()
-            coin = random.Random(seed)
-            yield (
-                f"{share:.0%} of all sectors arrived",
-                self.after_power_loss(
-                    lambda *_, c=coin, s=share: c.random() < s, names=chance.random() < 0.5
-                ),
-            )
+            yield f"{share:.0%} of all sectors arrived", files
+
+
+#: Which sector of which unsafe write of which file arrives.
+Keep = Callable[[str, int, int], bool]
+
+
+def _only(file: str) -> Keep:
+    return lambda name, number, sector: name == file
+
+
+def _beginnings(ends: dict[str, int]) -> Keep:
+    return lambda name, number, sector: number < ends[name]
+
+
+def _some(coin: random.Random, share: float) -> Keep:
+    return lambda name, number, sector: coin.random() < share
 
 
 def put(files: Files, folder: Path) -> Path:
