@@ -37,7 +37,7 @@ def nothing_left_behind() -> Iterator[None]:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Below /tmp: a longer path is too long for sockets.
     with tempfile.TemporaryDirectory(
-        prefix="qb-", dir="/tmp", ignore_cleanup_errors=True
+        prefix="bench-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         os.environ["TMPDIR"] = folder
         try:

@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
     return {
         "processors": len(os.sched_getaffinity(0)),
         "model": model,
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "python": platform.python_version(),
         "load": os.getloadavg(),
     }
