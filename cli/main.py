@@ -51,22 +51,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (
-    system_verbs.up,
-    system_verbs.broker,
-    system_verbs.pool,
-    task_verbs.spawn,
-    task_verbs.ps,
-    top_verb.top,
-    stop_verbs.shutdown,
-    stop_verbs.reopen,
-    task_verbs.stacks,
-    task_verbs.events,
-    history_verb.history,
-    doctor.doctor,
-    system_verbs.demo,
-):
-    app.command(cls=Verb)(verb)
+#: The verbs, in the order and under the heads of the help.
+VERBS: Final = {
+    "Run a system": (
+        system_verbs.up,
+        system_verbs.broker,
+        system_verbs.pool,
+        doctor.doctor,
+        system_verbs.demo,
+    ),
+    "Start and stop tasks": (task_verbs.spawn, stop_verbs.shutdown, stop_verbs.reopen),
+    "See what happens": (
+        task_verbs.ps,
+        top_verb.top,
+        task_verbs.stacks,
+        history_verb.history,
+        task_verbs.events,
+    ),
+}
+for head, verbs in VERBS.items():
+    for verb in verbs:
+        app.command(cls=Verb, rich_help_panel=head)(verb)
 
 
 def _show_version(wanted: bool) -> None:

@@ -20,7 +20,7 @@ CONNECT_TIMEOUT: Final = 5.0
 Address = Annotated[
     str | None,
     typer.Option(
-        help="Of the broker. Default: QUIESCE_ADDRESS, the configuration here, or the default one.",
+        help="The broker's. Default: QUIESCE_ADDRESS, the configuration here, or the default one.",
         show_default=False,
     ),
 ]
@@ -36,9 +36,13 @@ ConfigFile = Annotated[
     ),
 ]
 Kind = Annotated[str | None, typer.Option(help="Only tasks of this kind.", show_default=False)]
-Tenant = Annotated[str | None, typer.Option(help="Only of this tenant.", show_default=False)]
-Timeline = Annotated[str | None, typer.Option(help="Only of this timeline.", show_default=False)]
-Runtime = Annotated[str | None, typer.Option(help="Only of this runtime.", show_default=False)]
+Tenant = Annotated[str | None, typer.Option(help="Only tasks of this tenant.", show_default=False)]
+Timeline = Annotated[
+    str | None, typer.Option(help="Only tasks of this timeline.", show_default=False)
+]
+Runtime = Annotated[
+    str | None, typer.Option(help="Only tasks of this runtime.", show_default=False)
+]
 All = Annotated[bool, typer.Option("--all", help="Everything: needed when no scope is given.")]
 
 

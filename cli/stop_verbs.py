@@ -93,7 +93,9 @@ def shutdown(
     timeout: Annotated[
         str | None,
         typer.Option(
-            metavar="SECONDS", help="For all of it. Default: for ever.", show_default=False
+            metavar="SECONDS",
+            help="How long to wait for all of it. Default: for ever.",
+            show_default=False,
         ),
     ] = None,
     keep_closed: Annotated[

@@ -40,27 +40,36 @@ def spawn(
     runtime: Annotated[str, typer.Option(help="The pool to run in.")] = "background",
     kind: Annotated[str, typer.Option(help="What the task is for.", show_default=False)] = ...,  # type: ignore[assignment]  # Typer's way to say: required
     tenant: Annotated[
-        str | None, typer.Option(help="Whom it works for.", show_default=False)
+        str | None, typer.Option(help="Whom it works for; stops select by it.", show_default=False)
     ] = None,
     timeline: Annotated[
-        str | None, typer.Option(help="And which part.", show_default=False)
+        str | None, typer.Option(help="And on which part of theirs.", show_default=False)
     ] = None,
-    name: Annotated[str | None, typer.Option(help="For people.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="For people. Default: the function's.", show_default=False)
+    ] = None,
     kwargs: Annotated[
         str | None,
         typer.Option(help="Keyword arguments, as a JSON object.", show_default=False),
     ] = None,
     unique_key: Annotated[
-        str | None, typer.Option(help="At most one live task has it.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Only one live task may have it; another spawn gets that one.", show_default=False
+        ),
     ] = None,
-    retries: Annotated[int, typer.Option(help="How often to run it again.", min=0)] = 0,
+    retries: Annotated[
+        int, typer.Option(help="How often to run it again after a failure.", min=0)
+    ] = 0,
     timeout: Annotated[
         str | None,
         typer.Option(metavar="SECONDS", help="For how long it may run.", show_default=False),
     ] = None,
     shutdown_process_on_error: Annotated[
         bool,
-        typer.Option("--shutdown-process-on-error", help="Its failure stops the whole system."),
+        typer.Option(
+            "--shutdown-process-on-error", help="Its failure stops the whole system in order."
+        ),
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait, and print its result.")

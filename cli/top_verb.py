@@ -30,7 +30,7 @@ def top(
 ) -> None:
     """Watch runtimes, tasks and stops live, and act on them; ? shows the keys.
 
-    Needs Textual: pip install 'quiesce[top]'. --json prints one snapshot, and needs nothing.
+    Needs Textual, which the extra `top` brings. --json prints one snapshot, and needs nothing.
     """
     scope = options.scope(kind, tenant, timeline, runtime)
     seconds = options.seconds(interval, "--interval", positive=True)
@@ -42,6 +42,7 @@ def top(
     if json:
         _print_snapshot(scope, address)
         return
+    where = options.broker_address(address)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise typer.BadParameter("needs a terminal; --json prints one snapshot, ps a table")
     if find_spec("textual") is None:
@@ -54,7 +55,7 @@ def top(
 
     given = zip(("kind", "tenant", "timeline", "runtime"), scope, strict=True)
     wanted = Filter(tuple((name, value) for name, value in given if value is not None))
-    with options.connected(address) as client:
+    with options.connected(where) as client:
         client.timeout = _PATIENCE
         shown = TopApp(client, interval=seconds, wanted=wanted)
         shown.run()

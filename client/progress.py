@@ -89,12 +89,16 @@ class Meter:
             self.over = self.over or over
             self._news.notify()
 
-    def close(self) -> None:
-        """End now, after a last picture, and wait for it."""
+    def stop(self) -> None:
+        """End now, after a last picture."""
         with self._news:
             self.over = True
             self._news.notify()
         self.wake.set()
+
+    def close(self) -> None:
+        """`stop`, and wait for it."""
+        self.stop()
         self.join()
 
     def join(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from cli_system import BACKGROUND, CommandSystem
 from quiesce import __version__
+from quiesce.cli.main import VERBS
 
 
 @pytest.fixture
@@ -56,6 +57,25 @@ USAGE = [
     (["ps", "--address", "nowhere"], "error: Invalid value for --address: address 'nowhere': expected ipc:"),
     (["ps", "--address", "tcp://10.0.0.1:70"], "error: Invalid value for --address: address 'tcp://10.0.0.1:70': other machines"),
     (["ps", "--address", ""], "error: Invalid value for --address: is empty"),
+    (["spawn", "work:add", "--kind", "x", "--progress"], "error: Invalid value for --progress: goes with --wait"),
+    (["history", "--limit", "0"], "error: Invalid value for '--limit': "),
+    (["history", "--limit", "ten"], "error: Invalid value for '--limit': "),
+    (["history", "--kind", ""], "error: Invalid value for --kind: is empty; leave the option out to match any"),
+    (["history", "--state", "ended"], "error: No such option: --state"),
+    (["stacks", "--runtime", ""], "error: Invalid value for --runtime: is empty; leave the option out to match any"),
+    (["events", "--tenant", "x"], "error: No such option: --tenant"),
+    (["doctor", "nowhere"], "error: Invalid value for STATE: there is no folder nowhere"),
+    (["doctor", "work.py"], "error: Invalid value for STATE: there is no folder work.py"),
+    (["doctor", ".", "--config", "quiesce.toml"], "error: Invalid value for --config: goes without STATE"),
+    (["doctor", "--config", "missing.toml"], "error: Invalid value for --config: configuration missing.toml: there is no such file"),
+    (["doctor"], "error: Invalid value for STATE: there is no folder "),
+    (["top"], "error: Invalid value: needs a terminal; --json prints one snapshot, ps a table"),
+    (["top", "--interval", "soon"], "error: Invalid value for --interval: expected seconds (more than 0, or inf), got 'soon'"),
+    (["top", "--interval", "0.01"], "error: Invalid value for --interval: expected seconds from 0.1 to 3600, got '0.01'"),
+    (["top", "--interval", "inf"], "error: Invalid value for --interval: expected seconds from 0.1 to 3600, got 'inf'"),
+    (["top", "--tenant", ""], "error: Invalid value for --tenant: is empty; leave the option out to match any"),
+    (["top", "--address", "nowhere"], "error: Invalid value for --address: address 'nowhere': expected ipc:"),
+    (["demo", "--keep"], "error: Option '--keep' requires an argument."),
 ]  # fmt: skip
 
 
@@ -151,9 +171,13 @@ def test_version_and_help(system: CommandSystem) -> None:
         "events",
         "history",
         "doctor",
+        "top",
         "demo",
     )
     assert [verb for verb in verbs if verb not in text] == []
+    assert sorted(verb.__name__ for group in VERBS.values() for verb in group) == sorted(verbs)
+    for head in VERBS:
+        assert head in text
 
 
 @pytest.mark.parametrize(
@@ -163,12 +187,43 @@ def test_version_and_help(system: CommandSystem) -> None:
         (["pool"], "Usage: quiesce pool [OPTIONS] NAME"),
         (["demo"], "Usage: quiesce demo [OPTIONS] [FOLDER]"),
         (["up"], " [tool.quiesce] in"),
+        (["top"], "Usage: quiesce top [OPTIONS]"),
+        (["doctor"], "Usage: quiesce doctor [OPTIONS] [STATE]"),
     ],
 )
 def test_help_reads_well(system: CommandSystem, words: list[str], expected: str) -> None:
     lines = system.run(*words, "--help").stdout.splitlines()
     assert [line for line in lines if line.strip() == expected or expected in line] != []
     assert [line for line in lines if "{" in line or "[[" in line or "\\" in line] == []
+
+
+def test_every_verb_explains_itself_and_its_options(system: CommandSystem) -> None:
+    """A sentence for each; none of them empty, none cut by the markup of the help."""
+    for verb in (each.__name__ for group in VERBS.values() for each in group):
+        text = system.run(verb, "--help", COLUMNS="200").stdout
+        options = [line for line in text.splitlines() if " --" in line and "│" in line]
+        assert len(options) >= 2
+        for line in options:
+            words = line.strip("│ ").rpartition("  ")[2]
+            assert words[:1].isupper() or words.startswith(("[", "queued")), line
+            assert words.endswith((".", "]")), line
+
+
+def test_top_says_what_is_missing(system: CommandSystem) -> None:
+    """Without Textual; on a terminal, or that would be said first."""
+    code = (
+        "import sys\n"
+        "from quiesce.cli import top_verb\n"
+        "from quiesce.cli.main import main\n"
+        "sys.stdin.isatty = sys.stdout.isatty = lambda: True\n"
+        "top_verb.find_spec = lambda name: None\n"
+        "main(['top'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=system.folder
+    )
+    assert done.returncode == 1
+    assert "needs Textual, which is not installed: pip install 'quiesce[top]'" in done.stderr
 
 
 def test_a_closed_pipe_is_no_traceback(system: CommandSystem) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.message import Message
 from textual.widgets import Footer, Static
 
@@ -137,7 +138,7 @@ class TopApp(App[None]):
         """Begin to ask."""
         self.query_one("#main", Grid).focus()
         self.feeder.start()
-        self.set_interval(1.0, self._draw_title)
+        self.set_interval(1.0, self._tick)
 
     def on_unmount(self) -> None:
         """Ask no more."""
@@ -166,8 +167,14 @@ class TopApp(App[None]):
         self._draw()
 
     def _draw(self) -> None:
+        try:
+            self._draw_all()
+        except NoMatches:
+            pass  # not begun yet, or ending: some of the widgets are not there
+
+    def _draw_all(self) -> None:
         if not self.screen_stack:
-            return  # not begun yet, or ending
+            return
         self.screen_stack[0].set_class(self.trouble is not None, "stale")
         self._draw_title()
         if self.snapshot is None:
@@ -194,6 +201,10 @@ class TopApp(App[None]):
         if self._lines.get(selector) != (line, line.spans):
             self._lines[selector] = (line, line.spans)
             self._at(selector, Static).update(line, layout=False)
+
+    def _tick(self) -> None:
+        if len(self.screen_stack) == 1 and self.screen_stack[0].query("#title"):
+            self._draw_title()
 
     def _draw_title(self) -> None:
         if len(self.screen_stack) != 1 or not self.is_running:
