@@ -22,7 +22,8 @@ from quiesce.workers.worker_effects import (
     Quit,
     Settle,
 )
-from quiesce.workers.worker_session import BEGUN_AFTER, GIVE_BACK, WorkerSession
+from quiesce.workers.worker_gives_back import GIVE_BACK
+from quiesce.workers.worker_session import BEGUN_AFTER, WorkerSession
 
 IDENTITY = Identity("background", b"s" * 8, 4, 4711, "here", slots=2, capacity=4)
 

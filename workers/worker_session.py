@@ -40,6 +40,7 @@ from quiesce.workers.worker_effects import (
     Look,
     Quit,
 )
+from quiesce.workers.worker_gives_back import GIVE_BACK, WorkerGivesBack
 from quiesce.workers.worker_waits import WorkerWaits
 
 #: What RESEND doubles up to.
@@ -47,13 +48,11 @@ RESEND_SLOWEST: Final = 8.0
 #: Seconds after which the broker is told that an attempt has begun: of a body, and of what loads.
 BEGUN_AFTER: Final = 0.002
 LOADING: Final = 1.0
-#: Seconds without a free slot after which what waits for one is given back.
-GIVE_BACK: Final = 0.008
 #: Seconds that an exiting worker waits for the broker to take its last ends.
 LAST_ENDS: Final = 5.0
 
 
-class WorkerSession(WorkerAsks, WorkerWaits):
+class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack):
     """One worker process. Every method takes the moment and gives what is to be done, in order."""
 
     # --- the connection ---------------------------------------------------------------------------
@@ -156,7 +155,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         self.untold = {key: None for key in self.untold if key in self.loading}
         effects += self._say_begun([key for key in self.running if key not in self.untold], now)
         effects += self._send_held(now, everything=True)
-        effects += self._say_given_back(list(self.given_back))
+        effects += self.say_given_back(list(self.given_back))
         effects += [
             Control(from_worker.Lingering(task, attempt, what))
             for (task, attempt), what in self.lingering.items()
@@ -191,30 +190,6 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         for key in ended:
             self._hold_unbegun(key, now)
         return [*self._send_held(now), *self._hand(now)]
-
-    def _give_back(self, now: float) -> Effects:
-        """What waits while all slots are taken for long may begin sooner elsewhere."""
-        if not self._is_stuck() or now < self.flowed_at + GIVE_BACK:
-            return []
-        rows: list[tuple[int, int, int]] = [
-            (*key, row.assign_number) for key, row in self.received.items()
-        ]
-        self.received = {}
-        self.given_back.update(dict.fromkeys(rows))
-        return self._say_given_back(rows)
-
-    def _say_given_back(self, rows: list[tuple[int, int, int]]) -> Effects:
-        return [Data(from_worker.GivenBack(rows))] if rows else []
-
-    def _is_stuck(self) -> bool:
-        """Whether something waits for a slot that may be given back. (With one slot nobody could say so.)"""
-        return bool(
-            self.received
-            and self.registered
-            and self.identity.slots > 1
-            and self.exiting_since is None
-            and not self.lease_is_over
-        )
 
     def _hand(self, now: float) -> Effects:
         """Hand over what the slots allow."""
@@ -502,7 +477,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         if self.hello_at is not None and now >= self.hello_at:
             effects += self._hello(now)
         effects += [*self._say_slow(now), *self._send_held(now), *self._send_progress(now)]
-        effects += self._give_back(now)
+        effects += self.give_back(now)
         return [*effects, *self._leave(now)]
 
     def due(self) -> float | None:
@@ -510,7 +485,7 @@ class WorkerSession(WorkerAsks, WorkerWaits):
         times = [] if self.hello_at is None else [self.hello_at]
         if self.untold:
             times.append(self.tell_at)
-        if self._is_stuck():
+        if self.is_stuck():
             times.append(self.flowed_at + GIVE_BACK)
         if self.registered:
             if self.held:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from quiesce.registry.scope import Scope
 from quiesce.testing.simulator.client import Client, row
-from quiesce.testing.simulator.judge import Call, Labels
 from quiesce.testing.simulator.process import Clock
+from quiesce.testing.simulator.truths import Call, Labels
 
 if TYPE_CHECKING:
     from quiesce.testing.simulator.world import World

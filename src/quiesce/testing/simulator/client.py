@@ -34,9 +34,9 @@ from quiesce.registry.ids import SpawnNumber
 from quiesce.registry.rows import SpawnRow
 from quiesce.registry.scope import Scope
 from quiesce.testing.simulator.engine import Violation
-from quiesce.testing.simulator.judge import Call, Labels
 from quiesce.testing.simulator.network import Link
 from quiesce.testing.simulator.process import Clock, Process
+from quiesce.testing.simulator.truths import Call, Labels
 
 if TYPE_CHECKING:
     from quiesce.testing.simulator.world import World

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from quiesce.registry.scope import Scope
 from quiesce.testing.simulator.client import Client, row
-from quiesce.testing.simulator.judge import Call
+from quiesce.testing.simulator.truths import Call
 
 if TYPE_CHECKING:
     from quiesce.testing.simulator.worker import Attempt, Worker

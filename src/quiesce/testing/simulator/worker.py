@@ -11,10 +11,10 @@ from quiesce.broker.peers import Channel
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import Outcome
-from quiesce.testing.simulator.judge import Labels, TaskTruth
 from quiesce.testing.simulator.nested import NestedClient
 from quiesce.testing.simulator.network import Link
 from quiesce.testing.simulator.process import Process
+from quiesce.testing.simulator.truths import Labels, TaskTruth
 from quiesce.workers.lease import half_over
 from quiesce.workers.worker_effects import (
     AskToStop,
@@ -411,7 +411,7 @@ class Worker(Process):
 
     def find(self, task_id: int, number: int) -> Attempt | None:
         """An attempt that was handed over."""
-        return self.attempts.get((task_id, AttemptNumber(number)))  # type: ignore[arg-type]  # ids
+        return self.attempts.get((TaskId(task_id), AttemptNumber(number)))
 
     def nested(self) -> NestedClient:
         """The client of its tasks, made for the first that asks."""
