@@ -167,7 +167,7 @@ def test_a_task_that_meddles_with_signals_harms_nobody(
     )
     until(lambda: in_read(handle))
     assert shown in text_of(client, "stuck")
-    assert handle.status().state == "running"
+    assert handle.status().state != "ended"  # it may hold the interpreter before "running" is told
     fd = os.open(fifo, os.O_RDWR)
     os.write(fd, b"x")
     assert isinstance(handle.exception(timeout=30), TaskCrashedError)
