@@ -11,6 +11,7 @@ from quiesce.client.async_handle import AsyncTaskHandle
 from quiesce.client.base import CLOSING, BaseClient
 from quiesce.client.events import AsyncEventStream, Inbox
 from quiesce.client.options import SpawnOptions
+from quiesce.client.progress import Show, checked, follow
 from quiesce.client.records import Reply
 from quiesce.client.stopped import AsyncStoppedBlock
 from quiesce.client.waiting import LoopBell, Waitable, is_asked, wait_for_async
@@ -161,8 +162,10 @@ class AsyncClient(BaseClient):
         restart: str = "never",
         timeout: float | None = None,  # noqa: ASYNC109 - the task's own
         unique_key: str | None = None,
+        progress: Show = None,
     ) -> AsyncTaskHandle[Any]:
         """As `Client.spawn`: returns without waiting for the broker's answer."""
+        checked(progress)
         record = self._spawn(
             runtime,
             kind,
@@ -178,6 +181,8 @@ class AsyncClient(BaseClient):
             timeout=timeout,
             unique_key=unique_key,
         )
+        if progress:
+            follow(self, [record], progress)
         return AsyncTaskHandle(self, record)
 
     @overload
@@ -275,8 +280,10 @@ class AsyncClient(BaseClient):
         restart: str = "never",
         timeout: float | None = None,  # noqa: ASYNC109 - the task's own
         unique_key: str | None = None,
+        progress: Show = None,
     ) -> list[AsyncTaskHandle[Any]]:
         """As `Client.spawn_many`: all or none, in the same order."""
+        checked(progress)
         records = self._spawn_many(
             runtime,
             kind,
@@ -292,6 +299,8 @@ class AsyncClient(BaseClient):
             timeout=timeout,
             unique_key=unique_key,
         )
+        if progress:
+            follow(self, records, progress)
         return [AsyncTaskHandle(self, record) for record in records]
 
     # --- stopping ------------------------------------------------------------------------------

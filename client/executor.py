@@ -8,10 +8,11 @@ from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar, overload
 
 from quiesce.client import mapping
-from quiesce.client.checks import text
+from quiesce.client.checks import name_of, text
 from quiesce.client.client import Client
 from quiesce.client.engine import Engine, ShutDown
 from quiesce.client.private_broker import KIND, RUNTIME
+from quiesce.client.progress import Meter, Show, checked, counting
 from quiesce.client.waiting import wait_for
 from quiesce.errors import ShutdownRequested
 from quiesce.values import TaskKind
@@ -129,6 +130,7 @@ class QuiesceExecutor(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: Show = None,
     ) -> Iterator[T]: ...
 
     @overload
@@ -139,6 +141,7 @@ class QuiesceExecutor(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: Show = None,
     ) -> Iterator[T]: ...
 
     def map(
@@ -148,6 +151,7 @@ class QuiesceExecutor(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: Show = None,
     ) -> Iterator[Any]:
         """The results of `fn(a, b, ...)` for the items of the iterables, in order, as the builtin `map` ends.
 
@@ -157,17 +161,29 @@ class QuiesceExecutor(Executor):
                 chunk does.
             buffersize: how many tasks are on their way at most before a result is fetched; None: all are handed
                 over at once, so the iterables must end. (As in Python 3.14, here in every version.)
+            progress: True: a bar of how many calls have ended, if standard error is a terminal; a callable is
+                given a `Progress`, in a thread of its own. The iterables must end, and are read at once.
 
         Raises:
             TimeoutError, and what the call raised: from the iterator, and the rest is cancelled.
             ValueError, TypeError: chunksize or buffersize is none.
         """
         mapping.check(chunksize, buffersize)
-        submit: weakref.WeakMethod[mapping.Submit] = weakref.WeakMethod(self.submit)
-        calls = zip(*iterables, strict=False)
+        checked(progress)
+        submit: mapping.Begin = weakref.WeakMethod(self.submit)
+        calls: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        meter = None
+        if progress:
+            listed = list(calls)
+            calls, meter = iter(listed), Meter(len(listed), progress, name_of(fn))
+            submit = counting(submit, meter, _one if chunksize == 1 else _part)
         if chunksize == 1:
-            return mapping.ordered(submit, fn, calls, timeout, buffersize)
-        return mapping.chunked(submit, fn, calls, timeout, chunksize, buffersize)
+            results = mapping.ordered(submit, fn, calls, timeout, buffersize)
+        else:
+            results = mapping.chunked(submit, fn, calls, timeout, chunksize, buffersize)
+        if meter is not None and buffersize is not None:
+            weakref.finalize(results, meter.stop)  # the rest is never handed over
+        return results
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with `wait`, return when all have been run and everything has ended.
@@ -189,3 +205,13 @@ class QuiesceExecutor(Executor):
                 engine.close(cancel_futures=True)
                 raise
             engine.thread.join()
+
+
+def _one(*_: Any) -> int:
+    """The calls of a task: itself."""
+    return 1
+
+
+def _part(run: Any, fn: Any, part: tuple[Any, ...]) -> int:
+    """Those of a chunk."""
+    return len(part)

@@ -1,6 +1,5 @@
 """How `QuiesceExecutor.map` hands out its calls and gives back their results, in order."""
 
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -15,6 +14,8 @@ T = TypeVar("T")
 
 #: Hands one call to the pool.
 Submit = Callable[..., "Future[Any]"]
+#: Gives it, or None if nothing more is to be begun.
+Begin = Callable[[], Submit | None]
 
 _NONE_LEFT: Final = object()
 
@@ -30,7 +31,7 @@ def check(chunksize: int, buffersize: int | None) -> None:
 
 
 def ordered(
-    submit: "weakref.WeakMethod[Submit]",
+    submit: Begin,
     fn: Callable[..., Any],
     calls: Iterator[tuple[Any, ...]],
     timeout: float | None,
@@ -38,7 +39,7 @@ def ordered(
 ) -> Iterator[Any]:
     """The results of `calls`, which are handed over now: all, or `buffersize` at a time.
 
-    `submit` is held weakly, so that an executor that nobody holds may end with results still to be fetched.
+    `submit` is a weak reference, so that an executor that nobody holds may end with results still to be fetched.
     """
     deadline = deadline_after(timeout)
     begin = submit()
@@ -48,7 +49,7 @@ def ordered(
 
 
 def _results(
-    submit: "weakref.WeakMethod[Submit]",
+    submit: Begin,
     fn: Callable[..., Any],
     calls: Iterator[tuple[Any, ...]],
     waiting: "deque[Future[Any]]",
@@ -80,7 +81,7 @@ def _take(future: "Future[T]", timeout: float | None) -> T:
 
 
 def chunked(
-    submit: "weakref.WeakMethod[Submit]",
+    submit: Begin,
     fn: Callable[..., Any],
     calls: Iterator[tuple[Any, ...]],
     timeout: float | None,

@@ -2,6 +2,8 @@
 
 from typing import TypedDict
 
+from quiesce.client.progress import Show
+
 
 class SpawnOptions(TypedDict, total=False):
     """All may be left out. Beside these there is `kwargs`, which the signatures name themselves."""
@@ -14,3 +16,4 @@ class SpawnOptions(TypedDict, total=False):
     restart: str
     timeout: float | None
     unique_key: str | None
+    progress: Show

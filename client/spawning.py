@@ -7,6 +7,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 from quiesce.client.base import BaseClient
 from quiesce.client.handle import TaskHandle
 from quiesce.client.options import SpawnOptions
+from quiesce.client.progress import Show, checked, follow
 from quiesce.client.records import SpawnRecord
 
 A = TypeVar("A")
@@ -89,6 +90,7 @@ class SpawningClient(BaseClient):
         restart: str = "never",
         timeout: float | None = None,
         unique_key: str | None = None,
+        progress: Show = None,
     ) -> TaskHandle[Any]:
         """Run `fn(*args, **kwargs)` in a worker of `runtime`. Returns at once, without the broker's answer.
 
@@ -109,6 +111,8 @@ class SpawningClient(BaseClient):
             timeout: seconds that one execution may take; then it is stopped and ends with TaskTimeoutError.
             unique_key: one live task at most per key within (kind, tenant, timeline): a second spawn gets
                 a handle of the first's task.
+            progress: True shows what the task says with `report_progress` as a bar, if standard error is a
+                terminal; a callable is given a `Progress`, in a thread of its own, and once more at the end.
 
         Raises:
             TypeError, ValueError: an argument is unusable, or can't be pickled.
@@ -116,6 +120,7 @@ class SpawningClient(BaseClient):
 
         What the broker refuses is raised by the handle's `id`, `wait` and `result`.
         """
+        checked(progress)
         record = self._spawn(
             runtime,
             kind,
@@ -131,6 +136,8 @@ class SpawningClient(BaseClient):
             timeout=timeout,
             unique_key=unique_key,
         )
+        if progress:
+            follow(self, [record], progress)
         return self._handle(record)
 
     @overload
@@ -228,13 +235,15 @@ class SpawningClient(BaseClient):
         restart: str = "never",
         timeout: float | None = None,
         unique_key: str | None = None,
+        progress: Show = None,
     ) -> list[TaskHandle[Any]]:
         """Spawn one task for each item, all or none; their handles in the same order.
 
         An item that is a tuple holds the positional arguments of one call; any other item is the only
         argument (so a tuple as the only argument is written `((1, 2),)`). All else is shared, and as in
-        `spawn`. No items: no handles. If one is refused, all are.
+        `spawn`. No items: no handles. If one is refused, all are. `progress` shows how many have ended.
         """
+        checked(progress)
         records = self._spawn_many(
             runtime,
             kind,
@@ -250,4 +259,6 @@ class SpawningClient(BaseClient):
             timeout=timeout,
             unique_key=unique_key,
         )
+        if progress:
+            follow(self, records, progress)
         return [self._handle(record) for record in records]

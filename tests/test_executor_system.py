@@ -71,7 +71,8 @@ def test_map_of_coroutines_failures_and_timeouts(executor: QuiesceExecutor) -> N
         next(found)
     with pytest.raises(TimeoutError):
         list(executor.map(time.sleep, [0.5], timeout=0.01))
-    for wrong in ({"chunksize": 0}, {"buffersize": 0}):
+    problems: list[dict[str, Any]] = [{"chunksize": 0}, {"buffersize": 0}]
+    for wrong in problems:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             executor.map(str, [1], **wrong)
     with pytest.raises(TypeError, match="buffersize"):
