@@ -21,6 +21,7 @@ import multiprocess.resource_tracker
 import setproctitle
 import zmq
 
+from quiesce.logs import FIELDS
 from quiesce.protocol import from_supervisor, to_supervisor
 from quiesce.protocol.codec import Decoder
 from quiesce.workers import kernel, logs, predecessor, processes
@@ -403,7 +404,8 @@ class Supervisor:
         }
         target = (order.task_id, order.attempt)
         if target in running and running.isdisjoint(map(tuple, order.spared)):
-            said = {"quiesce_task_id": order.task_id, "quiesce_attempt": order.attempt}
+            # As fields: the record has its own attributes of these names, which `extra` may not overwrite.
+            said = {FIELDS: {"task_id": order.task_id, "attempt": order.attempt}}
             _log.info("worker %d is killed for task %d.%d", child.serial, *target, extra=said)
             _send_signal(child.pidfd, signal.SIGKILL)
         else:
