@@ -156,6 +156,17 @@ def test_what_a_loss_of_power_may_take() -> None:
     }
 
 
+def test_a_file_whose_removal_is_lost_is_there_again() -> None:
+    disk = Disk()
+    for op in (Op("write", "a", 0, b"1"), Op("folder"), Op("unlink", "a")):
+        disk.play(op)
+    assert disk.after_kill() == {}
+    seen = [files for _, files in disk.losses(random.Random(0), 20)]
+    assert {"a": b"1"} in seen
+    assert {"a": b""} in seen
+    assert {} in seen
+
+
 def test_a_recorder_leaves_everything_as_it_was(memory: Path) -> None:
     before = {name: getattr(os, name) for name in ("open", "pwrite", "fsync", "replace")}
     recorder = Recorder(memory)
