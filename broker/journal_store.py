@@ -5,6 +5,7 @@ holds a fact of SYNCED. When the disk is full a commit is tried once more, in th
 no I/O error, after which nothing is ever tried again.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -97,8 +98,8 @@ class Store:
         self._doubtful = doubtful
         self.last = found.last
         self._epoch = max(found.last.epoch, found.head.epoch if found.head else 0)
-        #: All rows up to here are on the disk, whatever happens to the machine.
-        self._synced = min(found.head.synced if found.head else 0, found.last.seq)
+        #: All rows up to here are on the disk, whatever happens to the machine; see `_sync_found`.
+        self._synced = found.last.seq
         #: All and only the blobs that something may name, by digest; those that were found are verified.
         self._known = {
             frame.digest or b"": BlobRef(key, found.parts[key], len(frame), frame.digest or b"")
@@ -129,6 +130,7 @@ class Store:
         except sqlite3.Error as error:
             raise as_os_error(error, self._path) from error
         try:
+            self._sync_found()
             self._head = HeadFile(self._folder)
             self._write_head(sync=True, both=True)
             sync_folder(self._folder)
@@ -158,6 +160,19 @@ class Store:
         self._next_blob = highest + 1
         (highest,) = execute("SELECT coalesce(max(id), 0) FROM chunks").fetchone()
         self._next_chunk = highest + 1
+
+    def _sync_found(self) -> None:
+        """What was read may be in the machine's memory alone, if a broker was killed before its sync: from now on
+        others are told of it, and the head says that it is there. (SQLite locks its file, not its log.)
+        """
+        try:
+            fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def _delete_leftovers(self, found: Found) -> None:
         """What an interrupted snapshot has left, and blobs that nothing names (so: that nobody verified)."""

@@ -97,9 +97,9 @@ class Peers:
             return
         self._unroute(peer, "control")
         self._unroute(peer, "data")
+        self._empty(peer)  # somebody may still hold it, and send to it
         self.by_worker.pop(peer.worker, None)
         self.subscribers.pop(key, None)
-        self.full.discard(key)
 
     def _unroute(self, peer: Peer, channel: Channel) -> None:
         route = peer.routes[channel]

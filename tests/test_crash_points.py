@@ -50,6 +50,40 @@ def test_nothing_that_was_acknowledged_is_lost(memory: Path, mode: str) -> None:
     assert min(report.variants[kind] for kind in ("clean", "torn", "lost")) > 30
 
 
+def after_a_kill_before_the_sync(folder: Path) -> list[str]:
+    """A broker is killed between a row's write and its sync; the next one reads it; then power is lost."""
+    chance = random.Random(2)
+    live = folder / "live"
+    live.mkdir()
+    recording = record(live, "power-loss", chance, lives=1, steps=6)
+    wrong = []
+    tried = 0
+    for kind, made in crash_points.crashes(recording, chance, some=0):
+        if kind != "clean" or made.recording.ops[made.played - 1].name != "journal.sqlite-wal":
+            continue
+        assert crash_points.judge(kind, made, folder / "scratch", deep=False) is None
+        if made.turn == made.least:
+            continue
+        tried += 1
+        inner = crash_points.record_recovery(folder / f"again-{tried}", kind, made, chance, 1)
+        for inner_kind, cut in crash_points.crashes(inner, chance, some=0):
+            trouble = crash_points.judge(inner_kind, cut, folder / "scratch", deep=False)
+            wrong += [] if trouble is None else [f"{cut.what}: {trouble}"]
+        if tried == 2:
+            break
+    assert tried == 2
+    return wrong
+
+
+def test_what_a_recovery_has_read_is_safe_from_then_on(memory: Path) -> None:
+    assert after_a_kill_before_the_sync(memory) == []
+
+
+def test_else_it_would_have_been_found(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "_sync_found", lambda self: None)
+    assert "its end was cut off" in "\n".join(after_a_kill_before_the_sync(memory))
+
+
 def found(folder: Path, mode: str) -> str:
     """What a planted bug leads to."""
     report = crash_points.explore(folder, seed=1, modes=(mode,), every=7, steps=6, nested=0)
@@ -120,6 +154,17 @@ def test_what_a_loss_of_power_may_take() -> None:
         "only a arrived",
         "only names arrived",
     }
+
+
+def test_a_file_whose_removal_is_lost_is_there_again() -> None:
+    disk = Disk()
+    for op in (Op("write", "a", 0, b"1"), Op("folder"), Op("unlink", "a")):
+        disk.play(op)
+    assert disk.after_kill() == {}
+    seen = [files for _, files in disk.losses(random.Random(0), 20)]
+    assert {"a": b"1"} in seen
+    assert {"a": b""} in seen
+    assert {} in seen
 
 
 def test_a_recorder_leaves_everything_as_it_was(memory: Path) -> None:

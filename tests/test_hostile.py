@@ -330,6 +330,22 @@ def test_who_never_reads_must_say_hello_again(monkeypatch: pytest.MonkeyPatch) -
     assert sent(mess, to_client.Welcome)[-1].known
 
 
+def test_what_is_said_to_a_peer_that_was_forgotten_waits_for_nobody() -> None:
+    """Whoever waits for stacks holds the peer that asked: it may be gone by then, with a backlog."""
+    mess = busy()
+    key = ("session", mess.session)
+    mess.ears.deaf = {key}
+    mess._hear("control", b"client", from_client.GetBroker(1))
+    peer = mess.ears.by_key[key]
+    assert peer.backlog
+    mess._hear("control", b"client", from_client.Goodbye())
+    assert key not in mess.ears.by_key
+    mess.ears.send(peer, "control", to_client.Done(1))
+    assert not mess.ears.full
+    mess.core.leave()
+    mess.check()
+
+
 def test_large_answers_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "LIMIT_BYTES", 10_000)
     mess = busy()

@@ -116,7 +116,7 @@ def crashes(
 ) -> Iterator[tuple[str, Made]]:
     """All crashes at every so-many-th note, and at each of the first ones."""
     disk = copy.deepcopy(recording.start)
-    acked = taken = _first_turn(recording)
+    acked, taken = recording.acked, _first_turn(recording)
     epoch = recording.epoch
     offset = chance.randrange(every)
     noted = 0
@@ -234,7 +234,16 @@ def record_recovery(
     mode, past = made.recording.mode, made.recording.past.upto(made.turn)
     with recorder.recording():
         live(recorder, folder, mode, made.boot, past, chance, steps, full=False)
-    return Recording(mode, made.boot, disk, past, recorder.ops, made.epoch, made.doubtful)
+    return Recording(
+        mode=mode,
+        boot=made.boot,
+        start=disk,
+        past=past,
+        ops=recorder.ops,
+        epoch=made.epoch,
+        doubtful=made.doubtful,
+        acked=min(made.least, made.turn),
+    )
 
 
 def explore(
@@ -280,7 +289,7 @@ def explore(
                     trouble = f"it failed: {error!r}"
                 if trouble is not None:
                     report.failures.append(f"{made.what}: {trouble}")
-                elif more and chance.random() < 0.02:
+                elif more and chance.random() < (0.2 if kind == "clean" else 0.01):
                     chosen.append((kind, made))
             report.points += len(seen)
             for kind, made in chance.sample(chosen, min(more, len(chosen))):

@@ -124,6 +124,8 @@ class Recording:
     epoch: int = 0
     #: The journal said from the start that something may be missing.
     doubtful: bool = False
+    #: The turn that somebody had been told of before.
+    acked: int = 0
 
 
 def record(
@@ -157,6 +159,7 @@ def live(
     )
     replica = recover(SETTINGS, recovered)
     assert key_of(replica) == past.keys[-1], "a life begins with another registry"
+    recorder.mark(f"acked {len(past.keys) - 1}")  # from here on it acts on what it has read
     watched = Watched(journal, recorder, past, replica)
     try:
         epoch = next_epoch(folder, recovered.last_epoch)

@@ -447,7 +447,12 @@ class Disk:
     def losses(self, chance: random.Random, some: int) -> Iterator[tuple[str, Files]]:
         """Ways to lose power now: nothing arrives, all does, one file's does, beginnings, any sectors."""
         unsafe = self.unsafe
-        counts = {name: len(self._live[name].pending) for name in unsafe if name}
+        # A file whose removal is not safe either may be there again.
+        counts = {
+            name: len(file.pending)
+            for names in (self._safe, self._live)
+            for name, file in names.items()
+        }
         yield "nothing arrived", self.after_power_loss(lambda *_: False, names=False)
         if not unsafe:
             return
