@@ -5,8 +5,8 @@ import re
 from quiesce.protocol.stack_text import innermost
 
 OWN = """thread 'quiesce-slot-1' (140):
-  File "/x/quiesce/workers/hands.py", line 50, in _run
-    work()
+  File "/x/quiesce/workers/runner.py", line 130, in _load_and_call
+    return function(*args, **kwargs)
   File "/app/job.py", line 1, in a
     b()
   File "/app/job.py", line 2, in b

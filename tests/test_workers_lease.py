@@ -201,7 +201,7 @@ def test_a_broker_that_comes_back_finds_all_alive(start: Start, tmp_path: Path) 
 
 
 def test_nothing_begins_until_the_lease_is_back(start: Start, tmp_path: Path) -> None:
-    """Neither what waits for a slot, nor for the loop, nor what comes meanwhile."""
+    """Neither what waits for the loop, nor what comes meanwhile. What waits for a slot is given back."""
     pool = start(slots=3)
     broker = pool.broker
     broker.await_peer()
@@ -213,6 +213,7 @@ def test_nothing_begins_until_the_lease_is_back(start: Start, tmp_path: Path) ->
     busy = broker.run(bodies.gate_file, str(tmp_path), "busy")
     broker.await_file(tmp_path / "busy-begun")
     received = broker.run(bodies.add, 1, 2)
+    broker.await_message(from_worker.GivenBack, lambda said: said.rows[0][:2] == received)
     await_half(pool)
     came = broker.run(bodies.add, 3, 4)
     for name in ("go", "busy-go"):
@@ -222,11 +223,11 @@ def test_nothing_begins_until_the_lease_is_back(start: Start, tmp_path: Path) ->
     assert not (tmp_path / "ticks").exists()
     assert not {loaded, received, came} & {*broker.begun, *broker.ended}
     resume(pool)
-    assert [value_of(broker.await_end(key)) for key in (received, came)] == [3, 7]
+    assert value_of(broker.await_end(came)) == 7
     broker.await_file(tmp_path / "ticks")
     broker.stop(loaded)
     assert broker.await_end(loaded).text == ""
-    assert broker.begun.count(loaded) == 1
+    assert broker.begun.count(loaded) <= 1  # told with its end, if that comes soon
 
 
 # --- a whole lease --------------------------------------------------------------------------------
