@@ -289,7 +289,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "what was given back may still begin",
-        "workers/worker_session.py",
+        "workers/worker_gives_back.py",
         "        self.received = {}\n        self.given_back.update",
         "        self.given_back.update",
     ),
