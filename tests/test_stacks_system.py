@@ -155,7 +155,7 @@ def test_a_silent_supervisor_is_said_to_be_silent(
     ("how", "shown"),
     [
         ("own faulthandler", "in hold_interpreter"),
-        ("block signals", "in hold_interpreter"),
+        ("block signals", "which blocks all signals"),
         ("unregister", "no longer has the handler that writes its stacks"),
     ],
 )

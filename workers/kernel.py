@@ -2,12 +2,16 @@
 
 import ctypes
 import os
+import platform
 import signal
 from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+#: The number of tgkill(2), for which not every libc has a function; arm64 and riscv64 have the generic one.
+_SYS_TGKILL: Final = {"x86_64": 234, "i686": 270, "ppc64le": 250, "s390x": 241, "armv7l": 268}
+_SYS_TGKILL_GENERIC: Final = 131
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -31,6 +35,14 @@ def die_with_parent(parent_pid: int) -> None:
 def become_subreaper() -> None:
     """From now on descendants that lose their parent become our children, not those of process 1."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def signal_thread(pid: int, thread: int, number: int) -> None:
+    """Send a signal to one thread of another process. ProcessLookupError: there is none such (any more)."""
+    call = _SYS_TGKILL.get(platform.machine(), _SYS_TGKILL_GENERIC)
+    if _libc.syscall(call, pid, thread, number) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"tgkill({pid}, {thread}): {os.strerror(code)}")
 
 
 def boot_id() -> str:

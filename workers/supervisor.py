@@ -380,9 +380,7 @@ class Supervisor:
 
     def _dump(self, request: int, serial: int) -> None:
         child = self._children[serial]
-        answers = self._dumps.begin(
-            request, serial, child.process.pid, child.pidfd, child.place, boottime()
-        )
+        answers = self._dumps.begin(request, serial, child.process.pid, child.place, boottime())
         self._link.outbox.extend(answers)
 
     def _signal_all(self, number: int) -> None:
