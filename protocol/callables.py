@@ -72,6 +72,19 @@ def unpack_function(data: bytes) -> Callable[..., Any]:
     return fn  # type: ignore[no-any-return]  # nothing more is known of a callable
 
 
+def load_function(data: bytes) -> tuple[Callable[..., Any], bool]:
+    """The function, as `unpack_function`, and whether it `is_async`."""
+    if data[:1] == _REFERENCE:
+        return _import_function(data), _is_async_by_name(data)
+    fn = unpack_function(data)
+    return fn, is_async(fn)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_async_by_name(data: bytes) -> bool:
+    return is_async(_import_function(data))
+
+
 @functools.lru_cache(maxsize=4096)
 def _import_function(data: bytes) -> Callable[..., Any]:
     module, _, name = data[1:].decode().partition(":")

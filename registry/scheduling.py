@@ -52,11 +52,8 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
 
 
 def room(worker: Worker) -> int:
-    """How many tasks this worker may hold, by the pace of its last ones.
-
-    With one slot no more than that one: while its body runs nobody there could give anything back.
-    """
-    if worker.slots == 1 or worker.pace > AHEAD:
+    """How many tasks this worker may hold, by the pace of its last ones."""
+    if worker.pace > AHEAD:
         return worker.slots
     return worker.slots + min(MOST, int(AHEAD / max(worker.pace, LEAST)))
 

@@ -270,6 +270,14 @@ def test_what_came_before_does_not_come_again(worker: Driver) -> None:
     assert list(worker.session.received) == [key(3)]
 
 
+def test_what_has_ended_and_is_forgotten_does_not_come_again(worker: Driver) -> None:
+    """Its number has passed, and nothing else is left of it."""
+    run(worker, row(1, 1))
+    end(worker, 1)
+    assert worker(to_worker.EndedTaken([(1, 1)])) == [Forget(*key(1))]
+    assert worker(assign(row(1, 1))) == []
+
+
 def test_ends_are_sent_again_until_they_are_taken(worker: Driver) -> None:
     run(worker, row(1, 1))
     assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 0.0)]))]
@@ -526,14 +534,15 @@ def test_a_stop_of_what_was_given_back(worker: Driver) -> None:
     assert worker(stop(3, 3)) == [seen(3, "never-began"), Data(from_worker.Ended([never_ran(3)]))]
 
 
-def test_with_one_slot_nobody_could_give_back() -> None:
+def test_a_worker_of_one_slot_gives_back_too() -> None:
     session = WorkerSession(IDENTITY._replace(slots=1))
     session.start(100.0)
     session.receive(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000), 100.0)
     session.receive(assign(row(1, 1), row(2, 2)), 100.0)
     session.load(key(1), 100.0)
-    assert session.tick(105.0) == begun(1, 5.0)
-    assert list(session.received) == [key(2)]
+    back = Data(from_worker.GivenBack([(2, 1, 2)]))
+    assert session.tick(105.0) == [*begun(1, 5.0), back]
+    assert session.received == {}
 
 
 # --- what attempts ask ----------------------------------------------------------------------------

@@ -31,6 +31,10 @@ class Verdict(NamedTuple):
     result: bytes
 
 
+#: Of a body that returned None.
+NOTHING: Final = Verdict(Outcome.COMPLETED, "", pack_value(None))
+
+
 class Where(Enum):
     """Where the body of an attempt runs."""
 

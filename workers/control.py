@@ -20,6 +20,7 @@ from quiesce.workers.link import Link
 from quiesce.workers.stacks import stacks_of
 from quiesce.workers.sweeper import Sweeper
 from quiesce.workers.worker_effects import AskToStop, ForceAttempt, Look
+from quiesce.workers.worker_session import BEGUN_AFTER
 
 if TYPE_CHECKING:
     from quiesce.workers.worker import Worker
@@ -42,6 +43,9 @@ class ControlThread:
         self._links = {link.monitor: link, data.monitor: data}
         #: The links that were lost and are not back.
         self._lost: set[Link] = set()
+        #: The descriptor that tells of the data socket, and whether this thread tends that just now.
+        self._data_fd = int(data.socket.getsockopt(zmq.FD))
+        self._tends_data = False
         self.wake = Wake()
         self._poller = zmq.Poller()
         self._sweeper = Sweeper(worker.nursery, self._poller, worker.running)
@@ -56,6 +60,8 @@ class ControlThread:
         self._closing: deque[Attempt] = deque()
         #: The process was asked to end by SIGTERM; set by the signal handler.
         self.terminated = False
+        #: How many attempts had begun when it last fell asleep.
+        self._begun = 0
         #: Until when this thread sleeps; infinite while it works that out. Who makes something due
         #: before it wakes the thread.
         self.asleep_until = math.inf
@@ -91,15 +97,25 @@ class ControlThread:
                 self.wake.clear()
             elif what in self._links:
                 self._on_monitor(self._links[what])
-            elif isinstance(what, int) and self._sweeper.on_readable(what):
+            elif what != self._data_fd and self._sweeper.on_readable(what):
                 self._sweep_due = True
         self._on_time()
+        if self._worker.tend_data() is not self._tends_data:
+            self._tends_data = not self._tends_data
+            if self._tends_data:
+                self._poller.register(self._data_fd, zmq.POLLIN)
+            else:
+                self._poller.unregister(self._data_fd)
 
     def _timeout(self, sent: bool) -> int:
         now = time.monotonic()
         self.asleep_until = math.inf
         due = self._worker.due()
         times = [] if due is None else [due]
+        if self._begun != self._worker.begun:
+            # One beginning follows another: to look again soon costs less than to be woken for each.
+            self._begun = self._worker.begun
+            times.append(now + BEGUN_AFTER)
         if not sent:
             times.append(now + 0.05)
         if not self._worker.closing():

@@ -83,6 +83,11 @@ class Link:
             except ProtocolError as error:
                 _log.warning("the broker sent what is no message: %s", error)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether something has arrived."""
+        return _is_readable(self.socket)
+
     def hear(self) -> Iterable[bool]:
         """What the monitor has to say: True for connected, False for disconnected."""
         while _is_readable(self.monitor):

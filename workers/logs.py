@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from quiesce import logs
 from quiesce.context import TaskContext, current_context, enter
+from quiesce.registry.rows import AssignRow
 from quiesce.values import TaskInfo
 
 #: The attributes that every record carries; "" outside of a task, and for a task without them.
@@ -69,16 +70,24 @@ def has_structlog() -> bool:
     return find_spec("structlog") is not None
 
 
-def enter_task(task: TaskContext) -> None:
+def enter_task(task: TaskContext, row: AssignRow) -> None:
     """Make it the current one in this context, also for structlog."""
     enter(task)
     if has_structlog():
-        bind(task.info)
+        bind(
+            (row.task_id, row.attempt, row.kind, row.tenant_id or "", row.timeline_id or ""),
+        )
 
 
-def bind(info: TaskInfo) -> None:
+def bind_again(info: TaskInfo) -> None:
+    """The task has changed."""
+    if has_structlog():
+        bind(_values(info))
+
+
+def bind(values: tuple[Any, ...]) -> None:
     """What structlog says of the task from now on, in this context."""
-    for variable, value in zip(_FOR_STRUCTLOG, _values(info), strict=True):
+    for variable, value in zip(_FOR_STRUCTLOG, values, strict=True):
         # `...` is structlog's own mark of what is not bound.
         variable.set(... if value == "" else value)
 

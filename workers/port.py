@@ -80,8 +80,7 @@ class Port:
         if answer.error is not None:
             kind = getattr(errors, answer.error, errors.QuiesceError)
             raise kind(answer.text)
-        if logs.has_structlog():
-            logs.bind(task.info)
+        logs.bind_again(task.info)
 
     def settle(self, answer: Settle) -> None:
         """The broker has answered. The task sees the change even if its call was interrupted."""

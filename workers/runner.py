@@ -17,11 +17,11 @@ from collections.abc import Callable, Sized
 from typing import Any, Final, Protocol
 
 from quiesce.errors import ShutdownRequested
-from quiesce.protocol.callables import is_async, unpack_arguments, unpack_function
+from quiesce.protocol.callables import load_function, unpack_arguments
 from quiesce.protocol.frames import Frame, payload_bytes
 from quiesce.registry.states import Outcome
 from quiesce.workers import logs, loop as loops
-from quiesce.workers.attempt import Attempt, Verdict, Where, judge, verdict_of
+from quiesce.workers.attempt import NOTHING, Attempt, Verdict, Where, judge, verdict_of
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.nursery import Nursery
@@ -43,7 +43,10 @@ class Gate(Protocol):
         """Its function is a coroutine's, and waits for the loop. False: it was asked to stop, and ends now."""
 
     def may_run(self, attempt: Attempt) -> bool:
-        """Its body begins. False: it was stopped while it waited for the loop, and nothing of it may run."""
+        """Its body begins on the loop. False: it was stopped while it waited, and nothing of it may run."""
+
+    def runs(self, attempt: Attempt) -> None:
+        """Its function is loaded, and called at once."""
 
 
 class Runner:
@@ -78,7 +81,7 @@ class Runner:
 
     def start(self, attempt: Attempt) -> None:
         """Run an attempt if it is not stopped before it begins. With one slot this may last as long as its body."""
-        attempt.context.run(logs.enter_task, attempt.task)
+        attempt.context.run(logs.enter_task, attempt.task, attempt.row)
         if self._inline:
             self._load_and_run(attempt, Where.MAIN_THREAD)
         else:
@@ -118,15 +121,15 @@ class Runner:
 
     def _load_and_call(self, attempt: Attempt) -> Any:
         """In the attempt's context: what loading imports and rebuilds is its doing, too."""
-        function = unpack_function(_bytes(attempt.row.function))
+        function, calls_coroutine = load_function(_bytes(attempt.row.function))
         logs.adopt_structlog()
         args, kwargs = unpack_arguments(_bytes(attempt.row.arguments))
         if attempt.is_asked:
             raise ShutdownRequested(_TOO_LATE)
-        if is_async(function):
+        if calls_coroutine:
             return _Coroutine(function, args, kwargs)
         if not self._nursery.in_child:
-            self._gate.may_run(attempt)
+            self._gate.runs(attempt)
         return function(*args, **kwargs)
 
     def _start_on_loop(self, attempt: Attempt, body: "_Coroutine") -> None:
@@ -180,9 +183,12 @@ class Runner:
         """
         asked = attempt.is_asked
         try:
-            attempt.verdict = attempt.context.copy().run(
-                verdict_of, value, error, asked, self.limit
-            )
+            if error is None and value is None:  # no code of the task's has a part in that
+                attempt.verdict = NOTHING
+            else:
+                attempt.verdict = attempt.context.copy().run(
+                    verdict_of, value, error, asked, self.limit
+                )
         except BaseException as failure:
             _log.exception("the verdict on %s can't be packed", attempt.words())
             outcome = judge(error or failure, asked)

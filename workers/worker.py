@@ -1,7 +1,7 @@
 """A worker process: two sockets, two threads, one session, and the attempts that run.
 
-The main thread owns the data socket and, with one slot, runs synchronous bodies itself; the control thread
-(`control`) owns the control socket. All that either hears, and all that attempts have to say, goes through the
+The main thread owns the data socket and, with one slot, runs synchronous bodies itself: should one take long,
+the control thread (`control`) tends that socket meanwhile, besides its own, the control socket. All that either hears, and all that attempts have to say, goes through the
 session under one lock; what the session wants done is queued in its order under the same lock.
 """
 
@@ -61,6 +61,10 @@ _log: Final = logging.getLogger("quiesce.worker")
 
 #: Milliseconds that an attempt may wait for a thread which is busy with another one.
 HURRY: Final = 1
+#: Seconds for which bodies follow each other in the main thread before it looks what has arrived.
+IN_A_ROW: Final = 0.001
+#: Seconds after which the control thread tends the data socket, while a body has the main thread.
+LENT_AFTER: Final = 0.002
 
 #: Something that the session is told, at a moment.
 Event = Callable[[WorkerSession, float], Effects]
@@ -122,6 +126,8 @@ class Worker:
         self.attempts: dict[AttemptKey, Attempt] = {}
         #: Handed over by the session; the main thread starts them.
         self._to_start: deque[Attempt] = deque()
+        #: How many attempts have begun here.
+        self.begun = 0
         #: Set once: nothing runs any more, and the process ends with this status.
         self.quitting: Quit | None = None
 
@@ -147,6 +153,12 @@ class Worker:
         decoder = Decoder(to_worker.MESSAGES)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._data = Link(self._context, settings.data, decoder)
+        #: Whose turn it is to use that link: the main thread's, but while it runs bodies.
+        self._data_turn = threading.Lock()
+        #: Since when the main thread runs the body that it is in; 0.0 while it is in none.
+        self._lent_at = 0.0
+        #: The function of the last body, if that was quick: then the next call of it is expected to be, too.
+        self._quick: object = None
         self._wake = kernel.Wake()
         self._control_link = Link(self._context, settings.control, decoder)
         self._control = ControlThread(self, self._control_link, self._data)
@@ -181,11 +193,11 @@ class Worker:
         poller.register(self._data.socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         inline = self._settings.slots == 1
+        self._data_turn.acquire()
         while not self.quitting:
             patience = None if self._data.flush() else 50
             if self._to_start and inline:
-                # This may take long. What came before it has left.
-                self.runner.start(self._to_start.popleft())
+                self._run_inline()
                 patience = 0
             while self._to_start and not inline:
                 self.runner.start(self._to_start.popleft())
@@ -200,6 +212,42 @@ class Worker:
                         self.hear(message)
                 else:
                     self._wake.clear()
+
+    def _run_inline(self) -> None:
+        """Bodies, one after the other. What has ended before one that may take long has left."""
+        now = time.monotonic()
+        enough = now + IN_A_ROW
+        while self._to_start and now < enough and not self.quitting:
+            attempt = self._to_start.popleft()
+            function = attempt.row.function
+            if function != self._quick:
+                self._data.flush()
+            self._lent_at = now
+            self._data_turn.release()
+            self.runner.start(attempt)
+            self._data_turn.acquire()
+            self._lent_at = 0.0
+            began, now = now, time.monotonic()
+            self._quick = function if now < began + IN_A_ROW else None
+
+    def tend_data(self) -> bool:
+        """For the control thread: while a body has had the main thread for long, hear what has arrived on the data
+        socket, and send what waits. Whether it is so.
+        """
+        since, data = self._lent_at, self._data
+        if not since or time.monotonic() < since + LENT_AFTER:
+            return False
+        if not self._data_turn.acquire(blocking=False):
+            return False
+        try:
+            while True:
+                for message in data.receive():
+                    self.hear(message)
+                # Sending may take in what has arrived, and say so to nobody.
+                if not (data.is_readable or (data.outbox and data.flush())):
+                    return True
+        finally:
+            self._data_turn.release()
 
     def fail(self) -> NoReturn:
         """The control thread has failed, and said so."""
@@ -234,26 +282,31 @@ class Worker:
 
     def _say(self, event: Event) -> Effects:
         later: Effects = []
+        me = threading.get_ident()
+        deferred, queue = self._deferred, self._queue
         with self._lock:
-            self._speaker = threading.get_ident()
+            self._speaker = me
             if self._place.lease_turns != self._lease_turns:
                 self._tell_lease()  # first: what has ended or begins is judged by it
-            self._deferred.append(event)
+            deferred.append(event)
             try:
-                while self._deferred:
-                    for effect in self._deferred.popleft()(self._session, time.monotonic()):
-                        if not self._queue(effect):
+                while deferred:
+                    for effect in deferred.popleft()(self._session, time.monotonic()):
+                        if not queue(effect):
                             later.append(effect)
             finally:
                 self._speaker = 0
             due = self._session.due()
-        is_main = threading.get_ident() == self._main
-        if (self._data.outbox or self._to_start or self.quitting) and not is_main:
-            self._wake.set()
-        is_sooner = due is not None and due < self._control.asleep_until
-        is_news = not self._control.watches_lease and self._place.lease > 0
-        if self._control_link.outbox or self.quitting or is_sooner or is_news:
-            self._control.wake.set()
+        control = self._control
+        if (self._data.outbox or self._to_start or self.quitting) and me != self._main:
+            (control.wake if self._lent_at else self._wake).set()
+        if (
+            self._control_link.outbox
+            or (due is not None and due < control.asleep_until)
+            or self.quitting
+            or not (control.watches_lease or self._place.lease <= 0)
+        ):
+            control.wake.set()
         return later
 
     def _tell_lease(self) -> None:
@@ -268,20 +321,20 @@ class Worker:
 
     def _queue(self, effect: Any) -> bool:
         """Under the lock: what must keep its order. False: it is to be done after the lock."""
-        match effect:
-            case Control(message):
-                self._control_link.outbox.append(message)
-            case Data(message):
-                self._data.outbox.append(message)
-            case Hand(row):
-                self._hand(row)
-            case Forget(task_id, attempt):
-                self._place.free(task_id, attempt)
-                self.attempts.pop((task_id, attempt), None)
-            case Quit():
-                self.quitting = effect
-            case _:
-                return False
+        kind = type(effect)
+        if kind is Data:
+            self._data.outbox.append(effect.message)
+        elif kind is Hand:
+            self._hand(effect.row)
+        elif kind is Forget:
+            self._place.free(effect.task_id, effect.attempt)
+            self.attempts.pop((effect.task_id, effect.attempt), None)
+        elif kind is Control:
+            self._control_link.outbox.append(effect.message)
+        elif kind is Quit:
+            self.quitting = effect
+        else:
+            return False
         return True
 
     def _do(self, effect: Any) -> None:
@@ -366,6 +419,14 @@ class Worker:
         """See Gate."""
         return self._pass(attempt, lambda session, now: session.begin(attempt.key, now))
 
+    def runs(self, attempt: Attempt) -> None:
+        """See Gate. It began when it was loaded: nothing can come of it but a sooner word to the broker."""
+        with self._interrupt.shield, self._lock:
+            self._session.begin(attempt.key, time.monotonic())
+            due = self._session.due()
+        if due is not None and due < self._control.asleep_until:
+            self._control.wake.set()
+
     def _pass(self, attempt: Attempt, begin: Event) -> bool:
         is_ours = False
 
@@ -376,14 +437,12 @@ class Worker:
             if not is_ours:
                 return []
             if attempt.key in session.handed:
+                self.begun += 1
                 self._place.begin(*attempt.key)
                 attempt.task.update(started_at=time.time())
             return begin(session, now)
 
         self.say(event)
-        if threading.get_ident() == self._main:
-            with self._interrupt.shield:
-                self._data.flush()  # what waits now would wait for the body
         return is_ours
 
     def may_wait(self, attempt: Attempt) -> bool:

@@ -29,11 +29,10 @@ class WorkerGivesBack(WorkerState):
         return [Data(from_worker.GivenBack(rows))] if rows else []
 
     def is_stuck(self) -> bool:
-        """Whether something waits for a slot that may be given back. (With one slot nobody could say so.)"""
+        """Whether something waits for a slot that may be given back."""
         return bool(
             self.received
             and self.registered
-            and self.identity.slots > 1
             and self.exiting_since is None
             and not self.lease_is_over
         )

@@ -1,0 +1,86 @@
+"""Workers whose tasks are short are handed more than they have slots for, and give back what they can't begin."""
+
+import pytest
+
+from quiesce.registry import effects, events
+from quiesce.registry.ids import Incarnation
+from registry_helpers import Desk
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """With one client."""
+    found = Desk()
+    found.session("A")
+    return found
+
+
+def quick(desk: Desk, runtime: str = "solo") -> Incarnation:
+    """A worker of one slot that has run so many tasks in no time that it may be handed some ahead."""
+    worker = desk.worker(runtime)
+    for _ in range(10):
+        task = desk.spawn({"runtime": runtime})
+        desk.end(worker, task, begun_age=10e-6)
+    return worker
+
+
+def give_back(desk: Desk, worker: int, task_id: int, number: int) -> None:
+    attempt = int(desk.task(task_id).attempt)
+    desk.say(events.TasksGivenBack(Incarnation(worker), [(task_id, attempt, number)]))
+
+
+def test_a_worker_that_nobody_knows_gets_what_it_has_slots_for(desk: Desk) -> None:
+    worker = desk.worker("solo")
+    desk.spawn(*({"runtime": "solo"},) * 3)
+    assert len(desk.assigned(worker)) == 1
+
+
+def test_who_is_quick_is_handed_some_ahead(desk: Desk) -> None:
+    worker = quick(desk)
+    desk.spawn(*({"runtime": "solo"},) * 3)
+    assert len(desk.assigned(worker)) == 3
+
+
+def test_a_slow_task_ends_that_at_once(desk: Desk) -> None:
+    worker = quick(desk)
+    task = desk.spawn({"runtime": "solo"})
+    desk.end(worker, task, begun_age=1.0)
+    desk.spawn(*({"runtime": "solo"},) * 3)
+    assert len(desk.assigned(worker)) == 1
+
+
+def test_what_is_given_back_waits_again_and_the_worker_gets_no_more_than_it_can_begin(
+    desk: Desk,
+) -> None:
+    worker = quick(desk)
+    first, second = (desk.spawn({"runtime": "solo"}) for _ in range(2))
+    desk.begin(worker, first)
+    number = desk.task(second).assign_number
+    give_back(desk, worker, second, number)
+    assert desk.one(effects.TakeGivenBack).rows == [(second, 1, number)]
+    assert desk.life(second) == "queued"
+    other = desk.worker("solo")
+    assert [row.task_id for row in desk.assigned(other)] == [second]
+
+
+def test_a_stop_finds_what_was_given_back(desk: Desk) -> None:
+    worker = quick(desk)
+    tasks = [desk.spawn({"runtime": "solo"}) for _ in range(2)]
+    desk.begin(worker, tasks[0])
+    desk.stop(runtime="solo")
+    give_back(desk, worker, tasks[1], desk.task(tasks[1]).assign_number)
+    assert desk.life(tasks[1]) == "cancelled NEVER_RAN"
+
+
+def test_what_is_given_back_twice_is_taken_back_once(desk: Desk) -> None:
+    """It was assigned again meanwhile, to the same worker in the same attempt, and may have begun there."""
+    worker = quick(desk)
+    first, second = (desk.spawn({"runtime": "solo"}) for _ in range(2))
+    number = desk.task(second).assign_number
+    desk.begin(worker, first)
+    give_back(desk, worker, second, number)
+    desk.end(worker, first)
+    assert [row.task_id for row in desk.assigned(worker)] == [second]
+    give_back(desk, worker, second, number)
+    assert (desk.life(second), desk.assigned()) == ("assigned", [])
+    assert desk.one(effects.TakeGivenBack).rows == [(second, 1, number)]
