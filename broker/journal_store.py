@@ -231,11 +231,16 @@ class Store:
     def keep_short(self) -> None:
         """Move SQLite's log into its file, if it has grown long; look at the disk now and then."""
         self.space.look()
+        if self.is_long:
+            self._checkpoint("RESTART")
+
+    @property
+    def is_long(self) -> bool:
+        """Whether SQLite's log has grown long."""
         limit = self._limits.checkpoint
         if not self.space.roomy:
             limit = min(limit, _SHORT_LOG)
-        if self._logged >= limit:
-            self._checkpoint("RESTART")
+        return self._logged >= limit
 
     def vouch(self) -> None:
         """Nothing that is missing matters any more."""

@@ -3,23 +3,33 @@
 The loop's thread puts turns into a queue; the journal's thread takes all that is there, commits it as one
 row, and hands the effects back. What comes during a commit goes into the next. Snapshots are written and old
 rows deleted between commits, a little at a time.
+
+But for a commit that waits for no sync that is a long way round: two threads wake each other for what takes
+some microseconds. So the loop may say (`commit_here`) that it can stand a disk that stalls; then it commits
+itself, at the end of each turn, what is small and needs no sync, as long as the journal's thread has nothing
+to do. The store has a lock: who has it writes.
 """
 
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from quiesce.broker.histogram import COMMITS, Histogram
 from quiesce.broker.journal import JournalFailedError, JournalLimits
 from quiesce.broker.journal_space import PACE, is_full
-from quiesce.broker.journal_store import Store
+from quiesce.broker.journal_store import SYNCED, Store
 from quiesce.protocol.fact_codec import FactError
+from quiesce.protocol.frames import Frame
 from quiesce.registry.effects import Effect
-from quiesce.registry.facts import Fact
+from quiesce.registry.facts import Fact, TaskEnded, TaskRegistered
+
+#: Facts that the loop commits itself, at most.
+SMALL: Final = 2_000
 
 
 class _Snapshot:
@@ -32,6 +42,7 @@ class _Word:
 
 
 _VOUCH: Final = _Word()
+_SHORTEN: Final = _Word()
 _CLOSE: Final = _Word()
 
 _Turn = tuple[list[Fact], list[Effect]]
@@ -60,13 +71,33 @@ class DiskJournal:
         #: What the journal's thread has done, counted by it alone.
         self._commits = Histogram(COMMITS)
         self._facts = self._snapshots = 0
+        #: Held by whoever uses the store.
+        self._store_lock = threading.Lock()
+        #: Around a commit in the loop's thread; None: all are the journal's.
+        self._aside: Callable[[], AbstractContextManager[None]] | None = None
+        #: The turns that the loop has not committed yet.
+        self._open: list[_Turn] = []
         self._thread = threading.Thread(target=self._run, name="quiesce journal", daemon=True)
         self._thread.start()
 
     # --- the loop's side --------------------------------------------------------------------------
 
+    def commit_here(self, aside: Callable[[], AbstractContextManager[None]]) -> None:
+        """From now on `committed` may commit by itself, within `aside()`: it may take as long as the disk stalls.
+
+        Not with every commit synced: then others had better come in meanwhile.
+        """
+        if self.durability != "power-loss":
+            self._aside = aside
+
     def append(self, facts: list[Fact], effects: list[Effect]) -> None:
         """Take one turn."""
+        if self._aside is not None:
+            self._open.append((facts, effects))
+        else:
+            self._hand_over(facts, effects)
+
+    def _hand_over(self, facts: list[Fact], effects: list[Effect]) -> None:
         if not facts:
             with self._lock:
                 if self._done == self._taken and self._failure is None:
@@ -77,6 +108,8 @@ class DiskJournal:
 
     def committed(self) -> list[Effect]:
         """What is safe by now."""
+        if self._open:
+            self._settle()
         if not self._ready and self._failure is None:
             return []
         with self._lock:
@@ -89,6 +122,52 @@ class DiskJournal:
                 self._failure_said = True
                 raise JournalFailedError(self._failure)
         return ready
+
+    def _settle(self) -> None:
+        """Commit the open turns here, or have it done."""
+        turns, self._open = self._open, []
+        if not (self._is_small(turns) and self._store_lock.acquire(blocking=False)):
+            for facts, effects in turns:
+                self._hand_over(facts, effects)
+            return
+        assert self._aside is not None, "what is open was to be committed here"
+        try:
+            # The thread has the lock while it works, and what it works on was taken before.
+            if self._done != self._taken or self._snapshotting or self._failure is not None:
+                for facts, effects in turns:
+                    self._hand_over(facts, effects)
+                return
+            self._taken += len(turns)
+            with self._aside():
+                try:
+                    self._commit(turns)
+                    self._store.space.look()
+                    long = self._store.is_long or not self._store.space.roomy
+                except Exception as error:
+                    self._fail(error)
+                    return
+        finally:
+            self._store_lock.release()
+        if long:
+            self._inbox.put(_SHORTEN)
+
+    @staticmethod
+    def _is_small(turns: list[_Turn]) -> bool:
+        """Whether these turns take neither a sync nor long."""
+        count = 0
+        for facts, _ in turns:
+            count += len(facts)
+            for fact in facts:
+                kind = type(fact)
+                if kind in SYNCED:
+                    return False
+                if kind is TaskRegistered:
+                    row = fact.row  # type: ignore[union-attr]  # narrowed by kind
+                    if type(row.function) is Frame or type(row.arguments) is Frame:
+                        return False
+                elif kind is TaskEnded and type(fact.result) is Frame:  # type: ignore[union-attr]  # as above
+                    return False
+        return count <= SMALL
 
     def fileno(self) -> int:
         """Readable when there is something to take, and for ever once the journal has failed."""
@@ -143,6 +222,9 @@ class DiskJournal:
         if self._closed:
             return
         self._closed = True
+        turns, self._open = self._open, []
+        for turn in turns:
+            self._hand_over(*turn)
         self._inbox.put(_CLOSE)
         self._thread.join()
         os.close(self._eventfd)
@@ -154,17 +236,24 @@ class DiskJournal:
     def _run(self) -> None:
         try:
             self._work()
-            return
-        except JournalFailedError as error:
+        except BaseException as error:  # whatever it is, nobody may wait for it for ever
+            with self._store_lock:
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Nothing is written any more. With the store's lock."""
+        if isinstance(error, JournalFailedError):
             text = str(error)
-        except FactError as error:
+        elif isinstance(error, FactError):
             text = f"a fact can't be written down: {error}"
-        except (sqlite3.Error, OSError) as error:
+        elif isinstance(error, sqlite3.Error | OSError):
             full = " (the disk is full, its reserve too)" if is_full(error) else ""
             text = f"the journal can't be written{full}: {error}"
-        except BaseException as error:  # whatever it is, nobody may wait for it for ever
-            text = f"the journal's thread failed: {error!r}"
+        else:
+            text = f"the journal failed: {error!r}"
         with self._lock:
+            if self._failure is not None:
+                return
             self._failure = text
             os.eventfd_write(self._eventfd, 1)
         try:
@@ -177,18 +266,21 @@ class DiskJournal:
         job: Iterator[None] | None = None
         while True:
             turns, word = self._take(wait=job is None)
-            if turns:
-                self._commit(turns)
-            if word is _CLOSE:
-                self._store.close()
-                return
-            if word is _VOUCH:
-                self._store.vouch()
-            elif isinstance(word, _Snapshot):
-                job = self._store.snapshot(word.frozen)
-            if job is not None:
-                job = self._go_on(job)
-            self._store.keep_short()
+            with self._store_lock:
+                if self._failure is not None:
+                    return
+                if turns:
+                    self._commit(turns)
+                if word is _CLOSE:
+                    self._store.close()
+                    return
+                if word is _VOUCH:
+                    self._store.vouch()
+                elif isinstance(word, _Snapshot):
+                    job = self._store.snapshot(word.frozen)
+                if job is not None:
+                    job = self._go_on(job)
+                self._store.keep_short()
 
     def _take(self, *, wait: bool) -> tuple[list[_Turn], _Snapshot | _Word | None]:
         """All turns that are there, at most a group of facts, up to a word; and that word."""

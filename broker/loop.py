@@ -20,12 +20,15 @@ from quiesce.broker.journal import Journal, Recovered
 from quiesce.broker.journal_thread import DiskJournal
 from quiesce.broker.peers import Channel, Peers
 from quiesce.broker.settings import BrokerSettings
+from quiesce.broker.stand_in import StandIn
 from quiesce.registry import effects, events
 
 log: Final = logging.getLogger("quiesce.broker")
 #: Messages that one turn takes from a socket.
 CONTROL_CAP: Final = 1000
 DATA_CAP: Final = 200
+#: Turns that follow each other without a look at anything but the sockets, as long as each finds messages there.
+IN_A_ROW: Final = 10
 #: Seconds between two tries of a full connection.
 RETRY: Final = 0.02
 #: Seconds of one sleep: somebody's deadline may be after the end of time.
@@ -59,6 +62,11 @@ class Broker:
             time.monotonic,
         )
         self._wakeup = wakeup
+        self._poller = zmq.Poller()
+        self._monitors = frozenset(self._connections.monitors.values())
+        #: Whether the last turn found messages, and how many turns have not polled.
+        self._drained = False
+        self._hurried = 0
         self._journal = journal
         self._complaints: deque[float] = deque()
         self._core = Core(
@@ -70,12 +78,15 @@ class Broker:
             boot_id,
             complain=self._complain,
         )
+        self._stand_in: StandIn | None = None
         if isinstance(journal, DiskJournal):
             self._core.queries.journal = journal.figures
         self._core.more_counters = self._connections.counters
 
     def close(self) -> None:
         """Before the sockets are closed, whether it ran or not."""
+        if self._stand_in is not None:
+            self._stand_in.close()
         self._connections.close()
 
     def settle(self) -> None:
@@ -101,35 +112,48 @@ class Broker:
             JournalFailedError: nothing can be written any more. What is not acknowledged is given up; whoever
                 starts the broker again goes on from what was written.
         """
-        poller = zmq.Poller()
         for socket in self._sockets.values():
-            poller.register(socket, zmq.POLLIN)
-        poller.register(self._wakeup, zmq.POLLIN)
-        monitors = set(self._connections.monitors.values())
-        for monitor in monitors:
-            poller.register(monitor, zmq.POLLIN)
+            self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._wakeup, zmq.POLLIN)
+        for monitor in self._connections.monitors.values():
+            self._poller.register(monitor, zmq.POLLIN)
         if self._journal.fileno() >= 0:
-            poller.register(self._journal.fileno(), zmq.POLLIN)
+            self._poller.register(self._journal.fileno(), zmq.POLLIN)
+        if isinstance(self._journal, DiskJournal):
+            self._stand_in = StandIn(self._turn)
+            self._journal.commit_here(self._stand_in.aside)
         while self._core.stopped is None:
-            ready = poller.poll(self._timeout())
-            self._take_signals()
-            if not monitors.isdisjoint([socket for socket, _ in ready]) or self._is_time_to_look():
-                self._connections.look()
-            self._drain("control", CONTROL_CAP)
-            self._drain("data", DATA_CAP)
-            self._core.pass_time()
-            self._core.leave()
+            self._turn(LONGEST)
         self._core.say_goodbye()
         self._journal.close()
         return self._core.stopped
 
     # --- one turn ---------------------------------------------------------------------------------
 
-    def _timeout(self) -> int:
-        """Milliseconds until something is due; -1 for ever."""
+    def _turn(self, longest: float) -> None:
+        """Serve once, having waited at most so many seconds for something to do."""
+        # Under load most turns follow a busy one: then the sockets are looked at as they are, a few times in a row.
+        if self._hurried < IN_A_ROW and self._drained:
+            self._hurried += 1
+        else:
+            self._hurried = 0
+            for what, _ in self._poller.poll(self._timeout(longest)):
+                if what == self._wakeup:
+                    self._take_signals()
+                elif what in self._monitors:
+                    self._connections.look()
+        if self._is_time_to_look():
+            self._connections.look()
+        heard = self._drain("control", CONTROL_CAP)
+        self._drained = self._drain("data", DATA_CAP) or heard
+        self._core.pass_time()
+        self._core.leave()
+
+    def _timeout(self, longest: float) -> int:
+        """Milliseconds until something is due."""
         if self._core.outgoing.again:
             return 0
-        waits = []
+        waits = [longest]
         deadline = self._core.due()
         if deadline is not None:
             waits.append(deadline - time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -141,22 +165,24 @@ class Broker:
         look = self._connections.due()
         if look is not None:
             waits.append(look - time.monotonic())
-        if not waits:
-            return -1
-        return max(0, int(min(*waits, LONGEST) * 1000) + 1)
+        return max(0, int(min(waits) * 1000) + 1)
 
-    def _drain(self, channel: Channel, cap: int) -> None:
+    def _drain(self, channel: Channel, cap: int) -> bool:
+        """Take what has arrived, so many messages at most. Whether there was any."""
         socket = self._sockets[channel]
-        for _ in range(cap):
+        for count in range(cap):
             waiting = socket.getsockopt(zmq.EVENTS)
             if not isinstance(waiting, int) or not waiting & zmq.POLLIN:
-                return
+                return count > 0
             route = socket.recv()
             if self._peers.at(channel, route) is None:
                 self._hear_stranger(channel, route)
                 continue
-            frames: Any = socket.recv_multipart()
-            self._core.incoming.take(channel, [route, *frames])
+            frames = [route]
+            while socket.getsockopt(zmq.RCVMORE):
+                frames.append(socket.recv())
+            self._core.incoming.take(channel, frames)
+        return True
 
     def _hear_stranger(self, channel: Channel, route: bytes) -> None:
         """A message of nobody that is known, perhaps a hello: then its connection is somebody's."""

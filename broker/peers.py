@@ -27,6 +27,8 @@ PATIENCE: Final = 1000
 #: Messages and bytes that may wait for one peer; the last one may be of any size.
 LIMIT: Final = 20_000
 LIMIT_BYTES: Final = 256 * 2**20
+#: Above this size pyzmq's bookkeeping costs less than a copy.
+NO_COPY_ABOVE: Final = 64 * 1024
 
 
 class Peer:
@@ -150,7 +152,13 @@ class Peers:
             self.dropped += 1
             return True
         try:
-            self._sockets[channel].send_multipart([route, *frames], zmq.DONTWAIT)
+            socket, last = self._sockets[channel], len(frames) - 1
+            socket.send(
+                route, zmq.DONTWAIT | zmq.SNDMORE
+            )  # it is this frame that may find no room, or nobody
+            for place, frame in enumerate(frames):
+                more = 0 if place == last else zmq.SNDMORE
+                socket.send(frame, zmq.DONTWAIT | more, copy=len(frame) <= NO_COPY_ABOVE)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

@@ -28,7 +28,7 @@ from quiesce.registry.records import (
 )
 from quiesce.registry.rows import ResultRow, SpawnAnswer
 from quiesce.registry.state import State
-from quiesce.registry.states import LEGAL, State as TaskState
+from quiesce.registry.states import State as TaskState
 
 _K = TypeVar("_K")
 
@@ -49,7 +49,7 @@ def story(task: Task) -> str:
 
 def move(task: Task, to: TaskState) -> None:
     """The one place where a task's state changes."""
-    if to not in LEGAL[task.state]:
+    if to not in task.state.leads_to:
         raise RegistryFault(f"can't go from {task.state} to {to}: {story(task)}")
     task.state = to
 
@@ -105,9 +105,10 @@ def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
     session = state.sessions[SessionId(session_id)]
     session.answers[answer.number] = answer
     session.spawned = max(session.spawned, answer.number)
-    holder = session.parked.pop(answer.number, None)
-    if holder is not None:
-        _unpark(state, holder, session.id, answer.number)
+    if session.parked:
+        holder = session.parked.pop(answer.number, None)
+        if holder is not None:
+            _unpark(state, holder, session.id, answer.number)
 
 
 def _unpark(state: State, holder: TaskId, session_id: SessionId, number: int) -> None:
@@ -130,7 +131,7 @@ def task_registered(state: State, fact: facts.TaskRegistered) -> None:
     state.tasks[task.id] = task
     state.index.add(task)
     state.queues[fact.row.runtime].push(task.id, task.tenant_id, fact.row.kind)
-    if task.unique is not None:
+    if fact.row.unique_key is not None and task.unique is not None:
         state.unique[task.unique] = task.id
     task.watchers.append(SessionId(fact.session))
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
@@ -183,9 +184,10 @@ def _count(counts: dict[_K, int], key: _K, change: int) -> None:
 def _leave_worker(state: State, task: Task) -> None:
     worker = state.workers[task.worker]
     worker.tasks.pop(task.id, None)
-    worker.orphans.pop(task.id, None)
     _hold(state, task, -1)
-    _forget_dead(state, worker)
+    if worker.status is not None:
+        worker.orphans.pop(task.id, None)
+        _forget_dead(state, worker)
 
 
 def _forget_dead(state: State, worker: Worker) -> None:
@@ -281,12 +283,13 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         _leave_worker(state, task)
     del state.tasks[task.id]
     state.index.remove(task)
-    if task.unique is not None:
+    if task.spawn.unique_key is not None and task.unique is not None:
         del state.unique[task.unique]
-    for session_id, parked in task.parked:
-        del state.sessions[session_id].parked[parked.number]
-    state.parked -= len(task.parked)
-    state.holders.discard(task.id)
+    if task.parked:
+        for session_id, parked in task.parked:
+            del state.sessions[session_id].parked[parked.number]
+        state.parked -= len(task.parked)
+        state.holders.discard(task.id)
     for session_id in task.watchers:
         session = state.sessions.get(session_id)
         if session is not None:
@@ -305,21 +308,23 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
             stop = state.stops[stop_id]
             stop.remaining.discard(task.id)
             stop.rows.append(row)
-    ended = EndedTask(
-        task,
-        outcome=fact.outcome,
-        evidence=fact.evidence,
-        exit_status=fact.exit_status,
-        started_at=fact.started_at,
-        ended_at=fact.at,
-        host=worker.host if worker else "",
-        worker_pid=worker.pid if worker else None,
-    )
-    state.history[task.id] = ended
-    while len(state.history) > state.history_limit:
-        state.history.popitem(last=False)
-    _count(state.live_total, (ended.runtime, ended.kind), -1)
-    _count(state.ended_total, (ended.runtime, ended.kind, fact.outcome), +1)
+    spawn = task.spawn
+    if state.history_limit:
+        history = state.history
+        history[task.id] = EndedTask(
+            task,
+            outcome=fact.outcome,
+            evidence=fact.evidence,
+            exit_status=fact.exit_status,
+            started_at=fact.started_at,
+            ended_at=fact.at,
+            host=worker.host if worker else "",
+            worker_pid=worker.pid if worker else None,
+        )
+        while len(history) > state.history_limit:
+            history.popitem(last=False)
+    _count(state.live_total, (spawn.runtime, spawn.kind), -1)
+    _count(state.ended_total, (spawn.runtime, spawn.kind, fact.outcome), +1)
 
 
 # --- pools ----------------------------------------------------------------------------------------

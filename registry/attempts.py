@@ -71,12 +71,14 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
     if worker is None:
         return
     took: list[float] = []
+    now = turn.now.wall
+    if event.rows:
+        ends: list[tuple[int, int]] = [(row.task_id, row.attempt) for row in event.rows]
+        turn.send(effects.TakeEnds(event.worker, ends))
     for row in event.rows:
         task = held(turn, event.worker, row.task_id, row.attempt)
-        turn.take_end(event.worker, (row.task_id, row.attempt))
         if task is None:
             continue  # known already, or of an attempt that has been given up
-        now = turn.now.wall
         if task.ask is not None:
             # The acknowledgement may still be on its way, on the other socket.
             if row.delivered_age is not None and task.ask.delivered_at is None:

@@ -30,10 +30,12 @@ def end(
 ) -> None:
     """The attempt has ended: a new one begins, or the task has ended and all that waited for it hears so."""
     state = turn.state
-    turn.timers.clear(("resend", task.id))
-    turn.timers.clear(("force", task.id))
+    if task.ask is not None:
+        turn.timers.clear(("resend", task.id))
+        turn.timers.clear(("force", task.id))
+    if task.spawn.timeout is not None:
+        turn.timers.clear(("limit", task.id))
     turn.timers.clear(("late", task.id))
-    turn.timers.clear(("limit", task.id))
     turn.let_go(task)
     if task.ask is not None and task.ask.timed_out:
         outcome, result = Outcome.FAILED, b""
@@ -51,9 +53,11 @@ def end(
         session = state.sessions.get(session_id)
         if session is not None:
             turn.send_result(session_id, session.results[task.id])
-    turn.unparked.extend(task.parked)
-    turn.touched.update(task.stops)
-    if outcome in BAD and task.spawn.shutdown_process_on_error and not _asked(task):
+    if task.parked:
+        turn.unparked.extend(task.parked)
+    if task.stops:
+        turn.touched.update(task.stops)
+    if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
         turn.fatal = (
             f"task {task.id} {task.spawn.kind} {task.spawn.name!r}, marked "
             f"shutdown_process_on_error, {outcome}"
@@ -69,6 +73,8 @@ def _goes_on(turn: Turn, task: Task, outcome: str, *, interrupted: bool) -> bool
     Restarts have an intensity, as supervisors of Erlang/OTP do: after INTENSITY of them in PERIOD
     seconds the task ends as it is.
     """
+    if outcome == Outcome.COMPLETED and task.spawn.restart != "always":
+        return False
     if not may_run_again(turn, task):
         return False
     retries, now = task.retries, turn.now.tick

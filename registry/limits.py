@@ -29,6 +29,11 @@ class KindLimits:
     max_running: int | None = None
     max_running_per_tenant: int | None = None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether a task of this kind may have to wait for others of it to end."""
+        return self.max_running is not None or self.max_running_per_tenant is not None
+
     def __post_init__(self) -> None:
         if math.isnan(self.stop_grace) or self.stop_grace < 0:
             raise ValueError(f"stop_grace of kind {self.name!r} must be 0 or more")

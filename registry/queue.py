@@ -21,7 +21,7 @@ class Lane:
     def __init__(self) -> None:
         #: All and only the ids that wait here.
         self.members: set[TaskId] = set()
-        #: All of them, and some that have left from the middle; never one of these first.
+        #: All of them, and some that have left from the middle; first, always, the next of those that wait.
         self.heap: list[TaskId] = []
 
     def push(self, task_id: TaskId) -> None:
@@ -37,10 +37,6 @@ class Lane:
             heapq.heappop(heap)
         if len(heap) > 64 and len(heap) > 4 * len(members):
             self.heap = sorted(members)
-
-    def first(self) -> TaskId:
-        """The next; there is one."""
-        return self.heap[0]
 
 
 class RuntimeQueue:
@@ -73,16 +69,20 @@ class RuntimeQueue:
     def peek(self, allowed: Callable[[Tenant, str], bool]) -> TaskId | None:
         """The next task whose (tenant, kind) is allowed, or None if there is none."""
         for tenant in self._turns:
-            lanes = self._lanes[tenant].items()
-            firsts = [lane.first() for kind, lane in lanes if allowed(tenant, kind)]
+            lanes = self._lanes[tenant]
+            firsts = [lane.heap[0] for kind, lane in lanes.items() if allowed(tenant, kind)]
             if firsts:
                 return min(firsts)
         return None
 
     def take(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line to be run: the tenant's turn goes to the end."""
-        self._turns.remove(tenant)
-        self._turns.append(tenant)
+        turns = self._turns
+        if turns[0] == tenant:  # as a rule: else all before it are at their limits
+            turns.rotate(-1)
+        else:
+            turns.remove(tenant)
+            turns.append(tenant)
         self.remove(task_id, tenant, kind)
 
     def remove(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:

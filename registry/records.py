@@ -3,8 +3,6 @@
 Telemetry (progress, checks, usage) is the exception: it is never decided on, so it is written directly.
 """
 
-from collections.abc import Sized
-
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
@@ -451,8 +449,3 @@ def stopped_row(
         stopped_at,
         "",
     )
-
-
-def size_of(*payloads: Sized) -> int:
-    """Bytes of payloads together."""
-    return sum(map(len, payloads))

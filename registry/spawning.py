@@ -4,7 +4,7 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.names import Refusal, undeclared
-from quiesce.registry.records import Closure, Session, Task, size_of
+from quiesce.registry.records import Closure, Session, Task
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
 from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
@@ -88,9 +88,8 @@ def _whole(state: State, rows: list[SpawnRow]) -> Refusal | None:
 
 
 def _refusal(state: State, row: SpawnRow) -> Refusal | None:
-    refusal = undeclared(state, row.kind, row.runtime)
-    if refusal is not None:
-        return refusal
+    if row.kind not in state.kinds or row.runtime not in state.runtimes:
+        return undeclared(state, row.kind, row.runtime)
     if state.full:
         text = (
             f"nothing was started: there is no room on the broker's disk for the journal to note {row.name!r}; "
@@ -105,21 +104,26 @@ def _refusal(state: State, row: SpawnRow) -> Refusal | None:
                 "spawn has ended"
             )
             return "TaskCancelledError", text
-    for label in ("name", "tenant_id", "timeline_id", "unique_key"):
-        length = len(getattr(row, label) or "")
-        if length > LABEL_LIMIT:
+    labels = (row.name, row.tenant_id, row.timeline_id, row.unique_key)
+    for label, value in zip(
+        ("name", "tenant_id", "timeline_id", "unique_key"), labels, strict=True
+    ):
+        if value is not None and len(value) > LABEL_LIMIT:
+            length = len(value)
             text = (
                 f"nothing was started: {label} has {length} characters, the limit is {LABEL_LIMIT}; "
                 "labels are for finding a task, pass what is long as an argument"
             )
             return "PayloadTooLargeError", text
-    size = size_of(row.function, row.arguments)
+    size = len(row.function) + len(row.arguments)
     if size > state.payload_limit:
         text = (
             f"nothing was started: function and arguments of {row.name!r} have {size} bytes, the "
             f"limit is {state.payload_limit}; pass a path or a reference, or raise payload_limit"
         )
         return "PayloadTooLargeError", text
+    if not state.closed:
+        return None
     closing = state.closing(row.kind, row.tenant_id, row.timeline_id, row.runtime)
     return _closed(row, state.closures[closing[0]]) if closing else None
 

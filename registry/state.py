@@ -177,13 +177,6 @@ class State:
         per_tenant = limits.max_running_per_tenant
         return per_tenant is None or self.held_tenant.get((kind, tenant_id), 0) < per_tenant
 
-    def sharing(self, kind: str, runtime: str) -> list[str]:
-        """The runtimes in which something may be assigned once a task of this kind is let go."""
-        limits = self.kind(kind)
-        if limits.max_running is None and limits.max_running_per_tenant is None:
-            return [runtime]
-        return list(self.runtimes)
-
     def grace(self, task: Task, stop: Stop | None) -> float:
         """Seconds from the request to force: of the call, else the runtime, else the kind."""
         if stop is not None and stop.grace is not None:

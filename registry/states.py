@@ -19,6 +19,9 @@ class State(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
 
+    #: What may follow, as LEGAL says; tuples, since members of an enumeration are slow to hash.
+    leads_to: "tuple[State, ...]"
+
 
 class Outcome(StrEnum):
     """How a task ended."""
@@ -50,3 +53,5 @@ LEGAL: Final[dict[State, frozenset[State]]] = {
     State.RUNNING: frozenset({State.ENDED, State.QUEUED}),
     State.ENDED: frozenset(),
 }
+for _state, _next in LEGAL.items():
+    _state.leads_to = tuple(_next)

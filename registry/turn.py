@@ -60,7 +60,11 @@ class Turn:
 
     def let_go(self, task: Task) -> None:
         """A worker, or a limit, has room that this task took."""
-        self.dirty.update(self.state.sharing(task.spawn.kind, task.spawn.runtime))
+        spawn = task.spawn
+        limits = self.state.kind(spawn.kind)
+        self.dirty.add(spawn.runtime)
+        if limits.is_limited:
+            self.dirty.update(self.state.runtimes)
 
     def send(self, effect: Effect) -> None:
         """Have something done."""
@@ -88,10 +92,6 @@ class Turn:
     def assign(self, worker: Incarnation, row: AssignRow) -> None:
         """One row of AssignTasks."""
         self._batch(effects.AssignTasks, worker, row)
-
-    def take_end(self, worker: Incarnation, row: tuple[int, int]) -> None:
-        """One row of TakeEnds."""
-        self._batch(effects.TakeEnds, worker, row)
 
     def take_given_back(self, worker: Incarnation, row: tuple[int, int, int]) -> None:
         """One row of TakeGivenBack."""

@@ -327,9 +327,9 @@ def test_a_lane_gives_the_lowest_and_lets_go_from_everywhere() -> None:
         lane.push(TaskId(task))
     order = []
     for leaves in (8, 1, 3, 5):
-        order.append(lane.first())
+        order.append(lane.heap[0])
         lane.remove(TaskId(leaves))
-    assert [*order, lane.first()] == [1, 1, 3, 5, 9]
+    assert [*order, lane.heap[0]] == [1, 1, 3, 5, 9]
 
 
 def test_a_lane_forgets_those_that_have_left_it() -> None:

@@ -1,8 +1,9 @@
 """A worker process: two sockets, two threads, one session, and the attempts that run.
 
 The main thread owns the data socket and, with one slot, runs synchronous bodies itself: should one take long,
-the control thread (`control`) tends that socket meanwhile, besides its own, the control socket. All that either hears, and all that attempts have to say, goes through the
-session under one lock; what the session wants done is queued in its order under the same lock.
+the control thread (`control`) tends that socket meanwhile, besides its own, the control socket. All that either
+hears, and all that attempts have to say, goes through the session under one lock; what the session wants done
+is queued in its order under the same lock.
 """
 
 import faulthandler
@@ -62,7 +63,7 @@ _log: Final = logging.getLogger("quiesce.worker")
 #: Milliseconds that an attempt may wait for a thread which is busy with another one.
 HURRY: Final = 1
 #: Seconds for which bodies follow each other in the main thread before it looks what has arrived.
-IN_A_ROW: Final = 0.001
+IN_A_ROW: Final = 0.002
 #: Seconds after which the control thread tends the data socket, while a body has the main thread.
 LENT_AFTER: Final = 0.002
 

@@ -314,8 +314,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack):
                 self.resend_at = min(self.resend_at, send_at)
                 continue
             send_at = now + interval + len(result) / 8e6
-            if send_at < self.resend_at:
-                self.resend_at = send_at
+            self.resend_at = min(self.resend_at, send_at)
             self.held[key] = Held(
                 outcome,
                 evidence,
