@@ -34,15 +34,18 @@ from quiesce.registry import facts
 
 
 WRITER = """
-import os, sys
+import contextlib, os, sys
 from pathlib import Path
 from journal_helpers import begun, effect, numbers, open_here
 from quiesce.broker.journal import JournalLimits
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts
 folder, mode, first = sys.argv[1:]
+mode, _, here = mode.partition(" ")
 limits = JournalLimits(snapshot_facts=300, checkpoint=100_000, group=20, reserve=65536, margin=0)
 journal, recovered = open_here(Path(folder), mode, limits=limits)
+if here:
+    journal.commit_here(contextlib.nullcontext)
 number = int(first)
 kept = list((recovered.snapshot or ((),))[0]) + [
     fact.task_id for fact in recovered.facts if type(fact) is not facts.SessionClosed
@@ -65,7 +68,7 @@ while True:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["crash", "power-loss"])
+@pytest.mark.parametrize("mode", ["crash", "crash here", "power-loss"])
 def test_what_was_committed_survives_a_kill(run_folder: Path, mode: str) -> None:
     """Killed again and again in the midst of appends and snapshots: all that was safe is there, in order."""
     folder = run_folder / "j"
@@ -84,7 +87,7 @@ def test_what_was_committed_survives_a_kill(run_folder: Path, mode: str) -> None
         assert writer.returncode == -signal.SIGKILL
         assert said == list(range(last + 1, said[-1] + 1))
         limits = JournalLimits(snapshot_facts=10**6, reserve=0, margin=0)
-        journal, recovered = open_here(folder, mode, limits=limits)
+        journal, recovered = open_here(folder, mode.partition(" ")[0], limits=limits)
         assert recovered.complete
         snapshot = list((recovered.snapshot or ((),))[0])
         tail: list[Any] = [

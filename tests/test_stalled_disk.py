@@ -1,0 +1,171 @@
+"""The loop commits what is small by itself; and a disk that stalls holds up neither leases nor requests to stop."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from journal_helpers import begun, effect, numbers, open_here, take
+from quiesce.broker.journal import JournalFailedError
+from quiesce.broker.journal_thread import DiskJournal
+from quiesce.broker.stand_in import StandIn
+from quiesce.protocol.frames import Frame
+from quiesce.registry import facts
+from quiesce.registry.scope import Scope
+from quiesce.testing import Cluster, Witness, bodies, wait_until
+
+SYNCED = facts.ScopesReopened(Scope(), False)
+
+
+@pytest.fixture
+def journal(run_folder: Path) -> Iterator[DiskJournal]:
+    """One that the loop may commit to by itself; `aside` is entered for nothing else."""
+    journal, _ = open_here(run_folder)
+    assert isinstance(journal, DiskJournal)
+    journal.commit_here(contextlib.nullcontext)
+    yield journal
+    with contextlib.suppress(JournalFailedError):
+        journal.close()
+
+
+def test_what_is_small_is_committed_at_once(journal: DiskJournal) -> None:
+    journal.append([begun(1)], [effect(1)])
+    journal.append([], [effect(2)])
+    assert numbers(journal.committed()) == [1, 2]
+    assert journal.committed() == []
+
+
+def test_whatever_commits_them_effects_keep_their_order(
+    journal: DiskJournal, run_folder: Path
+) -> None:
+    """Syncs and payloads of a size are the thread's; what comes meanwhile waits for it."""
+    large = facts.TaskEnded(3, "completed", "RETURNED", None, 1.0, 2.0, "", Frame(bytes(100_000)))
+    turns: list[list[facts.Fact]] = [[begun(0)], [SYNCED], [begun(2)], [large], [], [begun(5)]]
+    found = []
+    for number, turn in enumerate(turns):
+        journal.append(turn, [effect(number)])
+        found += numbers(journal.committed())
+    found += numbers(take(journal, len(turns) - len(found)))
+    assert found == list(range(len(turns)))
+    journal.close()
+    again, recovered = open_here(run_folder)
+    assert len(list(recovered.facts)) == 5
+    again.close()
+
+
+def test_while_the_thread_writes_the_loop_does_not(
+    journal: DiskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    commit = journal._store.commit
+
+    def slow(batch: list[facts.Fact]) -> None:
+        entered.set()
+        assert go_on.wait(20)
+        commit(batch)
+
+    monkeypatch.setattr(journal._store, "commit", slow)
+    journal.append([SYNCED], [effect(1)])
+    assert journal.committed() == []
+    assert entered.wait(20)
+    journal.append([begun(2)], [effect(2)])
+    assert journal.committed() == []
+    go_on.set()
+    assert numbers(take(journal, 2)) == [1, 2]
+
+
+def test_a_disk_that_fails_is_told_of_at_once(
+    journal: DiskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(batch: list[facts.Fact]) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(journal._store, "commit", fail)
+    journal.append([begun(1)], [effect(1)])
+    with pytest.raises(JournalFailedError, match="Input/output error"):
+        journal.committed()
+    journal.append([begun(2)], [effect(2)])
+    with pytest.raises(JournalFailedError):
+        journal.committed()
+
+
+def test_somebody_stands_in_while_a_commit_takes_long() -> None:
+    turns = threading.Semaphore(0)
+    stand_in = StandIn(lambda longest: turns.release())
+    with stand_in.aside():
+        for _ in range(3):
+            assert turns.acquire(timeout=20)
+    there = stand_in.turns
+    with stand_in.aside():
+        pass
+    assert stand_in.turns == there
+    stand_in.close()
+
+
+def test_what_fails_there_fails_here() -> None:
+    failed = threading.Event()
+
+    def turn(longest: float) -> None:
+        failed.set()
+        raise ZeroDivisionError("in a turn")
+
+    stand_in = StandIn(turn)
+    with pytest.raises(ZeroDivisionError), stand_in.aside():
+        assert failed.wait(20)
+    stand_in.close()
+
+
+STALL = """
+import os, sys, time
+if any("quiesce.broker" in word for word in sys.orig_argv):
+    from quiesce.broker.journal_store import Store
+    commit = Store.commit
+    def stalling(self, facts):
+        while os.path.exists({path!r}):
+            time.sleep(0.01)
+        commit(self, facts)
+    Store.commit = stalling
+"""
+
+
+def _stands_still(witness: Witness) -> bool:
+    """Whether slot 1 stands still while slot 0 goes on."""
+    still, goes = witness.read(1).ticks, witness.read(0).ticks
+    wait_until(lambda: witness.read(0).ticks > goes + 20)
+    return witness.read(1).ticks == still
+
+
+@pytest.mark.slow
+def test_a_stalled_disk_fences_nobody_and_holds_up_no_request(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For three leases: what ran runs on, is asked to stop and stops; only the report waits for the disk."""
+    stalled, lease = run_folder / "stalled", 2.0
+    (run_folder / "sitecustomize.py").write_text(STALL.format(path=str(stalled)))
+    monkeypatch.syspath_prepend(str(run_folder))
+    with (
+        Cluster(runtimes={"background": {"processes": 1, "slots": 3}}, lease=lease) as cluster,
+        Witness(run_folder / "witness", slots=3) as witness,
+        cluster.client() as client,
+    ):
+        for slot, tenant in enumerate(("stays", "goes")):
+            client.spawn("background", "attach", bodies.doze, witness.path, slot, tenant_id=tenant)
+        wait_until(lambda: witness.read(0).ticks and witness.read(1).ticks)
+        before = cluster.processes("worker")
+        stalled.touch()
+        began = time.monotonic()
+        waiting = client.spawn("background", "attach", bodies.doze, witness.path, 2)
+        wait_until(lambda: time.monotonic() > began + 3 * lease, 60.0)
+        assert not waiting.done()
+        stopper = threading.Thread(target=client.shutdown_tasks, kwargs={"tenant_id": "goes"})
+        stopper.start()
+        wait_until(lambda: _stands_still(witness))
+        assert stopper.is_alive()
+        stalled.unlink()
+        stopper.join(30)
+        assert not stopper.is_alive()
+        assert cluster.processes("worker") == before
+        client.shutdown_tasks(timeout=30)
