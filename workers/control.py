@@ -62,10 +62,15 @@ class ControlThread:
         self.terminated = False
         #: How many attempts had begun when it last fell asleep.
         self._begun = 0
-        #: Until when this thread sleeps; infinite while it works that out. Who makes something due
+        #: Until when this thread sleeps at most; infinite while it works that out. Who makes something due
         #: before it wakes the thread.
         self.asleep_until = math.inf
         self.thread = threading.Thread(target=self._run, name="quiesce-control", daemon=True)
+
+    def rouse(self) -> None:
+        """Have it look at once. Until it does so nobody else needs to wake it. Any thread."""
+        self.asleep_until = 0.0
+        self.wake.set()
 
     def close_processes(self, attempt: Attempt) -> None:
         """Wait for this attempt's child processes. Any thread."""
@@ -110,12 +115,15 @@ class ControlThread:
     def _timeout(self, sent: bool) -> int:
         now = time.monotonic()
         self.asleep_until = math.inf
-        due = self._worker.due()
-        times = [] if due is None else [due]
+        times = []
         if self._begun != self._worker.begun:
             # One beginning follows another: to look again soon costs less than to be woken for each.
             self._begun = self._worker.begun
-            times.append(now + BEGUN_AFTER)
+            self.asleep_until = now + BEGUN_AFTER
+            times.append(self.asleep_until)
+        due = self._worker.due()
+        if due is not None:
+            times.append(due)
         if not sent:
             times.append(now + 0.05)
         if not self._worker.closing():

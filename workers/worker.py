@@ -64,6 +64,8 @@ _log: Final = logging.getLogger("quiesce.worker")
 HURRY: Final = 1
 #: Seconds for which bodies follow each other in the main thread before it looks what has arrived.
 IN_A_ROW: Final = 0.002
+#: Seconds by which the control thread may be late.
+SOON: Final = 0.003
 #: Seconds after which the control thread tends the data socket, while a body has the main thread.
 LENT_AFTER: Final = 0.002
 
@@ -284,7 +286,7 @@ class Worker:
     def _say(self, event: Event) -> Effects:
         later: Effects = []
         me = threading.get_ident()
-        deferred, queue = self._deferred, self._queue
+        deferred, queue, control = self._deferred, self._queue, self._control
         with self._lock:
             self._speaker = me
             if self._place.lease_turns != self._lease_turns:
@@ -292,13 +294,14 @@ class Worker:
             deferred.append(event)
             try:
                 while deferred:
-                    for effect in deferred.popleft()(self._session, time.monotonic()):
+                    now = time.monotonic()
+                    for effect in deferred.popleft()(self._session, now):
                         if not queue(effect):
                             later.append(effect)
             finally:
                 self._speaker = 0
-            due = self._session.due()
-        control = self._control
+            # The control thread may look by itself soon enough.
+            due = self._session.due() if control.asleep_until > now + SOON else None
         if (self._data.outbox or self._to_start or self.quitting) and me != self._main:
             (control.wake if self._lent_at else self._wake).set()
         if (
@@ -307,7 +310,7 @@ class Worker:
             or self.quitting
             or not (control.watches_lease or self._place.lease <= 0)
         ):
-            control.wake.set()
+            control.rouse()
         return later
 
     def _tell_lease(self) -> None:
@@ -423,10 +426,11 @@ class Worker:
     def runs(self, attempt: Attempt) -> None:
         """See Gate. It began when it was loaded: nothing can come of it but a sooner word to the broker."""
         with self._interrupt.shield, self._lock:
-            self._session.begin(attempt.key, time.monotonic())
-            due = self._session.due()
+            now = time.monotonic()
+            self._session.begin(attempt.key, now)
+            due = self._session.due() if self._control.asleep_until > now + SOON else None
         if due is not None and due < self._control.asleep_until:
-            self._control.wake.set()
+            self._control.rouse()
 
     def _pass(self, attempt: Attempt, begin: Event) -> bool:
         is_ours = False
