@@ -68,6 +68,7 @@ NUMBERED: Final[tuple[type[Any], ...]] = (
     facts.SupervisorReturned,
     facts.SupervisorArmed,
     facts.ForceMoved,
+    facts.TasksNeverRan,
 )
 _NUMBERS: Final = {fact: number for number, fact in enumerate(NUMBERED, 1)}
 

@@ -38,6 +38,24 @@ class Lane:
         if len(heap) > 64 and len(heap) > 4 * len(members):
             self.heap = sorted(members)
 
+    def remove_many(self, task_ids: set[TaskId]) -> int:
+        """Those of them that wait here leave both; how many. Costs what the smaller holds."""
+        members = self.members
+        if members <= task_ids:
+            task_ids -= members
+            out, self.members, self.heap = members, set(), []
+            return len(out)
+        out = members & task_ids
+        members -= out
+        task_ids -= out
+        if 8 * len(out) > len(members):
+            self.heap = sorted(members)
+        else:
+            heap = self.heap
+            while heap and heap[0] not in members:
+                heapq.heappop(heap)
+        return len(out)
+
     def first(self) -> TaskId:
         """The next; there is one."""
         return self.heap[0]
@@ -87,11 +105,28 @@ class RuntimeQueue:
 
     def remove(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line."""
-        lanes = self._lanes[tenant]
-        lane = lanes[kind]
-        lane.remove(task_id)
+        self._lanes[tenant][kind].remove(task_id)
         self._size -= 1
-        if not lane.members:
+        self._drop_empty(tenant, kind)
+
+    def remove_many(self, task_ids: set[TaskId], tenant: Tenant, kind: str) -> int:
+        """Those that wait in this lane leave it, and `task_ids`; how many."""
+        lane = self._lanes.get(tenant, {}).get(kind)
+        if lane is None:
+            return 0
+        out = lane.remove_many(task_ids)
+        self._size -= out
+        self._drop_empty(tenant, kind)
+        return out
+
+    def length(self, tenant: Tenant, kind: str) -> int:
+        """How many wait in this lane."""
+        lane = self._lanes.get(tenant, {}).get(kind)
+        return 0 if lane is None else len(lane.members)
+
+    def _drop_empty(self, tenant: Tenant, kind: str) -> None:
+        lanes = self._lanes[tenant]
+        if not lanes[kind].members:
             del lanes[kind]
             if not lanes:
                 del self._lanes[tenant]
