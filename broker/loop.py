@@ -127,7 +127,7 @@ class Broker:
 
     def _timeout(self) -> int:
         """Milliseconds until something is due; -1 for ever."""
-        if self._core.outgoing.again:
+        if self._core.outgoing.busy:
             return 0
         waits = []
         deadline = self._core.due()

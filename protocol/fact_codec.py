@@ -163,6 +163,8 @@ class FactPacker:
         if isinstance(value, bytes):
             return self._beside(value) if len(value) > BLOB_ABOVE else value
         if isinstance(value, (tuple, list)):
+            if _FLAT.issuperset(map(type, value)):
+                return value  # the members of a stop may be very many
             return [self._apart(item) if type(item) not in _FLAT else item for item in value]
         return value
 
