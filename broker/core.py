@@ -193,7 +193,7 @@ class Core:
 
     def say_goodbye(self) -> None:
         """The system has stopped: the last words to clients."""
-        self.outgoing.flush()
+        self.outgoing.flush_all()
         for peer in list(self.peers.by_key.values()):
             if peer.key[0] == "session":
                 self.peers.send(peer, "control", to_client.Goodbye(self.registry.state.stop_reason))

@@ -26,12 +26,12 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def add(self, seconds: float) -> None:
-        """One more. Clocks that were set back make no negative ones."""
+    def add(self, seconds: float, count: int = 1) -> None:
+        """One more, or so many alike. Clocks that were set back make no negative ones."""
         if seconds < 0.0:  # noqa: PLR1730 - max() costs more than all the rest
             seconds = 0.0
-        self.counts[bisect_left(self._bounds, seconds)] += 1
-        self.sum += seconds
+        self.counts[bisect_left(self._bounds, seconds)] += count
+        self.sum += count * seconds
 
     def plain(self) -> dict[str, Any]:
         """As `Client.statistics()` shows it."""

@@ -151,7 +151,7 @@ class Broker:
 
     def _timeout(self, longest: float) -> int:
         """Milliseconds until something is due."""
-        if self._core.outgoing.again:
+        if self._core.outgoing.busy:
             return 0
         waits = [longest]
         deadline = self._core.due()

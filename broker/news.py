@@ -8,7 +8,7 @@ from typing import Any, Final
 from quiesce.broker.peers import PATIENCE, Peers
 from quiesce.protocol import to_client
 from quiesce.registry import facts
-from quiesce.registry.facts import Fact
+from quiesce.registry.facts import Fact, singly
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.rows import SpawnRow
 from quiesce.registry.scope import Scope
@@ -46,7 +46,7 @@ def tell(peers: Peers, happened: list[Fact], now: float, state: State) -> None:
     subscribers = list(peers.subscribers.values())
     if not subscribers:
         return
-    for fact in happened:
+    for fact in singly(happened):
         name = NEWS.get(type(fact))
         if name is None:
             continue

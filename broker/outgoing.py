@@ -5,11 +5,13 @@ Control goes before data, so that a request to stop is on its way before any pay
 
 import logging
 import re
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.protocol import PROTOCOL_VERSION, to_client, to_supervisor, to_worker
+from quiesce.protocol.runs import PackedRows
 from quiesce.registry import effects
 from quiesce.registry.effects import Effect
 from quiesce.registry.ids import StopId
@@ -17,6 +19,8 @@ from quiesce.registry.ids import StopId
 log: Final = logging.getLogger("quiesce.broker")
 #: Rows of one message, so that none grows without bound.
 ROWS: Final = 1024
+#: Rows of a report that are packed in one turn.
+PIECE: Final = 2000
 
 
 class Outgoing:
@@ -33,13 +37,22 @@ class Outgoing:
         #: What is done about a stop that still waits.
         self.on_still_waiting: Callable[[effects.StillWaiting], None] = lambda effect: None
         self._rows: dict[tuple[Any, ...], list[Any]] = {}
+        #: Long reports, of which each `flush` packs a piece; they leave in this order.
+        self._long: deque[tuple[Any, to_client.StopReport]] = deque()
 
     def carry_out(self, effect: Effect) -> None:
         """Do one effect, or collect it until `flush`."""
         _CARRY[type(effect)](self, effect)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to be done in the next turn, whatever else comes."""
+        return bool(self.again or self._long)
+
     def flush(self) -> None:
         """Send what was collected."""
+        if self._long:
+            self._pack_long()
         if not self._rows:
             return
         rows, self._rows = self._rows, {}
@@ -47,6 +60,21 @@ class Outgoing:
             peer = self._peer(key)
             for start in range(0, len(batch), ROWS):
                 self._peers.send(peer, channel, self._message(kind, batch[start : start + ROWS]))
+
+    def flush_all(self) -> None:
+        """Send what was collected, long reports too: these are the last words."""
+        self.flush()
+        while self._long:
+            self._pack_long()
+
+    def _pack_long(self) -> None:
+        """A piece of the first long report. Whoever waits for something else shall not wait for all of it."""
+        key, report = self._long[0]
+        rows = report.tasks
+        assert isinstance(rows, PackedRows)  # ours: else it is not long
+        if rows.pack(PIECE):
+            self._long.popleft()
+            self._say(key, "control", report)  # says so, too, if it can't be packed
 
     def _flush_control(self, key: Any) -> None:
         """Send what was collected for one peer's control route."""
@@ -95,18 +123,19 @@ class Outgoing:
         self._collect(to_client.Ended, "data", ("session", effect.session), effect.rows)
 
     def answer_stop(self, effect: effects.AnswerStop) -> None:
-        self._say(
-            ("session", effect.session),
-            "control",
-            to_client.StopReport(
-                effect.request,
-                effect.stop_id,
-                effect.timed_out,
-                effect.requested_at,
-                effect.completed_at,
-                *effect.report,
-            ),
+        report = to_client.StopReport(
+            effect.request,
+            effect.stop_id,
+            effect.timed_out,
+            effect.requested_at,
+            effect.completed_at,
+            *effect.report,
         )
+        key = ("session", effect.session)
+        if len(report.tasks) > PIECE:
+            self._long.append((key, report._replace(tasks=PackedRows(report.tasks))))
+        else:
+            self._say(key, "control", report)
 
     def answer_done(self, effect: effects.AnswerDone) -> None:
         self._say(("session", effect.session), "control", to_client.Done(effect.request))

@@ -154,7 +154,7 @@ class Queries:
         if self.stacks.busy:
             text = "too many questions for stacks wait already; ask again in a few seconds"
             return to_client.Refused(message.request, "QuiesceError", text)
-        wanted = state.index.find(scope, state.tasks)
+        wanted = sorted(state.index.find(scope, state.tasks))
         if message.task_ids:
             only = set(message.task_ids)
             wanted = [task_id for task_id in wanted if task_id in only]

@@ -4,6 +4,7 @@ Kept always, since they cost about two microseconds for a task; the totals, whic
 registry's own.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -113,6 +114,13 @@ class Tally:
                 histograms["stop_observation"].add(observed - delivered)
                 histograms["stop_end"].add(fact.at - observed)
 
+    def on_never_ran(self, fact: facts.TasksNeverRan) -> None:
+        """As if each had been asked, and had ended then: nothing else is measured of it."""
+        ended = map(self._state.history.get, map(TaskId, fact.task_ids))
+        pools = Counter((each.runtime, each.kind) for each in ended if each is not None)
+        for pool, count in pools.items():
+            self._of(*pool)["stop"].add(fact.at - fact.asked_at, count)
+
     def on_usage(self, event: UsageSaid, now: float) -> None:
         """What a supervisor says of its tasks' looks. One that never looked counts from its beginning."""
         for _, _, _, _, checks in event.workers:
@@ -130,4 +138,5 @@ _COUNTED: Final[dict[type, Callable[[Tally, Any], None]]] = {
     facts.StopObserved: Tally.on_observed,
     facts.TaskRequeued: Tally.on_requeued,
     facts.TaskEnded: Tally.on_ended,
+    facts.TasksNeverRan: Tally.on_never_ran,
 }

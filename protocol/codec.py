@@ -4,6 +4,8 @@ Frame 0 is a msgpack array `[code, field, field, ...]`; rows are arrays within i
 as the extension `EXT_FRAME` that holds its index, and its bytes are the frame of that index: 1, 2,
 ... in the order in which they appear.
 
+Rows that are alike may travel as one: see `runs`.
+
 Decoding trusts nothing. How it stays fast: for each row type it remembers which tuples of types
 (one for each field) are right and which fields of these need a closer look. A row of a known
 signature then costs one look-up in a dictionary, not one call for each field. That integers fit
@@ -27,6 +29,7 @@ from quiesce.protocol import (
     to_worker,
 )
 from quiesce.protocol.frames import Frame
+from quiesce.protocol.runs import ROWS_IN, RUN, RUNS, pack_with_runs
 
 #: A message: a NamedTuple of one of the six direction modules.
 Message = tuple[Any, ...]
@@ -80,7 +83,11 @@ def encode(message: Message) -> list[bytes]:
         return msgpack.ExtType(EXT_FRAME, (len(frames) - 1).to_bytes(4, "big"))
 
     try:
-        frames[0] = msgpack.packb((code, *message), default=beside)
+        place = ROWS_IN.get(type(message))
+        if place is not None and len(message[place]) >= RUN:
+            frames[0] = pack_with_runs(code, message, place, beside)
+        else:
+            frames[0] = msgpack.packb((code, *message), default=beside)
     except Exception as error:
         raise ProtocolError(f"{_name(type(message))} can't be encoded: {error}") from error
     return frames
@@ -260,6 +267,8 @@ class Compiler:
         origin, arguments = get_origin(hint), get_args(hint)
         if origin in (Union, types.UnionType):
             return _union([self.field(argument) for argument in arguments])
+        if origin is list and arguments[0] in RUNS:
+            return Field({tuple: runs_check(self.row(arguments[0]))}, "an array")
         if origin is list:
             return Field({tuple: list_check(self.field(arguments[0]))}, "an array")
         if origin is tuple and Ellipsis not in arguments:
@@ -340,6 +349,36 @@ def list_check(field: Field) -> Check:
     return check
 
 
+def runs_check(check: Check) -> Check:
+    """Checks an array of rows and of runs of them, and gives all rows."""
+    new = tuple.__new__
+
+    def expand(run: tuple[Any, ...], found: list[Any]) -> None:
+        row = check(run[0])
+        kind, rest = type(row), row[1:]
+        if not _NUMBERS.issuperset(map(type, run[1:])):
+            raise RefusedError("expected integers after the first of a run")
+        found.append(row)
+        found.extend([new(kind, (number, *rest)) for number in run[1:]])
+
+    def check_all(values: tuple[Any, ...]) -> list[Any]:
+        found: list[Any] = []
+        try:
+            for value in values:
+                if type(value) is not tuple:
+                    raise RefusedError(f"expected an array, got {_describe(value)}")
+                if value and type(value[0]) is tuple:
+                    expand(value, found)
+                else:
+                    found.append(check(value))
+        except RefusedError as refused:
+            refused.path.append(f"[{len(found)}]")
+            raise
+        return found
+
+    return check_all
+
+
 def _step(field: Field, value: Any, *path: str) -> Check | None:
     try:
         return field.cases[type(value)]
@@ -385,6 +424,7 @@ def _plain_field(value: Any) -> Any:
     return _plain(value, 0)
 
 
+_NUMBERS: Final[frozenset[type]] = frozenset({int})
 _ATOMS: Final[frozenset[type]] = frozenset({type(None), bool, int, str, bytes})
 _PAYLOAD: Final = Field({bytes: None, Frame: None}, "bytes or a frame")
 

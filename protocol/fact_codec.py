@@ -68,6 +68,7 @@ NUMBERED: Final[tuple[type[Any], ...]] = (
     facts.SupervisorReturned,
     facts.SupervisorArmed,
     facts.ForceMoved,
+    facts.TasksNeverRan,
 )
 _NUMBERS: Final = {fact: number for number, fact in enumerate(NUMBERED, 1)}
 
@@ -162,6 +163,8 @@ class FactPacker:
         if isinstance(value, bytes):
             return self._beside(value) if len(value) > BLOB_ABOVE else value
         if isinstance(value, (tuple, list)):
+            if _FLAT.issuperset(map(type, value)):
+                return value  # the members of a stop may be very many
             return [self._apart(item) if type(item) not in _FLAT else item for item in value]
         return value
 

@@ -5,9 +5,9 @@ transition that is not in `states.LEGAL` raises RegistryFault with the task's st
 """
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from quiesce.registry import apply_stops, facts
+from quiesce.registry import apply_slices, apply_stops, facts
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import (
     AssignNumber,
@@ -18,6 +18,7 @@ from quiesce.registry.ids import (
     SpawnNumber,
     TaskId,
 )
+from quiesce.registry.moving import count, move
 from quiesce.registry.records import (
     Ask,
     Session,
@@ -29,30 +30,6 @@ from quiesce.registry.records import (
 from quiesce.registry.rows import ResultRow, SpawnAnswer
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
-
-_K = TypeVar("_K")
-
-
-class RegistryFault(Exception):  # noqa: N818 - a bug of ours, no error that a caller could handle
-    """The registry was about to break its own rules, or has. The text tells the story."""
-
-
-def story(task: Task) -> str:
-    """All that may explain how a task came to where it is."""
-    return (
-        f"task {task.id}.{task.attempt} ({task.spawn.kind} {task.spawn.name!r} of tenant "
-        f"{task.tenant_id!r}, timeline {task.timeline_id!r}), {task.state}, worker {task.worker}, "
-        f"assignment {task.assign_number}, asked to stop: {task.ask is not None}, "
-        f"stops {sorted(task.stops)}"
-    )
-
-
-def move(task: Task, to: TaskState) -> None:
-    """The one place where a task's state changes."""
-    if to not in task.state.leads_to:
-        raise RegistryFault(f"can't go from {task.state} to {to}: {story(task)}")
-    task.state = to
-
 
 # --- sessions -------------------------------------------------------------------------------------
 
@@ -127,7 +104,7 @@ def task_registered(state: State, fact: facts.TaskRegistered) -> None:
     task = Task(TaskId(fact.task_id), fact.row, fact.at)
     state.last_task_id = task.id
     state.spawned_total += 1
-    _count(state.live_total, (fact.row.runtime, fact.row.kind), +1)
+    count(state.live_total, (fact.row.runtime, fact.row.kind), +1)
     state.tasks[task.id] = task
     state.index.add(task)
     state.queues[fact.row.runtime].push(task.id, task.tenant_id, fact.row.kind)
@@ -169,21 +146,14 @@ def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
 def _hold(state: State, task: Task, change: int) -> None:
     """Count a task in or out of what workers hold."""
     kind = task.spawn.kind
-    _count(state.held_kind, kind, change)
-    _count(state.held_tenant, (kind, task.tenant_id), change)
-
-
-def _count(counts: dict[_K, int], key: _K, change: int) -> None:
-    count = counts.get(key, 0) + change
-    if count:
-        counts[key] = count
-    else:
-        del counts[key]
+    count(state.held_kind, kind, change)
+    count(state.held_tenant, (kind, task.tenant_id), change)
 
 
 def _leave_worker(state: State, task: Task) -> None:
     worker = state.workers[task.worker]
     worker.tasks.pop(task.id, None)
+    state.held.remove(task.id)
     _hold(state, task, -1)
     if worker.status is not None:
         worker.orphans.pop(task.id, None)
@@ -205,6 +175,7 @@ def task_assigned(state: State, fact: facts.TaskAssigned) -> None:
     worker = state.workers[task.worker]
     worker.tasks[task.id] = None
     worker.last_assign = task.assign_number
+    state.held.add(task.id)
     _hold(state, task, +1)
 
 
@@ -247,7 +218,7 @@ def task_asked(state: State, fact: facts.TaskAsked) -> None:
     task = state.tasks[TaskId(fact.task_id)]
     task.ask = Ask(fact.at, fact.reason, fact.force_at)
     task.ask.timed_out = fact.timed_out
-    task.ask.stopped = bool(task.stops)
+    task.ask.stopped = task.id in state.waited
 
 
 def force_moved(state: State, fact: facts.ForceMoved) -> None:
@@ -302,9 +273,10 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
                 fact.text,
                 fact.result,
             )
-    if task.stops:
+    stops = state.waited.pop(task.id, None)
+    if stops:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
-        for stop_id in task.stops:
+        for stop_id in stops:
             stop = state.stops[stop_id]
             stop.remaining.discard(task.id)
             stop.rows.append(row)
@@ -323,8 +295,8 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         )
         while len(history) > state.history_limit:
             history.popitem(last=False)
-    _count(state.live_total, (spawn.runtime, spawn.kind), -1)
-    _count(state.ended_total, (spawn.runtime, spawn.kind, fact.outcome), +1)
+    count(state.live_total, (spawn.runtime, spawn.kind), -1)
+    count(state.ended_total, (spawn.runtime, spawn.kind, fact.outcome), +1)
 
 
 # --- pools ----------------------------------------------------------------------------------------
@@ -427,6 +399,7 @@ APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
     facts.StopObserved: stop_observed,
     facts.TaskLingering: task_lingering,
     facts.TaskEnded: task_ended,
+    facts.TasksNeverRan: apply_slices.tasks_never_ran,
     facts.ResultsForgotten: results_forgotten,
     facts.StopOpened: apply_stops.stop_opened,
     facts.TaskCollateral: apply_stops.task_collateral,

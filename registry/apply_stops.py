@@ -6,7 +6,7 @@ from quiesce.registry import facts
 from quiesce.registry.ids import RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.records import Closure, Session, Stop, Task, stopped_row
 from quiesce.registry.state import State
-from quiesce.registry.states import Evidence, Outcome, State as TaskState
+from quiesce.registry.states import Evidence, Outcome
 from quiesce.registry.stop_history import remembered
 
 #: How many ended stops a session may ask for again, and how many rows their reports may have together.
@@ -32,22 +32,21 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
         reason=fact.reason,
         last_spawn=fact.last_spawn,
         caller=None if caller is None else stopped_row(caller),
-        members=[TaskId(member) for member in fact.members],
+        members=fact.members,
         at=fact.at,
     )
     asker = state.sessions.get(stop.session)
     stop.by = "the system" if asker is None else f"process {asker.pid} on {asker.host}"
     state.stops[stop_id] = stop
     state.open_stops[stop_id] = stop
-    for member in fact.members:
-        task = state.tasks[TaskId(member)]
-        if task.state is TaskState.QUEUED:
-            if not task.stops:
-                spawn = task.spawn
-                state.queues[spawn.runtime].remove(task.id, task.tenant_id, spawn.kind)
-            stop.todo.append(task.id)
-        _wait_for(task, stop_id)
-    stop.todo.reverse()
+    held = stop.remaining & state.held
+    for member in held:
+        _wait_for(state, state.tasks[member], stop_id)
+    queued = set(stop.remaining)
+    queued -= held
+    state.unqueue(queued)
+    state.wait_for(queued, stop_id)
+    stop.todo = sorted(queued, reverse=True)
     if stop.closes:
         closure = Closure(
             fact.scope,
@@ -67,11 +66,11 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
 def stop_joined(state: State, fact: facts.StopJoined) -> None:
     stop_id, task_id = StopId(fact.stop_id), TaskId(fact.task_id)
     state.stops[stop_id].remaining.add(task_id)
-    _wait_for(state.tasks[task_id], stop_id)
+    _wait_for(state, state.tasks[task_id], stop_id)
 
 
-def _wait_for(task: Task, stop_id: StopId) -> None:
-    task.stops.add(stop_id)
+def _wait_for(state: State, task: Task, stop_id: StopId) -> None:
+    state.wait_for({task.id}, stop_id)
     if task.ask is not None:
         task.ask.stopped = True
 
@@ -93,7 +92,7 @@ def stop_ended(state: State, fact: facts.StopEnded) -> None:
     stop.todo.clear()
     for member, waiting_for in zip(remaining, fact.waiting, strict=True):
         task = state.tasks[member]
-        task.stops.discard(stop.id)
+        state.wait_no_more(member, stop.id)
         stop.left.append(stopped_row(task)._replace(waiting_for=waiting_for))
     state.stop_history.append(remembered(stop))
     if stop.closes:

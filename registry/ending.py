@@ -4,6 +4,7 @@ from collections.abc import Sized
 from typing import Final
 
 from quiesce.registry import facts
+from quiesce.registry.ids import SessionId, TaskId
 from quiesce.registry.records import Task
 from quiesce.registry.rows import LEASE_OVER, TIMED_OUT
 from quiesce.registry.states import Evidence, Outcome
@@ -14,6 +15,8 @@ BAD: Final = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.LOST})
 #: So many restarts in so many seconds, and no more.
 INTENSITY: Final = 5
 PERIOD: Final = 60.0
+#: What is said of a task that was stopped before it began.
+NEVER_BEGAN: Final = "stopped before it began"
 
 
 def end(
@@ -44,6 +47,8 @@ def end(
         return
     if task.ask is not None:
         at = max(at, task.ask.at, task.ask.delivered_at or 0.0, task.ask.observed_at or 0.0)
+    if state.waited:
+        turn.touched.update(state.waited.get(task.id, ()))
     turn.emit(
         facts.TaskEnded(
             task.id, str(outcome), str(evidence), exit_status, started_at, at, text, result
@@ -55,8 +60,6 @@ def end(
             turn.send_result(session_id, session.results[task.id])
     if task.parked:
         turn.unparked.extend(task.parked)
-    if task.stops:
-        turn.touched.update(task.stops)
     if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
         turn.fatal = (
             f"task {task.id} {task.spawn.kind} {task.spawn.name!r}, marked "
@@ -129,6 +132,26 @@ def may_run_again(turn: Turn, task: Task) -> bool:
     )
 
 
+def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: str) -> None:
+    """End queued tasks that a stop has marked. They hold nothing that others could get now."""
+    state = turn.state
+    watched: dict[SessionId, list[TaskId]] = {}
+    for task_id in task_ids:
+        task = state.tasks[task_id]
+        for session_id in task.watchers:
+            watched.setdefault(session_id, []).append(task_id)
+        if task.parked:
+            turn.unparked.extend(task.parked)
+    for stops in set(map(state.waited.__getitem__, task_ids)):
+        turn.touched.update(stops)
+    at = max(turn.now.wall, asked_at)
+    turn.emit(facts.TasksNeverRan([*task_ids], asked_at, reason, at, NEVER_BEGAN))
+    for session_id, ended in watched.items():
+        session = state.sessions.get(session_id)
+        if session is not None:
+            turn.send_results(session_id, list(map(session.results.__getitem__, ended)))
+
+
 def never_ran(turn: Turn, task: Task) -> None:
     """End a task that was asked to stop before it began."""
     end(
@@ -138,5 +161,5 @@ def never_ran(turn: Turn, task: Task) -> None:
         evidence=Evidence.NEVER_RAN,
         started_at=None,
         at=turn.now.wall,
-        text="stopped before it began",
+        text=NEVER_BEGAN,
     )

@@ -4,11 +4,12 @@ Recovery is `apply` of all facts in their order. A fact says all that applying i
 for a monotonic clock does not outlive its machine.
 """
 
-from collections.abc import Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import NamedTuple
 
 from quiesce.registry.rows import SpawnRow
 from quiesce.registry.scope import Scope
+from quiesce.registry.states import Evidence, Outcome
 
 
 class EpochStarted(NamedTuple):
@@ -209,6 +210,18 @@ class TaskEnded(NamedTuple):
     result: Sized
 
 
+class TasksNeverRan(NamedTuple):
+    """A slice of a stop: these queued tasks are asked to stop, and end unbegun. See `singly` for what that says of
+    each.
+    """
+
+    task_ids: list[int]
+    asked_at: float
+    reason: str
+    at: float
+    text: str
+
+
 class ResultsForgotten(NamedTuple):
     session: bytes
     task_ids: list[int]
@@ -304,6 +317,7 @@ Fact = (
     | StopObserved
     | TaskLingering
     | TaskEnded
+    | TasksNeverRan
     | ResultsForgotten
     | StopOpened
     | TaskCollateral
@@ -312,3 +326,23 @@ Fact = (
     | ScopesReopened
     | SystemStopping
 )
+
+
+def singly(happened: Iterable[Fact]) -> Iterator[Fact]:
+    """The same, what is said of many tasks at once said of one after the other: for who follows single tasks."""
+    for fact in happened:
+        if type(fact) is not TasksNeverRan:
+            yield fact
+            continue
+        for task_id in fact.task_ids:
+            yield TaskAsked(task_id, fact.asked_at, fact.reason, None)
+            yield TaskEnded(
+                task_id,
+                str(Outcome.CANCELLED),
+                str(Evidence.NEVER_RAN),
+                None,
+                None,
+                fact.at,
+                fact.text,
+                b"",
+            )

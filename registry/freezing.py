@@ -282,8 +282,7 @@ def _thaw_rest(registry: "Registry", frozen: Frozen) -> None:
 def _derive(state: State) -> None:
     """What follows from the tasks and stops."""
     for stop in state.open_stops.values():
-        for task_id in stop.remaining:
-            state.tasks[task_id].stops.add(stop.id)
+        state.wait_for(stop.remaining, stop.id)
     for task in state.tasks.values():
         spawn = task.spawn
         pool = (spawn.runtime, spawn.kind)
@@ -299,7 +298,8 @@ def _derive(state: State) -> None:
             held = (spawn.kind, task.tenant_id)
             state.held_kind[spawn.kind] = state.held_kind.get(spawn.kind, 0) + 1
             state.held_tenant[held] = state.held_tenant.get(held, 0) + 1
-        elif not task.stops:
+            state.held.add(task.id)
+        elif task.id not in state.waited:
             state.queues[spawn.runtime].push(task.id, task.tenant_id, spawn.kind)
 
 

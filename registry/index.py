@@ -1,10 +1,14 @@
 """Indexes over live tasks, so that a stop or a listing costs what it matches, not what the registry holds."""
 
+from collections.abc import Collection, Set as AnySet
+from typing import Final
+
 from quiesce.registry.ids import TaskId
 from quiesce.registry.records import Task
 from quiesce.registry.scope import Scope
 
 Key = tuple[str, ...]
+_NONE: Final[frozenset[TaskId]] = frozenset()
 
 
 def _keys(kind: str, tenant_id: str | None, timeline_id: str | None, runtime: str) -> list[Key]:
@@ -41,38 +45,46 @@ class ScopeIndex:
             if not members:
                 del self._sets[key]
 
+    def remove_many(
+        self,
+        task_ids: Collection[TaskId],
+        kind: str,
+        tenant_id: str | None,
+        timeline_id: str | None,
+        runtime: str,
+    ) -> None:
+        """Take out tasks that were added under these labels."""
+        for key in _keys(kind, tenant_id, timeline_id, runtime):
+            members = self._sets[key]
+            members.difference_update(task_ids)
+            if not members:
+                del self._sets[key]
+
     def has(self, *, kind: str | None = None, runtime: str | None = None) -> bool:
         """Whether a live task is of this kind, or this runtime."""
         return ("k", kind) in self._sets or ("r", runtime) in self._sets
 
-    def find(self, scope: Scope, tasks: dict[TaskId, Task]) -> list[TaskId]:
-        """The ids of all tasks in the scope, ascending."""
+    def find(self, scope: Scope, tasks: dict[TaskId, Task]) -> set[TaskId]:
+        """The ids of all tasks in the scope."""
         keys: list[Key] = []
-        if scope.kind is not None:
+        if scope.tenant_id is not None and scope.kind is not None:
+            keys.append(("tk", scope.tenant_id, scope.kind))
+        elif scope.tenant_id is not None:
+            keys.append(("t", scope.tenant_id))
+        elif scope.kind is not None:
             keys.append(("k", scope.kind))
         if scope.runtime is not None:
             keys.append(("r", scope.runtime))
-        if scope.tenant_id is not None:
-            keys.append(("t", scope.tenant_id))
-            if scope.kind is not None:
-                keys.append(("tk", scope.tenant_id, scope.kind))
         if scope.timeline_id is not None:
             keys.append(("l", scope.timeline_id))
         if not keys:
-            return sorted(tasks)
-        candidates = min((self._sets.get(key, set()) for key in keys), key=len)
-        if len(keys) == 1:
-            return sorted(candidates)
-        return sorted(
-            task_id
-            for task_id in candidates
-            if scope.matches(
-                (task := tasks[task_id]).spawn.kind,
-                task.tenant_id,
-                task.timeline_id,
-                task.spawn.runtime,
-            )
-        )
+            return set(tasks)
+        sets: list[AnySet[TaskId]] = [self._sets.get(key, _NONE) for key in keys]
+        smallest, *others = sorted(sets, key=len)
+        found = set(smallest)
+        if others:
+            found.intersection_update(*others)
+        return found
 
     def as_dict(self) -> dict[Key, set[TaskId]]:
         """For the checker of invariants."""

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from quiesce.registry.apply import RegistryFault, story
 from quiesce.registry.apply_stops import REPORTS_KEPT
 from quiesce.registry.forcing import KILL_STEP
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
+from quiesce.registry.moving import RegistryFault, story
 from quiesce.registry.records import Stop, Task, Worker
 from quiesce.registry.scheduling import MOST, takes
 from quiesce.registry.spawning import seen_all
@@ -84,6 +84,7 @@ def _tasks(state: State) -> None:
 def _each_task(state: State, task: Task) -> None:
     queued = task.state is TaskState.QUEUED
     ask = task.ask
+    stops = state.waited.get(task.id, frozenset())
     for what, holds in (
         ("a task is held iff it has a worker", queued == (task.worker == 0)),
         ("a task has an assignment iff it is held", queued == (task.assign_number == 0)),
@@ -94,16 +95,19 @@ def _each_task(state: State, task: Task) -> None:
         ),
         ("a queued task does not linger", not queued or not task.lingering),
         ("a queued task is not asked: it ends at once", not queued or ask is None),
-        ("a held task that a stop waits for is asked", queued or not task.stops or bool(ask)),
+        ("a held task that a stop waits for is asked", queued or not stops or bool(ask)),
         (
             "retries are used up one by one, beside restarts",
             task.retries + task.attempt == task.spawn.retries + 1
             or (task.spawn.restart != "never" and task.retries <= task.spawn.retries),
         ),
         ("a session watches once", len(set(task.watchers)) == len(task.watchers)),
-        ("spawns wait only for a task that is stopping", not task.parked or _marked(task)),
+        (
+            "spawns wait only for a task that is stopping",
+            not task.parked or state.is_stopping(task),
+        ),
         ("only a task that is held waits for others", not queued or not task.waits_on),
-        ("stops that wait are open", task.stops <= state.open_stops.keys()),
+        ("stops that wait are open", stops <= state.open_stops.keys()),
     ):
         if not holds:
             raise _fault(what, story(task))
@@ -116,15 +120,12 @@ def _each_task(state: State, task: Task) -> None:
             raise _fault(f"{ask.forced} steps of force", story(task))
 
 
-def _marked(task: Task) -> bool:
-    return task.ask is not None or bool(task.stops)
-
-
 def _queues(state: State) -> None:
     for runtime, queue in state.queues.items():
         waiting: dict[tuple[str | None, str], list[TaskId]] = {}
         for task in state.tasks.values():
-            if task.state is TaskState.QUEUED and task.spawn.runtime == runtime and not task.stops:
+            marked = task.id in state.waited
+            if task.state is TaskState.QUEUED and task.spawn.runtime == runtime and not marked:
                 waiting.setdefault((task.tenant_id, task.spawn.kind), []).append(task.id)
         found = {(tenant, kind): ids for tenant, kind, ids in queue.lanes()}
         _same(f"queue {runtime!r} holds all and only unmarked queued tasks", found, waiting)
@@ -137,6 +138,7 @@ def _queues(state: State) -> None:
 
 def _counts(state: State) -> None:
     held = [task for task in state.tasks.values() if task.state is not TaskState.QUEUED]
+    _same("held tasks are known", state.held, {task.id for task in held})
     kinds = Counter(task.spawn.kind for task in held)
     _same("held tasks are counted by kind", state.held_kind, dict(kinds))
     tenants = Counter((task.spawn.kind, task.tenant_id) for task in held)
@@ -278,6 +280,8 @@ def _parked(state: State) -> None:
 def _stops(state: State) -> None:
     waiting = {stop.id: stop for stop in state.stops.values() if stop.open}
     _same("open stops are all and only those that wait", state.open_stops, waiting)
+    _same("stops wait for live tasks", state.waited.keys() - state.tasks.keys(), set())
+    _same("what is waited for has stops", all(state.waited.values()), True)
     _same("open stops stand by id", list(state.open_stops), sorted(state.open_stops))
     for stop_id, stop in state.stops.items():
         _same("a stop stands under its id", stop_id, stop.id)
@@ -286,7 +290,7 @@ def _stops(state: State) -> None:
 
 def _each_stop(state: State, stop: Stop) -> None:
     tale = f"stop {stop.id} of [{stop.scope}], task {stop.task_id}"
-    waiting = {task.id for task in state.tasks.values() if stop.id in task.stops}
+    waiting = {task_id for task_id, stops in state.waited.items() if stop.id in stops}
     _same(f"{tale} waits for all and only the tasks that say so", stop.remaining, waiting)
     queued = {task_id for task_id in waiting if state.tasks[task_id].state is TaskState.QUEUED}
     todo = [task_id for task_id in stop.todo if task_id in state.tasks]
@@ -332,7 +336,7 @@ def _closures(state: State) -> None:
         for task in state.tasks.values():
             spawn = task.spawn
             labels = (spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
-            stray = closure.scope.matches(*labels) and not _marked(task)
+            stray = closure.scope.matches(*labels) and not state.is_stopping(task)
             if stray and task.id != closure.caller:
                 raise _fault(f"{tale}: a live task in it is not asked", story(task))
     _same("closed scopes are those of the closures", state.closed, by_scope)
@@ -402,7 +406,9 @@ def _force_is_near(state: State, task: Task) -> bool:
     """Whether force must have a time: a grace that is finite, or one that is over."""
     if task.ask is not None and task.ask.forced:
         return True
-    stops: list[Stop | None] = [state.open_stops[stop_id] for stop_id in task.stops]
+    stops: list[Stop | None] = [
+        state.open_stops[stop_id] for stop_id in state.waited.get(task.id, ())
+    ]
     extended = task.ask.extended if task.ask is not None else 0.0
     return any(state.grace(task, stop) + extended < math.inf for stop in stops)
 

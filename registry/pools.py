@@ -248,7 +248,10 @@ def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow, *, fen
 def _collateral(turn: Turn, begun: list[Task], status: int) -> None:
     """Stops that had the process killed name who else died in it."""
     stops = {
-        stop for task in begun if task.ask is not None and task.ask.killed for stop in task.stops
+        stop
+        for task in begun
+        if task.ask is not None and task.ask.killed
+        for stop in turn.state.waited.get(task.id, ())
     }
     for task in begun:
         if task.ask is None:

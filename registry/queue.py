@@ -16,27 +16,64 @@ Tenant = str | None
 class Lane:
     """Ids, the lowest first, so that a task that comes back is not last again."""
 
-    __slots__ = ("heap", "members")
+    __slots__ = ("back", "line", "members")
 
     def __init__(self) -> None:
         #: All and only the ids that wait here.
         self.members: set[TaskId] = set()
-        #: All of them, and some that have left from the middle; first, always, the next of those that wait.
-        self.heap: list[TaskId] = []
+        #: Those that came in their order, and (a heap) those that came back, all of them; and in both some that
+        #: have left from the middle, never one of these first.
+        self.line: deque[TaskId] = deque()
+        self.back: list[TaskId] = []
 
     def push(self, task_id: TaskId) -> None:
         """Stand in line."""
         self.members.add(task_id)
-        heapq.heappush(self.heap, task_id)
+        if not self.line or task_id > self.line[-1]:
+            self.line.append(task_id)
+        else:
+            heapq.heappush(self.back, task_id)
 
     def remove(self, task_id: TaskId) -> None:
         """Leave, from wherever: a stop takes a timeline's tasks out of the middle of long lanes."""
         self.members.remove(task_id)
-        heap, members = self.heap, self.members
-        while heap and heap[0] not in members:
-            heapq.heappop(heap)
-        if len(heap) > 64 and len(heap) > 4 * len(members):
-            self.heap = sorted(members)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        line, back, members = self.line, self.back, self.members
+        while line and line[0] not in members:
+            line.popleft()
+        while back and back[0] not in members:
+            heapq.heappop(back)
+        there = len(line) + len(back)
+        if there > 64 and there > 4 * len(members):
+            self._sort()
+
+    def _sort(self) -> None:
+        self.line, self.back = deque(sorted(self.members)), []
+
+    def remove_many(self, task_ids: set[TaskId]) -> int:
+        """Those of them that wait here leave both; how many. Costs what the smaller holds."""
+        members = self.members
+        if members <= task_ids:
+            task_ids -= members
+            count = len(members)
+            self.members, self.line, self.back = set(), deque(), []
+            return count
+        out = members & task_ids
+        members -= out
+        task_ids -= out
+        if 8 * len(out) > len(members):
+            self._sort()
+        else:
+            self._tidy()
+        return len(out)
+
+    def first(self) -> TaskId:
+        """The next; there is one."""
+        if not self.back:
+            return self.line[0]
+        return min(self.line[0], self.back[0]) if self.line else self.back[0]
 
 
 class RuntimeQueue:
@@ -70,7 +107,7 @@ class RuntimeQueue:
         """The next task whose (tenant, kind) is allowed, or None if there is none."""
         for tenant in self._turns:
             lanes = self._lanes[tenant]
-            firsts = [lane.heap[0] for kind, lane in lanes.items() if allowed(tenant, kind)]
+            firsts = [lane.first() for kind, lane in lanes.items() if allowed(tenant, kind)]
             if firsts:
                 return min(firsts)
         return None
@@ -87,11 +124,28 @@ class RuntimeQueue:
 
     def remove(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line."""
-        lanes = self._lanes[tenant]
-        lane = lanes[kind]
-        lane.remove(task_id)
+        self._lanes[tenant][kind].remove(task_id)
         self._size -= 1
-        if not lane.members:
+        self._drop_empty(tenant, kind)
+
+    def remove_many(self, task_ids: set[TaskId], tenant: Tenant, kind: str) -> int:
+        """Those that wait in this lane leave it, and `task_ids`; how many."""
+        lane = self._lanes.get(tenant, {}).get(kind)
+        if lane is None:
+            return 0
+        out = lane.remove_many(task_ids)
+        self._size -= out
+        self._drop_empty(tenant, kind)
+        return out
+
+    def length(self, tenant: Tenant, kind: str) -> int:
+        """How many wait in this lane."""
+        lane = self._lanes.get(tenant, {}).get(kind)
+        return 0 if lane is None else len(lane.members)
+
+    def _drop_empty(self, tenant: Tenant, kind: str) -> None:
+        lanes = self._lanes[tenant]
+        if not lanes[kind].members:
             del lanes[kind]
             if not lanes:
                 del self._lanes[tenant]

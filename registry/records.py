@@ -3,6 +3,8 @@
 Telemetry (progress, checks, usage) is the exception: it is never decided on, so it is written directly.
 """
 
+from collections.abc import Iterable
+
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
@@ -77,7 +79,6 @@ class Task:
         "spawn",
         "started_at",
         "state",
-        "stops",
         "tenant_id",
         "timeline_id",
         "waits_on",
@@ -101,8 +102,6 @@ class Task:
         self.assign_number = AssignNumber(0)
         #: None, or the request to stop that it is under: the mark `stopping`.
         self.ask: Ask | None = None
-        #: All and only the open stops that wait for it.
-        self.stops: set[StopId] = set()
         self.lingering = ""
         #: The sessions that get its result, each once; those that are gone by then get nothing.
         self.watchers: list[SessionId] = []
@@ -341,7 +340,7 @@ class Stop:
         reason: str,
         last_spawn: int,
         caller: StoppedRow | None,
-        members: list[TaskId],
+        members: Iterable[int],
         at: float,
     ) -> None:
         self.id = stop_id
@@ -357,7 +356,7 @@ class Stop:
         self.last_spawn = last_spawn
         self.caller = caller
         #: While open: all and only the matched tasks without evidence of their end. Then empty.
-        self.remaining: set[TaskId] = set(members)
+        self.remaining: set[TaskId] = set(map(TaskId, members))
         #: While open: all queued members, which slices have still to end, and some that have ended; the
         #: next one last.
         self.todo: list[TaskId] = []

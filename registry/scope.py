@@ -15,7 +15,11 @@ class Scope(NamedTuple):
     runtime: str | None = None
 
     def matches(
-        self, kind: str, tenant_id: str | None, timeline_id: str | None, runtime: str
+        self,
+        kind: str | None,
+        tenant_id: str | None,
+        timeline_id: str | None,
+        runtime: str | None,
     ) -> bool:
         """Whether a task with these labels is in the scope."""
         return (
@@ -27,7 +31,7 @@ class Scope(NamedTuple):
 
     def covers(self, other: "Scope") -> bool:
         """Whether every task that `other` can match is in this scope too."""
-        return all(mine is None or mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return self.matches(*other)
 
     def __str__(self) -> str:
         parts = [

@@ -4,7 +4,7 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.names import Refusal, undeclared
-from quiesce.registry.records import Closure, Session, Task
+from quiesce.registry.records import Closure, Session
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
 from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
@@ -53,7 +53,7 @@ def decide(turn: Turn, session: SessionId, row: SpawnRow) -> None:
     holder = None
     if refusal is None and row.unique_key is not None:
         holder = state.unique.get((row.kind, row.tenant_id, row.timeline_id, row.unique_key))
-    if holder is not None and not _stopping(state.tasks[holder]):
+    if holder is not None and not state.is_stopping(state.tasks[holder]):
         turn.emit(facts.SpawnJoined(session, row.number, holder))
         turn.answer_spawn(session, SpawnAnswer(row.number, holder, None, ""))
         return
@@ -126,10 +126,6 @@ def _refusal(state: State, row: SpawnRow) -> Refusal | None:
         return None
     closing = state.closing(row.kind, row.tenant_id, row.timeline_id, row.runtime)
     return _closed(row, state.closures[closing[0]]) if closing else None
-
-
-def _stopping(task: Task) -> bool:
-    return task.ask is not None or bool(task.stops)
 
 
 def refuse_parked(turn: Turn, stop_id: StopId) -> None:

@@ -83,6 +83,10 @@ class State:
         self.queues = Queues({name: RuntimeQueue() for name in runtimes})
         #: All and only the unique keys of live tasks, and who holds each.
         self.unique: dict[tuple[str, str | None, str | None, str], TaskId] = {}
+        #: For each task that open stops wait for, all and only these.
+        self.waited: dict[TaskId, frozenset[StopId]] = {}
+        #: All and only the tasks that workers hold.
+        self.held: set[TaskId] = set()
         #: How many tasks of a kind, and of a (kind, tenant), workers hold. No zeros.
         self.held_kind: dict[str, int] = {}
         self.held_tenant: dict[tuple[str, str | None], int] = {}
@@ -146,6 +150,46 @@ class State:
                     for r in (None, runtime):
                         found.extend(closed.get(Scope(k, t, line, r), ()))
         return sorted(found)
+
+    def is_stopping(self, task: Task) -> bool:
+        """Whether it is asked to stop, or will be."""
+        return task.ask is not None or task.id in self.waited
+
+    def wait_for(self, members: set[TaskId], stop_id: StopId) -> None:
+        """From now on this open stop waits for these, too. Many share one set of stops, which is quickly given."""
+        waited = self.waited
+        joined: dict[frozenset[StopId], frozenset[StopId]] = {}
+        others = () if waited.keys().isdisjoint(members) else members & waited.keys()
+        alone = members.difference(others) if others else members
+        waited.update(dict.fromkeys(alone, frozenset((stop_id,))))
+        for member in others:
+            stops = waited[member]
+            if stops not in joined:
+                joined[stops] = stops | {stop_id}
+            waited[member] = joined[stops]
+
+    def wait_no_more(self, member: TaskId, stop_id: StopId) -> None:
+        """The stop has given it up."""
+        stops = self.waited[member] - {stop_id}
+        if stops:
+            self.waited[member] = stops
+        else:
+            del self.waited[member]
+
+    def unqueue(self, members: set[TaskId]) -> None:
+        """Take those of them that no stop waits for yet out of their queues: by lanes, as long as many stand in
+        each, else one by one.
+        """
+        waited, in_vain = self.waited, 0
+        left = members.difference(waited) if waited else set(members)
+        while left:
+            task = self.tasks[left.pop()]
+            queue, tenant, kind = self.queues[task.spawn.runtime], task.tenant_id, task.spawn.kind
+            queue.remove(task.id, tenant, kind)
+            if in_vain < 8:
+                looked = min(queue.length(tenant, kind), len(left))
+                out = queue.remove_many(left, tenant, kind)
+                in_vain += 32 * out < looked
 
     def unfinished(self, scope: Scope) -> set[TaskId]:
         """The live tasks that stops of this scope, or of scopes within it, still wait for or gave up on.

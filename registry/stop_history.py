@@ -1,6 +1,8 @@
 """What is kept of stops that have ended: enough to say who asked for what, and what came of it."""
 
 from collections import Counter
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import NamedTuple
 
 from quiesce.registry.ids import StopId, TaskId
@@ -38,9 +40,13 @@ def remembered(stop: Stop) -> EndedStop:
         stop.at,
         stop.completed_at or stop.at,
         stop.timed_out,
-        tuple(sorted(Counter(row.outcome or "" for row in stop.rows).items())),
-        tuple(sorted(Counter(row.evidence or "" for row in stop.rows).items())),
+        _counted(map(attrgetter("outcome"), stop.rows)),
+        _counted(map(attrgetter("evidence"), stop.rows)),
         len(stop.left),
         stop.keep_closed,
         stop.by,
     )
+
+
+def _counted(names: Iterable[str | None]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((name or "", count) for name, count in Counter(names).items()))

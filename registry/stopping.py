@@ -1,17 +1,18 @@
 """shutdown_tasks: close and mark in one step, ask until heard, force after grace, report when all have ended."""
 
+import itertools
 import math
+from operator import itemgetter
 from typing import Final
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.cycles import cycle_words, first_cycle
-from quiesce.registry.ending import never_ran
+from quiesce.registry.ending import never_queued
 from quiesce.registry.ids import Attempt, SessionId, StopId, TaskId
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.records import Ask, Stop, Task
 from quiesce.registry.sessions import release_silent
 from quiesce.registry.spawning import refuse_parked, seen_all
-from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
 from quiesce.registry.waiting import held_first, still_waits, waiting_for
 
@@ -66,6 +67,7 @@ def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
             caller = task.id
             members.remove(caller)
     stop_id = StopId(state.last_stop_id + 1)
+    ordered: list[int] = sorted(members)
     turn.emit(
         facts.StopOpened(
             stop_id,
@@ -80,16 +82,14 @@ def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
             event.reason,
             event.last_spawn,
             caller,
-            sorted(members),
+            ordered,
             turn.now.wall,
         )
     )
     stop = state.stops[stop_id]
     stop.asked_by = _asker(turn, event)
-    for member in sorted(members):
-        task = state.tasks[member]
-        if task.state is not TaskState.QUEUED:
-            ask(turn, task, _reason(stop), stop)
+    for member in sorted(members & state.held):
+        ask(turn, state.tasks[member], _reason(stop), stop)
     if stop.closes:
         refuse_parked(turn, stop_id)
     if event.timeout is not None:
@@ -113,7 +113,9 @@ def _members(turn: Turn, event: events.StopAsked) -> set[TaskId]:
     state = turn.state
     if event.task_id is not None:
         return {event.task_id} & state.tasks.keys()
-    return {*state.index.find(event.scope, state.tasks), *state.unfinished(event.scope)}
+    members = state.index.find(event.scope, state.tasks)
+    members |= state.unfinished(event.scope)
+    return members
 
 
 def _reason(stop: Stop) -> str:
@@ -122,18 +124,17 @@ def _reason(stop: Stop) -> str:
 
 def end_queued(turn: Turn, stop: Stop) -> None:
     """End a slice of the stop's queued tasks: they never ran. Those that wait for their slice are in no queue."""
-    left = SLICE
-    while stop.todo:
-        task = turn.state.tasks.get(stop.todo[-1])
-        if task is not None:
-            if not left:
-                turn.send(effects.Again(stop.id))
-                return
-            left -= 1
-            first = turn.state.stops[min(task.stops)]
-            turn.emit(facts.TaskAsked(task.id, first.at, _reason(first), None))
-            never_ran(turn, task)
-        stop.todo.pop()  # it has ended, by this slice or by one of another stop
+    state = turn.state
+    if not has_queued(turn, stop):
+        return
+    # Some have ended by a slice of another stop. Those that the same stop was the first to mark go together.
+    members = [task_id for task_id in stop.todo[: -SLICE - 1 : -1] if task_id in state.tasks]
+    for stops, together in itertools.groupby(members, state.waited.__getitem__):
+        first = state.stops[min(stops)]
+        never_queued(turn, list(together), first.at, _reason(first))
+    del stop.todo[-SLICE:]
+    if has_queued(turn, stop):
+        turn.send(effects.Again(stop.id))
 
 
 def has_queued(turn: Turn, stop: Stop) -> bool:
@@ -286,7 +287,7 @@ def _answer(turn: Turn, stop: Stop) -> None:
             stop.at,
             stop.completed_at or turn.now.wall,
             effects.Report(
-                sorted(stop.rows),
+                sorted(stop.rows, key=itemgetter(0)),
                 [] if stop.caller is None else [stop.caller],
                 stop.collateral,
                 stop.left,
@@ -363,7 +364,8 @@ def _tell_cycle(turn: Turn, stop: Stop) -> None:
     if stop.cycle_told:
         return
     state = turn.state
-    cycle = first_cycle(state, (state.tasks[member] for member in sorted(stop.remaining)))
+    held = sorted(stop.remaining & state.held)  # who is queued waits for nobody
+    cycle = first_cycle(state, (state.tasks[member] for member in held))
     if cycle:
         stop.cycle_told = True
         turn.log(

@@ -74,12 +74,15 @@ class Turn:
         """Have something said in the broker's log."""
         self.effects.append(effects.Log(level, text))
 
-    def _batch(self, kind: type, to: Any, row: Any) -> None:
+    def _rows(self, kind: type, to: Any) -> list[Any]:
         rows = self._batches.get((kind, to))
         if rows is None:
             rows = self._batches[(kind, to)] = []
             self.effects.append(kind(to, rows))
-        rows.append(row)
+        return rows
+
+    def _batch(self, kind: type, to: Any, row: Any) -> None:
+        self._rows(kind, to).append(row)
 
     def answer_spawn(self, session: SessionId, answer: SpawnAnswer) -> None:
         """One row of AnswerSpawns."""
@@ -88,6 +91,10 @@ class Turn:
     def send_result(self, session: SessionId, row: ResultRow) -> None:
         """One row of SendResults."""
         self._batch(effects.SendResults, session, row)
+
+    def send_results(self, session: SessionId, rows: list[ResultRow]) -> None:
+        """Some rows of SendResults."""
+        self._rows(effects.SendResults, session).extend(rows)
 
     def assign(self, worker: Incarnation, row: AssignRow) -> None:
         """One row of AssignTasks."""

@@ -26,7 +26,7 @@ def live_row(state: State, task: Task) -> TaskRow:
         task.tenant_id,
         task.timeline_id,
         task.state,
-        ask is not None or bool(task.stops),
+        state.is_stopping(task),
         bool(task.lingering),
         None,
         None,
@@ -81,7 +81,7 @@ def tasks(state: State, scope: Scope, wanted: str | None) -> list[TaskRow]:
         ]
     return [
         live_row(state, state.tasks[task_id])
-        for task_id in state.index.find(scope, state.tasks)
+        for task_id in sorted(state.index.find(scope, state.tasks))
         if wanted is None or state.tasks[task_id].state == wanted
     ]
 

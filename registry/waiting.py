@@ -1,5 +1,6 @@
 """What holds a task up, in words: for listings, for reports of stops that ran out of time, for the log."""
 
+import heapq
 from typing import Final
 
 from quiesce.registry.cycles import asked_for, cycle_of, cycle_words
@@ -114,7 +115,8 @@ def still_waits(state: State, stop: Stop, wall: float) -> str:
     what = f"{left} task{'s' * (left != 1)}" if left else "spawns that its caller sent before it"
     head = f"stop {stop.id} of [{target(stop)}] still waits for {what}"
     lines = [
-        f"  {_line(state, state.tasks[member], wall)}" for member in sorted(stop.remaining)[:NAMED]
+        f"  {_line(state, state.tasks[member], wall)}"
+        for member in heapq.nsmallest(NAMED, stop.remaining)
     ]
     if left > NAMED:
         lines.append(f"  and {left - NAMED} more")
@@ -146,13 +148,7 @@ def _line(state: State, task: Task, wall: float) -> str:
 
 def held_first(state: State, stop: Stop) -> list[TaskId]:
     """The first tasks that a stop waits for and a worker holds: those whose stacks are worth a look."""
-    found: list[TaskId] = []
-    for member in sorted(stop.remaining):
-        if state.tasks[member].worker:
-            found.append(member)
-            if len(found) == STACKS:
-                break
-    return found
+    return heapq.nsmallest(STACKS, stop.remaining & state.held)
 
 
 def holding(state: State, stop_id: StopId, closure: Closure) -> str:

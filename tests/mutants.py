@@ -38,8 +38,8 @@ MUTANTS: Final = (
     Mutant(
         "a stop forgets its queued tasks",
         "registry/apply_stops.py",
-        "            stop.todo.append(task.id)\n",
-        "            pass\n",
+        "    stop.todo = sorted(queued, reverse=True)\n",
+        "    stop.todo = []\n",
     ),
     Mutant(
         "a kept scope is reopened early",

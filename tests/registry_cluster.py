@@ -295,7 +295,7 @@ class Cluster:
             decided, patient = self.uncommitted.pop(0)
             for fact in decided:
                 self.durable.apply(fact)
-            for fact in decided:
+            for fact in facts.singly(decided):
                 self.judge(fact)
             for effect in patient:
                 self.carry_out(effect)

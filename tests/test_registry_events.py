@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pytest
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.apply import RegistryFault, move
 from quiesce.registry.ids import Incarnation, StopId
 from quiesce.registry.leases import default_bound
 from quiesce.registry.machine import HANDLERS
+from quiesce.registry.moving import RegistryFault, move
 from quiesce.registry.states import LEGAL, State
 from registry_helpers import GRACE, LEASE, WALL, Desk, ended_row
 

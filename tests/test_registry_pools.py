@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.ids import Incarnation
+from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.limits import KindLimits
 from registry_helpers import LEASE, WALL, Desk, assign_row, fact_types, supervisor_id
 
@@ -385,7 +385,7 @@ def test_what_it_had_asked_for_is_granted_even_now(desk: Desk) -> None:
     desk.exit(worker, -9, {1: "completed"})
     desk.stop(**X, timeout=5.0, last_spawn=9)
     desk.associate(worker, 1, "x")
-    assert desk.task(1).stops == {1}
+    assert desk.registry.state.waited[TaskId(1)] == {1}
     desk.wait(0.3)
     assert desk.life(1) == "completed RETURNED"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.ids import Incarnation, RequestNumber
+from quiesce.registry.ids import Incarnation, RequestNumber, TaskId
 from registry_helpers import GRACE, WALL, Desk, fact_types, session_id, spawn_row, supervisor_id
 
 X = {"tenant_id": "x"}
@@ -61,10 +61,11 @@ def test_it_closes_the_scope_and_marks_every_task_in_one_step(desk: Desk) -> Non
     desk.stop(**X, reason="detach")
     assert fact_types(desk) == [
         "StopOpened",
-        *["TaskAsked"] * 3,
-        "TaskEnded",
-        "TaskAsked",
-        "TaskEnded",
+        *["TaskAsked"] * 2,
+        "TasksNeverRan",
+    ]
+    assert [type(fact).__name__ for fact in facts.singly(desk.facts)][3:] == [
+        *["TaskAsked", "TaskEnded"] * 2
     ]
     asked = desk.one(effects.AskStops)
     assert asked == (worker, [(1, 1, 3, "detach"), (3, 1, 3, "detach")])
@@ -174,8 +175,26 @@ def test_queued_tasks_end_in_slices(sliced: Desk) -> None:
     ]
     assert sliced.one(effects.Again) == effects.Again(stop)
     assert sliced.take(effects.AnswerStop) == []
+    assert sliced.one(facts.TasksNeverRan).task_ids == [2, 3]
     sliced.go_on()
     assert [row[0] for row in sliced.ends()] == [2, 3, 4, 5]
+    assert len(sliced.take(facts.TasksNeverRan)) == 1
+
+
+def test_each_task_is_asked_by_the_first_stop_that_marked_it(sliced: Desk) -> None:
+    """So a slice speaks of those of each stop apart, and of labels that differ together."""
+    sliced.stop(runtime="solo", tenant_id="y", timeout=0.0)
+    sliced.spawn({**X, "runtime": "solo"}, {"runtime": "solo"})
+    sliced.stop(**X, reason="first")
+    sliced.stop("B", runtime="solo", reason="second")
+    assert [(fact.task_ids, fact.reason) for fact in sliced.take(facts.TasksNeverRan)] == [
+        ([4, 5], "first")
+    ]
+    sliced.go_on()
+    assert [(fact.task_ids, fact.reason) for fact in sliced.take(facts.TasksNeverRan)] == [
+        ([7], "first"),
+        ([8], "second"),
+    ]
 
 
 def test_a_task_of_a_later_slice_is_never_assigned(sliced: Desk) -> None:
@@ -381,8 +400,9 @@ def test_it_joins_every_open_stop_that_covers_it(desk: Desk) -> None:
     third = desk.stop("B", kind="flush", tenant_id="x", timeline_id="other")
     desk.associate(worker, 2, "x")
     assert desk.take(facts.StopJoined) == [facts.StopJoined(first, 2)]
-    assert desk.task(2).stops == {first, second}
-    assert third not in desk.task(2).stops
+    waited = desk.registry.state.waited[TaskId(2)]
+    assert waited == {first, second}
+    assert third not in waited
     desk.obey(worker, 1)
     assert desk.take(effects.AnswerStop) == []
     desk.obey(worker, 2)

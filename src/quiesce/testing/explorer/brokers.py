@@ -13,12 +13,12 @@ from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.protocol import to_client, to_supervisor
 from quiesce.registry import effects, events
-from quiesce.registry.apply import RegistryFault
 from quiesce.registry.effects import Effect
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.machine import Registry
+from quiesce.registry.moving import RegistryFault
 from quiesce.registry.timers import Due
 from quiesce.testing.explorer.rules import BrokenRule, Judgement, Quiet, judge
 from quiesce.testing.explorer.scenario import PATIENT, RUNTIME, STRICT, Scenario

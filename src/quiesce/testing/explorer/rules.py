@@ -100,7 +100,7 @@ def judge(
         BrokenRule: something came into a closed scope.
     """
     found: list[Judgement | Quiet] = []
-    for fact in decided:
+    for fact in facts.singly(decided):
         match fact:
             case facts.TaskRegistered():
                 attempts[TaskId(fact.task_id)] = 1

@@ -210,6 +210,11 @@ class Judge:
         if truth is not None and truth.running is not None and not truth.smudged:
             self.fail(f"{truth.running} runs in {truth.running.worker}, and has ended: {fact}")
 
+    def _never_ran(self, fact: facts.TasksNeverRan) -> None:
+        for each in facts.singly([fact]):
+            if type(each) is facts.TaskEnded:
+                self._ended(each)
+
     def _opened(self, fact: facts.StopOpened) -> None:
         stop = StopTruth(fact, self.number)
         self.stops[(fact.stop_id, fact.at)] = self._open_stops[fact.stop_id] = stop
@@ -251,7 +256,7 @@ class Judge:
                         self._is_lost(truth)
                 elif task_id is not None and task_id in self.tasks:
                     self.tasks[task_id].smudged = True
-                elif type(fact) is facts.ResultsForgotten:
+                elif isinstance(fact, (facts.ResultsForgotten, facts.TasksNeverRan)):
                     for each in fact.task_ids:
                         if each in self.tasks:
                             self.tasks[each].smudged = True
@@ -431,6 +436,7 @@ _FACTS: Final[dict[type, Any]] = {
     facts.TaskAssociated: Judge._associated,
     facts.TaskRequeued: Judge._requeued,
     facts.TaskEnded: Judge._ended,
+    facts.TasksNeverRan: Judge._never_ran,
     facts.StopOpened: Judge._opened,
     facts.StopEnded: Judge._stop_ended,
     facts.ScopesReopened: Judge._reopened,

@@ -1,0 +1,89 @@
+"""Applying a slice of a stop: what `apply.task_ended` does for one task, for hundreds of queued ones at once."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from quiesce.registry import facts
+from quiesce.registry.ended import EndedTask
+from quiesce.registry.ids import SessionId, StopId, TaskId
+from quiesce.registry.moving import RegistryFault, count, move, story
+from quiesce.registry.records import Ask, Task, stopped_row
+from quiesce.registry.rows import ResultRow, StoppedRow
+from quiesce.registry.state import State
+from quiesce.registry.states import Evidence, Outcome, State as TaskState
+
+_CANCELLED: Final = str(Outcome.CANCELLED)
+_NEVER_RAN: Final = str(Evidence.NEVER_RAN)
+
+
+class _Labels(NamedTuple):
+    """What places a task in the indexes and counts."""
+
+    kind: str
+    tenant_id: str | None
+    timeline_id: str | None
+    runtime: str
+
+
+def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
+    """As `facts.singly` has it. A stop took them out of their queue when it marked them."""
+    ask = Ask(fact.asked_at, fact.reason)  # theirs alone, and none outlives this step
+    ask.stopped = True
+    alike: dict[_Labels, list[TaskId]] = {}
+    rows: dict[frozenset[StopId], list[StoppedRow]] = {}
+    for number in fact.task_ids:
+        task = state.tasks.pop(TaskId(number))
+        if task.state is not TaskState.QUEUED:
+            raise RegistryFault(f"a slice of a stop ends only what is queued: {story(task)}")
+        move(task, TaskState.ENDED)
+        task.ask = ask
+        spawn = task.spawn
+        labels = _Labels(spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
+        alike.setdefault(labels, []).append(task.id)
+        stops = state.waited.pop(task.id)
+        row = stopped_row(task, _CANCELLED, _NEVER_RAN, None, fact.at)
+        rows.setdefault(stops, []).append(row)
+        _leave_sessions(state, task, fact.text)
+        state.history[task.id] = EndedTask(
+            task,
+            outcome=_CANCELLED,
+            evidence=_NEVER_RAN,
+            exit_status=None,
+            started_at=None,
+            ended_at=fact.at,
+            host="",
+            worker_pid=None,
+        )
+    for labels, task_ids in alike.items():
+        state.index.remove_many(task_ids, *labels)
+        pool = (labels.runtime, labels.kind)
+        count(state.live_total, pool, -len(task_ids))
+        count(state.ended_total, (*pool, _CANCELLED), len(task_ids))
+    for stops, ended in rows.items():
+        _report(state, stops, ended)
+    while len(state.history) > state.history_limit:
+        state.history.popitem(last=False)
+
+
+def _leave_sessions(state: State, task: Task, text: str) -> None:
+    if task.spawn.unique_key is not None:
+        unique = task.unique
+        assert unique is not None  # ours: it has a key
+        del state.unique[unique]
+        state.holders.discard(task.id)
+        for session_id, parked in task.parked:
+            del state.sessions[session_id].parked[parked.number]
+        state.parked -= len(task.parked)
+    for session_id in task.watchers:
+        session = state.sessions.get(SessionId(session_id))
+        if session is not None:
+            session.results[task.id] = ResultRow(
+                task.id, task.attempt, _CANCELLED, _NEVER_RAN, None, text, b""
+            )
+
+
+def _report(state: State, stops: frozenset[StopId], rows: Sequence[StoppedRow]) -> None:
+    for stop_id in stops:
+        stop = state.stops[stop_id]
+        stop.remaining.difference_update([row.id for row in rows])
+        stop.rows.extend(rows)

@@ -1,0 +1,37 @@
+"""What all of `apply` stands on: the one step from state to state, and the counts that go with it."""
+
+from typing import TypeVar
+
+from quiesce.registry.records import Task
+from quiesce.registry.states import State as TaskState
+
+_K = TypeVar("_K")
+
+
+class RegistryFault(Exception):  # noqa: N818 - a bug of ours, no error that a caller could handle
+    """The registry was about to break its own rules, or has. The text tells the story."""
+
+
+def story(task: Task) -> str:
+    """All that may explain how a task came to where it is."""
+    return (
+        f"task {task.id}.{task.attempt} ({task.spawn.kind} {task.spawn.name!r} of tenant "
+        f"{task.tenant_id!r}, timeline {task.timeline_id!r}), {task.state}, worker {task.worker}, "
+        f"assignment {task.assign_number}, asked to stop: {task.ask is not None}"
+    )
+
+
+def move(task: Task, to: TaskState) -> None:
+    """The one place where a task's state changes."""
+    if to not in task.state.leads_to:
+        raise RegistryFault(f"can't go from {task.state} to {to}: {story(task)}")
+    task.state = to
+
+
+def count(counts: dict[_K, int], key: _K, change: int) -> None:
+    """Add to a count; no zeros are kept."""
+    new = counts.get(key, 0) + change
+    if new:
+        counts[key] = new
+    else:
+        del counts[key]
