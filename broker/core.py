@@ -4,6 +4,7 @@ Messages come in through `hear`, become events, and the registry's effects becom
 must wait for the journal, once it has their facts.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from quiesce.broker import news
 from quiesce.broker.admission import Admission
 from quiesce.broker.incoming import Incoming
 from quiesce.broker.journal import Journal, Recovered
-from quiesce.broker.outgoing import Outgoing
+from quiesce.broker.outgoing import LATER, Outgoing
 from quiesce.broker.peers import Channel, PeerKey, Peers
 from quiesce.broker.queries import Queries
 from quiesce.broker.settings import BrokerSettings
@@ -70,6 +71,7 @@ class Core:
         *,
         now: Callable[[], Instant] = boottime_and_wall,
         complain: Callable[[str], None] = lambda text: None,
+        patient: bool = False,
     ) -> None:
         """Begin an epoch.
 
@@ -82,6 +84,7 @@ class Core:
             boot_id: names this boot of the machine.
             now: its clock.
             complain: told of each malformed message.
+            patient: let what nobody waits for leave a little later, with something else.
         """
         self.peers = peers
         self._journal = journal
@@ -107,7 +110,9 @@ class Core:
             self.handle,
             payload_limit=settings.payload_limit,
         )
-        self.outgoing = Outgoing(peers, payload_limit=settings.payload_limit)
+        self.outgoing = Outgoing(
+            peers, payload_limit=settings.payload_limit, patience=LATER if patient else 0.0
+        )
         self.outgoing.on_still_waiting = self.queries.stacks.say
         self.incoming.epoch = self.outgoing.epoch = epoch
         #: Something acknowledged before may be missing from the journal, and may still run.
@@ -156,7 +161,10 @@ class Core:
 
     def due(self) -> float | None:
         """The tick by which `pass_time` has something to do; None: not before something else happens."""
-        return self.registry.next_deadline()
+        deadline, later = self.registry.next_deadline(), self.outgoing.later_at
+        if deadline is None:
+            return later if later < math.inf else None
+        return min(deadline, later)
 
     def pass_time(self) -> None:
         """What time brings, and the next slices of long stops. After the inbox: it may hold what is awaited."""
@@ -187,7 +195,7 @@ class Core:
             self._journal.vouch()
         if self._journal.wants_snapshot():
             self._journal.snapshot(self.registry.freeze(volatile=False, payloads=True))
-        self.outgoing.flush()
+        self.outgoing.flush(self._now().tick)
         if self.peers.full:
             self.peers.flush()
 

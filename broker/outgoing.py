@@ -4,6 +4,7 @@ Control goes before data, so that a request to stop is on its way before any pay
 """
 
 import logging
+import math
 import re
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,13 @@ from quiesce.registry.ids import StopId
 log: Final = logging.getLogger("quiesce.broker")
 #: Rows of one message, so that none grows without bound.
 ROWS: Final = 1024
+#: What a peer need not know soon: it keeps something till then, and would be woken for nothing else. It goes with
+#: the next message to it, or after so many rows or seconds. To the peer that is a slow network.
+PATIENT: Final = frozenset({to_worker.EndedTaken, to_worker.GivenBackTaken})
+MANY: Final = 64
+LATER: Final = 0.005
+#: In which order messages of one turn leave, after those on control: what somebody waits for first.
+_ORDER: Final = {to_worker.Assign: 1, to_client.SpawnAnswers: 2, to_client.Ended: 3}
 #: Rows of a report that are packed in one turn.
 PIECE: Final = 2000
 
@@ -26,9 +34,14 @@ PIECE: Final = 2000
 class Outgoing:
     """Carries out effects. `again` and `stopped` are what the loop must do itself."""
 
-    def __init__(self, peers: Peers, *, payload_limit: int) -> None:
+    def __init__(self, peers: Peers, *, payload_limit: int, patience: float = 0.0) -> None:
+        """`patience`: seconds for which what is PATIENT may wait for company."""
         self._peers = peers
         self._payload_limit = payload_limit
+        self._patience = patience
+        #: What waits for company, by receiver and kind; and when it waits no longer.
+        self._later: dict[Any, dict[type, list[Any]]] = {}
+        self.later_at = math.inf
         self.epoch = 0
         #: Stops that want their next slice.
         self.again: list[StopId] = []
@@ -49,21 +62,47 @@ class Outgoing:
         """Whether there is something to be done in the next turn, whatever else comes."""
         return bool(self.again or self._long)
 
-    def flush(self) -> None:
-        """Send what was collected."""
+    def flush(self, tick: float) -> None:
+        """Send what was collected, but for what may wait still."""
         if self._long:
             self._pack_long()
-        if not self._rows:
-            return
+        if self._rows:
+            self._flush_rows(tick)
+        if tick >= self.later_at:
+            self.later_at = math.inf
+            for key in list(self._later):
+                self._send_later(key)
+
+    def _flush_rows(self, tick: float) -> None:
         rows, self._rows = self._rows, {}
-        for (kind, channel, key), batch in sorted(rows.items(), key=_control_first):
-            peer = self._peer(key)
-            for start in range(0, len(batch), ROWS):
-                self._peers.send(peer, channel, self._message(kind, batch[start : start + ROWS]))
+        for (kind, channel, key), batch in sorted(rows.items(), key=_urgency):
+            if kind in PATIENT and self._patience:
+                self._keep(kind, key, batch, tick)
+                continue
+            self._send_rows(kind, channel, key, batch)
+            if key in self._later and channel == "data":
+                self._send_later(key)
+
+    def _send_rows(self, kind: type, channel: Channel, key: Any, rows: list[Any]) -> None:
+        peer = self._peer(key)
+        for start in range(0, len(rows), ROWS):
+            self._peers.send(peer, channel, self._message(kind, rows[start : start + ROWS]))
+
+    def _keep(self, kind: type, key: Any, rows: list[Any], tick: float) -> None:
+        kept = self._later.setdefault(key, {}).setdefault(kind, [])
+        kept += rows
+        if len(kept) >= MANY:
+            self._send_later(key)
+        else:
+            self.later_at = min(self.later_at, tick + self._patience)
+
+    def _send_later(self, key: Any) -> None:
+        for kind, rows in self._later.pop(key).items():
+            self._send_rows(kind, "data", key, rows)
 
     def flush_all(self) -> None:
         """Send what was collected, long reports too: these are the last words."""
-        self.flush()
+        self.flush(math.inf)
         while self._long:
             self._pack_long()
 
@@ -280,8 +319,9 @@ def about(text: str) -> dict[str, int]:
     return {f"quiesce_{name}": int(value) for name, value in named.items() if value is not None}
 
 
-def _control_first(item: tuple[tuple[Any, ...], list[Any]]) -> bool:
-    return bool(item[0][1] != "control")
+def _urgency(item: tuple[tuple[Any, ...], list[Any]]) -> int:
+    kind, channel, _ = item[0]
+    return 0 if channel == "control" else _ORDER.get(kind, 4)
 
 
 _WITH_EPOCH: Final = frozenset({to_worker.Assign, to_worker.Stop, to_supervisor.Flag})

@@ -27,6 +27,8 @@ PATIENCE: Final = 1000
 #: Messages and bytes that may wait for one peer; the last one may be of any size.
 LIMIT: Final = 20_000
 LIMIT_BYTES: Final = 256 * 2**20
+_LAST: Final = int(zmq.DONTWAIT)
+_MORE: Final = int(zmq.DONTWAIT | zmq.SNDMORE)
 #: Above this size pyzmq's bookkeeping costs less than a copy.
 NO_COPY_ABOVE: Final = 64 * 1024
 
@@ -153,12 +155,10 @@ class Peers:
             return True
         try:
             socket, last = self._sockets[channel], len(frames) - 1
-            socket.send(
-                route, zmq.DONTWAIT | zmq.SNDMORE
-            )  # it is this frame that may find no room, or nobody
+            socket.send(route, _MORE)  # it is this frame that may find no room, or nobody
             for place, frame in enumerate(frames):
-                more = 0 if place == last else zmq.SNDMORE
-                socket.send(frame, zmq.DONTWAIT | more, copy=len(frame) <= NO_COPY_ABOVE)
+                flags = _LAST if place == last else _MORE
+                socket.send(frame, flags, copy=len(frame) <= NO_COPY_ABOVE)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

@@ -5,6 +5,7 @@ only when it sleeps. One turn: take commands, read what has arrived (control fir
 """
 
 import atexit
+import math
 import os
 import socket
 import threading
@@ -60,6 +61,9 @@ from quiesce.values import Event as PublicEvent
 
 #: Seconds between heartbeats.
 HEARTBEAT: Final = 5.0
+#: Seconds for which an acknowledgement of results waits for company, and results that do.
+_ACK_AFTER: Final = 0.005
+_ACK_MANY: Final = 512
 #: Commands taken, and messages read from one socket, in one turn.
 _TURN: Final = 1024
 #: Seconds that a client nobody closed has at most, to send what is pending.
@@ -244,13 +248,20 @@ class Driver:
 
     def _loop(self) -> None:
         beat_at = time.monotonic() + HEARTBEAT
+        #: By when results are acknowledged that wait for something else to be said.
+        taken_at = math.inf
         while True:
-            self._take_commands()
+            spoke = self._take_commands()
             more = self._read()
-            self._handle(TurnEnded())
+            now = time.monotonic()
+            if self._session.taken and self._session.channels[DATA] == READY:
+                if spoke or now >= taken_at or len(self._session.taken) >= _ACK_MANY:
+                    self._handle(TurnEnded())
+                    taken_at = math.inf
+                else:
+                    taken_at = min(taken_at, now + _ACK_AFTER)
             self._connection.flush()
             self._ledger.ring()
-            now = time.monotonic()
             # Before the look: `may_sleep` tells if it has changed since.
             deadline = self._mail.deadline
             if self._may_leave(now):
@@ -258,7 +269,7 @@ class Driver:
             if now >= beat_at:
                 beat_at = now + HEARTBEAT
                 self._handle(HeartbeatDue())
-            until = beat_at if deadline is None else min(beat_at, deadline)
+            until = min(beat_at, taken_at if deadline is None else min(taken_at, deadline))
             asleep = self._mail.may_sleep(more=more, deadline=deadline)
             self._connection.poll(until - now if asleep else 0)
             self._mail.awake()
@@ -276,8 +287,10 @@ class Driver:
         self._connection.flush()
         return True
 
-    def _take_commands(self) -> None:
-        """Spawns that wait together travel together; none waits for another to come."""
+    def _take_commands(self) -> bool:
+        """Spawns that wait together travel together; none waits for another to come. Whether there was anything."""
+        if not self._mail.commands:
+            return False
         spawns: list[mailbox.Spawn] = []
         for _ in range(_TURN):
             try:
@@ -299,6 +312,7 @@ class Driver:
                 self._handle(RequestAbandoned(command.reply.key))
                 self._ledger.forget_reply(command.reply)
         self._take_spawns(spawns)
+        return True
 
     def _take_spawns(self, spawns: list[mailbox.Spawn]) -> None:
         if spawns:

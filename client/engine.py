@@ -4,6 +4,7 @@ import atexit
 import contextvars
 import queue
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -32,8 +33,11 @@ from quiesce.protocol.callables import is_async
 _START_TIMEOUT: Final = 60.0
 #: At the interpreter's end: seconds without an answer of the broker after which it is not waited for any more.
 _SILENCE: Final = 30.0
-#: Beyond one per worker, so that none is idle while the next call is on its way.
+#: Beyond one per worker, so that none is idle while the next call is on its way; of short calls more, as many as
+#: take so many seconds, and so many at most.
 _AHEAD: Final = 1
+_AHEAD_SECONDS: Final = 0.004
+_AHEAD_MOST: Final = 128
 
 AFTER_SHUTDOWN: Final = "cannot schedule new futures after shutdown"
 _AT_EXIT: Final = "cannot schedule new futures after interpreter shutdown"
@@ -100,9 +104,10 @@ class ShutDown(NamedTuple):
 class Engine:
     """See the module.
 
-    It holds back all but a few calls, so that a future which has not begun can be cancelled for sure. It
-    does not refer to the executor, so that the executor can go without being shut down; and of a call and
-    its result it keeps nothing once they are on their way.
+    It holds back all but a few calls, so that a future which has not begun can be cancelled for sure; what it has
+    handed over begins within milliseconds, as far as those before it tell. It does not refer to the executor,
+    so that the executor can go without being shut down; and of a call and its result it keeps nothing once they
+    are on their way.
     """
 
     def __init__(
@@ -126,6 +131,9 @@ class Engine:
         self._own_client = client is None
         self._workers = max_workers
         self._room = max_workers + _AHEAD
+        #: When the last call ended, and seconds from one end to the next: slow ones count at once.
+        self._ended_at = 0.0
+        self._pace = 1.0
         self._runtime = runtime
         self._kind = kind
         self._tenant_id = tenant_id
@@ -251,6 +259,7 @@ class Engine:
                 self._pending.append(message)
             elif isinstance(message, _Ended):
                 self._running.discard(message.future)
+                self._adapt()
                 self._resolve(message.future, message.record)
             else:
                 shut_down = True
@@ -259,6 +268,16 @@ class Engine:
             del message  # nothing of it may live through the next wait
             while self._pending and len(self._running) < self._room:
                 self._begin(client, *self._pending.popleft())
+
+    def _adapt(self) -> None:
+        """A call has ended: by the pace of the last ones, how many may be handed over."""
+        now = time.monotonic()
+        self._pace = max(now - self._ended_at, self._pace / 2)
+        self._ended_at = now
+        ahead = _AHEAD
+        if self._pace < _AHEAD_SECONDS:
+            ahead = min(_AHEAD_MOST, _AHEAD + int(_AHEAD_SECONDS / max(self._pace, 1e-6)))
+        self._room = self._workers + ahead
 
     def _begin(
         self,

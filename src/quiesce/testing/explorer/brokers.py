@@ -4,6 +4,7 @@ One core is made for each epoch of a process and loaded with whatever state a st
 remembered by (state, input), since all of it is pure.
 """
 
+import math
 from typing import Any, Final, NamedTuple
 
 from quiesce.broker.core import Core
@@ -386,7 +387,7 @@ class BrokerMachine:
                     shell.outgoing.carry_out(effect)
             if decided or later:
                 turns.append(self._store.put(Turn(tuple(decided), later, judgements)))
-        shell.outgoing.flush()
+        shell.outgoing.flush(math.inf)
         shell._graves.clear()
         registry = shell.registry
         if shell.outgoing.again:
