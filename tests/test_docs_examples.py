@@ -1,7 +1,6 @@
-"""The Python examples of docs/testing.md run as they stand there."""
+"""The examples of docs/ run as they stand there."""
 
 import os
-import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -9,20 +8,25 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+from docs_pages import DOCS, Walk, write_examples
+
+#: Pages to be followed from top to bottom.
+WALKS = [
+    "tutorial.md",
+    "listeners.md",
+    "blocking.md",
+    "service.md",
+    "from-processpool.md",
+    "from-celery.md",
+]
 
 
-def write_examples(page: Path, folder: Path) -> list[str]:
-    """Each block of Python begins with the name of its file; blocks of the same file go on. Gives the names."""
-    files: dict[str, list[str]] = {}
-    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
-        first, _, rest = block.partition("\n")
-        name = first.removeprefix("# ")
-        assert re.fullmatch(r"\w+\.py", name), f"{page.name}: this block names no file: {first}"
-        files.setdefault(name, []).append(rest)
-    for name, blocks in files.items():
-        (folder / name).write_text("\n\n".join(blocks))
-    return list(files)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", WALKS)
+def test_what_a_page_says_comes_true(page: str, run_folder: Path) -> None:
+    with Walk(run_folder) as walk:
+        walk.follow(DOCS / page)
 
 
 @pytest.mark.slow
