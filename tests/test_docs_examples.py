@@ -21,10 +21,13 @@ WALKS = [
     "listeners.md",
     "blocking.md",
     "service.md",
+    "fault-tests.md",
     "executor.md",
     "from-processpool.md",
     "from-celery.md",
 ]
+#: The tree is tested, and what is installed beside it may know of no plugin.
+PLUGIN = [] if entry_points(group="pytest11", name="quiesce") else ["-p", "quiesce.testing.plugin"]
 #: A small system, for pages that say nothing of it.
 SMALL = """
 [broker]
@@ -40,6 +43,7 @@ slots = 16
 @pytest.mark.parametrize("page", WALKS)
 def test_what_a_page_says_comes_true(page: str, run_folder: Path) -> None:
     with Walk(run_folder) as walk:
+        walk.env["PYTEST_ADDOPTS"] = " ".join(["-p", "no:cacheprovider", *PLUGIN])
         if not any(language == "toml" for language, _ in blocks(DOCS / page)):
             (walk.folder / "quiesce.toml").write_text(SMALL)
         walk.follow(DOCS / page)
@@ -124,11 +128,8 @@ def test_every_python_example_names_its_file() -> None:
 def test_the_examples_of_testing(tmp_path: Path) -> None:
     names = write_examples(DOCS / "testing.md", tmp_path)
     assert names == ["jobs.py", "test_jobs.py"]
-    plugin = (
-        [] if entry_points(group="pytest11", name="quiesce") else ["-p", "quiesce.testing.plugin"]
-    )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *plugin, "-q", "-W", "error"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *PLUGIN, "-q", "-W", "error"],
         cwd=tmp_path,
         env={**os.environ, "PYTEST_ADDOPTS": ""},
         capture_output=True,
