@@ -262,7 +262,7 @@ class TaskHarness:
 
     @property
     def gap_between(self) -> str:
-        """Where it looked before and after the longest gap between looks: "FILE:LINE (function) and ..."."""
+        """Where it looked before and after the longest gap between looks: `FILE:LINE (function) and ...`."""
         return self._checks.between
 
     @property
