@@ -106,8 +106,8 @@ class SpawningClient(BaseClient):
             shutdown_process_on_error: if it fails, crashes or is lost unasked, the whole system stops in
                 order, and `quiesce up` exits 1.
             retries: how often it is run again after it failed or its process died.
-            restart: "never"; "on-failure": run again whenever it fails or crashes, with growing pauses;
-                "always": also when it returns. For long-lived tasks; a stop ends it for good.
+            restart: "never"; "on-failure": run again whenever it fails or crashes, at once, but at most five
+                times a minute; "always": also when it returns. For long-lived tasks; a stop ends it for good.
             timeout: seconds that one execution may take; then it is stopped and ends with TaskTimeoutError.
             unique_key: one live task at most per key within (kind, tenant, timeline): a second spawn gets
                 a handle of the first's task.

@@ -248,7 +248,7 @@ class TaskHarness:
 
     @property
     def longest_gap(self) -> float:
-        """Seconds: the longest time in which nothing of the task could see a request.
+        """The longest time, in seconds, in which nothing of the task could see a request.
 
         From its start until it sees the request, or its end, or now. For a coroutine function the longest turn of
         its event loop counts as well: for as long nobody else there sees anything either.
@@ -257,12 +257,12 @@ class TaskHarness:
 
     @property
     def longest_turn(self) -> float:
-        """Seconds: the longest turn of its event loop, 0.0 without one."""
+        """The longest turn of its event loop, in seconds; 0.0 without one."""
         return self._checks.longest_turn
 
     @property
     def gap_between(self) -> str:
-        """Where it looked before and after the longest gap between looks: "FILE:LINE (function) and ..."."""
+        """Where it looked before and after the longest gap between looks: `FILE:LINE (function) and ...`."""
         return self._checks.between
 
     @property
