@@ -274,9 +274,7 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
     if stops:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
         for stop_id in stops:
-            stop = state.stops[stop_id]
-            stop.remaining.discard(task.id)
-            stop.rows.append(row)
+            state.stops[stop_id].report([row])
     ended = EndedTask(
         task,
         outcome=fact.outcome,

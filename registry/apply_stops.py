@@ -1,6 +1,6 @@
 """Applying the facts of stops and closures; `apply` calls it and says what holds for both."""
 
-from typing import Final
+from typing import Final, cast
 
 from quiesce.registry import facts
 from quiesce.registry.ids import RequestNumber, SessionId, StopId, TaskId
@@ -32,7 +32,7 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
         reason=fact.reason,
         last_spawn=fact.last_spawn,
         caller=None if caller is None else stopped_row(caller),
-        members=fact.members,
+        members=cast("list[TaskId]", fact.members),
         at=fact.at,
     )
     asker = state.sessions.get(stop.session)

@@ -385,7 +385,7 @@ def _thaw_stop(state: State, frozen: Frozen) -> None:
     stop = Stop(stop_id, members=remaining, **named)
     _set(stop, _STOP_MORE, tuple(fields[len(_STOP) :]))
     stop.todo = list(todo)
-    stop.rows = [StoppedRow(*row) for row in rows]
+    stop.report([StoppedRow(*row) for row in rows])
     stop.collateral = [StoppedRow(*row) for row in collateral]
     stop.left = [StoppedRow(*row) for row in left]
     if volatile is not None:
