@@ -89,11 +89,11 @@ def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
 
 def _unpark(state: State, holder: TaskId, session_id: SessionId, number: int) -> None:
     task = state.tasks[holder]
-    task.parked = [
+    task.parked = tuple(
         (session, row)
         for session, row in task.parked
         if session != session_id or row.number != number
-    ]
+    )
     state.parked -= 1
     if not task.parked:
         state.holders.remove(holder)
@@ -109,7 +109,7 @@ def task_registered(state: State, fact: facts.TaskRegistered) -> None:
     state.queues[fact.row.runtime].push(task.id, task.tenant_id, fact.row.kind)
     if task.unique is not None:
         state.unique[task.unique] = task.id
-    task.watchers.append(SessionId(fact.session))
+    task.watchers = state.sessions[SessionId(fact.session)].alone
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
 
 
@@ -125,14 +125,14 @@ def spawn_joined(state: State, fact: facts.SpawnJoined) -> None:
     task = state.tasks[TaskId(fact.task_id)]
     session = SessionId(fact.session)
     if session not in task.watchers:
-        task.watchers.append(session)
+        task.watchers = (*task.watchers, session)
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
 
 
 def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
     session = state.sessions[SessionId(fact.session)]
     holder = state.tasks[TaskId(fact.holder)]
-    holder.parked.append((session.id, fact.row))
+    holder.parked = (*holder.parked, (session.id, fact.row))
     state.parked += 1
     state.holders.add(holder.id)
     session.parked[fact.row.number] = holder.id

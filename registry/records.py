@@ -105,10 +105,10 @@ class Task:
         self.ask: Ask | None = None
         self.lingering = ""
         #: The sessions that get its result, each once; those that are gone by then get nothing.
-        self.watchers: list[SessionId] = []
+        self.watchers: tuple[SessionId, ...] = ()
         #: Spawns with its unique key that came while it was stopping: (session, row). None of a
         #: session that is gone, none that lies in a closed scope.
-        self.parked: list[tuple[SessionId, SpawnRow]] = []
+        self.parked: tuple[tuple[SessionId, SpawnRow], ...] = ()
         #: When it was restarted by its policy, lately; volatile, what is decided by it is a fact.
         self.restarts: tuple[float, ...] = ()
         self.last_check_at: float | None = None
@@ -254,6 +254,7 @@ class Session:
     """One client session."""
 
     __slots__ = (
+        "alone",
         "answers",
         "blocks",
         "forgotten",
@@ -271,6 +272,8 @@ class Session:
 
     def __init__(self, session: SessionId, pid: int, host: str, worker: int) -> None:
         self.id = session
+        #: What its tasks have as their watchers, as long as it alone watches them: one for all.
+        self.alone = (session,)
         self.pid = pid
         self.host = host
         self.worker = worker
