@@ -30,8 +30,8 @@ class Outgoing:
         self._peers = peers
         self._payload_limit = payload_limit
         self.epoch = 0
-        #: Stops that want their next slice.
-        self.again: list[StopId] = []
+        #: Stops that want their next slice, in the order of their turns.
+        self.again: deque[StopId] = deque()
         #: Not None once the system has stopped; True if a failure was the cause.
         self.stopped: bool | None = None
         #: What is done about a stop that still waits.

@@ -42,8 +42,7 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
     held = stop.remaining & state.held
     for member in held:
         _wait_for(state, state.tasks[member], stop_id)
-    queued = set(stop.remaining)
-    queued -= held
+    queued = stop.remaining - held if held else stop.remaining
     state.unqueue(queued)
     state.wait_for(queued, stop_id)
     stop.todo = sorted(queued, reverse=True)
