@@ -167,10 +167,9 @@ class Core:
         return min(deadline, later)
 
     def pass_time(self) -> None:
-        """What time brings, and the next slices of long stops. After the inbox: it may hold what is awaited."""
-        again, self.outgoing.again = self.outgoing.again, []
-        for stop_id in again:
-            self.handle(events.Continue(stop_id))
+        """What time brings, and the next slice of a long stop. After the inbox: it may hold what is awaited."""
+        if self.outgoing.again:  # one slice in each turn, however many stops are under way
+            self.handle(events.Continue(self.outgoing.again.popleft()))
         tick = self._now().tick
         deadline = self.registry.next_deadline()
         if deadline is not None and deadline <= tick:

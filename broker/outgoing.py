@@ -43,8 +43,8 @@ class Outgoing:
         self._later: dict[Any, dict[type, list[Any]]] = {}
         self.later_at = math.inf
         self.epoch = 0
-        #: Stops that want their next slice.
-        self.again: list[StopId] = []
+        #: Stops that want their next slice, in the order of their turns.
+        self.again: deque[StopId] = deque()
         #: Not None once the system has stopped; True if a failure was the cause.
         self.stopped: bool | None = None
         #: What is done about a stop that still waits.

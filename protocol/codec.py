@@ -15,6 +15,7 @@ signature then costs one look-up in a dictionary, not one call for each field. T
 import math
 import types
 from collections.abc import Callable, Iterable, Sequence, Sized
+from itertools import repeat
 from typing import Any, Final, NamedTuple, NewType, Union, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -355,11 +356,11 @@ def runs_check(check: Check) -> Check:
 
     def expand(run: tuple[Any, ...], found: list[Any]) -> None:
         row = check(run[0])
-        kind, rest = type(row), row[1:]
-        if not _NUMBERS.issuperset(map(type, run[1:])):
+        numbers = run[1:]
+        if not _NUMBERS.issuperset(map(type, numbers)):
             raise RefusedError("expected integers after the first of a run")
         found.append(row)
-        found.extend([new(kind, (number, *rest)) for number in run[1:]])
+        found.extend(map(new, repeat(type(row)), zip(numbers, *map(repeat, row[1:]), strict=False)))
 
     def check_all(values: tuple[Any, ...]) -> list[Any]:
         found: list[Any] = []

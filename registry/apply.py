@@ -90,11 +90,11 @@ def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
 
 def _unpark(state: State, holder: TaskId, session_id: SessionId, number: int) -> None:
     task = state.tasks[holder]
-    task.parked = [
+    task.parked = tuple(
         (session, row)
         for session, row in task.parked
         if session != session_id or row.number != number
-    ]
+    )
     state.parked -= 1
     if not task.parked:
         state.holders.remove(holder)
@@ -110,7 +110,7 @@ def task_registered(state: State, fact: facts.TaskRegistered) -> None:
     state.queues[fact.row.runtime].push(task.id, task.tenant_id, fact.row.kind)
     if fact.row.unique_key is not None and task.unique is not None:
         state.unique[task.unique] = task.id
-    task.watchers.append(SessionId(fact.session))
+    task.watchers = state.sessions[SessionId(fact.session)].alone
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
 
 
@@ -126,14 +126,14 @@ def spawn_joined(state: State, fact: facts.SpawnJoined) -> None:
     task = state.tasks[TaskId(fact.task_id)]
     session = SessionId(fact.session)
     if session not in task.watchers:
-        task.watchers.append(session)
+        task.watchers = (*task.watchers, session)
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
 
 
 def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
     session = state.sessions[SessionId(fact.session)]
     holder = state.tasks[TaskId(fact.holder)]
-    holder.parked.append((session.id, fact.row))
+    holder.parked = (*holder.parked, (session.id, fact.row))
     state.parked += 1
     state.holders.add(holder.id)
     session.parked[fact.row.number] = holder.id
@@ -277,9 +277,7 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
     if stops:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
         for stop_id in stops:
-            stop = state.stops[stop_id]
-            stop.remaining.discard(task.id)
-            stop.rows.append(row)
+            state.stops[stop_id].report([row])
     spawn = task.spawn
     if state.history_limit:
         history = state.history

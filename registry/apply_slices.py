@@ -1,6 +1,5 @@
 """Applying a slice of a stop: what `apply.task_ended` does for one task, for hundreds of queued ones at once."""
 
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from quiesce.registry import facts
@@ -60,7 +59,8 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
         count(state.live_total, pool, -len(task_ids))
         count(state.ended_total, (*pool, _CANCELLED), len(task_ids))
     for stops, ended in rows.items():
-        _report(state, stops, ended)
+        for stop_id in stops:
+            state.stops[stop_id].report(ended)
     while len(state.history) > state.history_limit:
         state.history.popitem(last=False)
 
@@ -80,10 +80,3 @@ def _leave_sessions(state: State, task: Task, text: str) -> None:
             session.results[task.id] = ResultRow(
                 task.id, task.attempt, _CANCELLED, _NEVER_RAN, None, text, b""
             )
-
-
-def _report(state: State, stops: frozenset[StopId], rows: Sequence[StoppedRow]) -> None:
-    for stop_id in stops:
-        stop = state.stops[stop_id]
-        stop.remaining.difference_update([row.id for row in rows])
-        stop.rows.extend(rows)

@@ -1,6 +1,6 @@
 """Applying the facts of stops and closures; `apply` calls it and says what holds for both."""
 
-from typing import Final
+from typing import Final, cast
 
 from quiesce.registry import facts
 from quiesce.registry.ids import RequestNumber, SessionId, StopId, TaskId
@@ -32,7 +32,7 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
         reason=fact.reason,
         last_spawn=fact.last_spawn,
         caller=None if caller is None else stopped_row(caller),
-        members=fact.members,
+        members=cast("list[TaskId]", fact.members),
         at=fact.at,
     )
     asker = state.sessions.get(stop.session)
@@ -42,8 +42,7 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
     held = stop.remaining & state.held
     for member in held:
         _wait_for(state, state.tasks[member], stop_id)
-    queued = set(stop.remaining)
-    queued -= held
+    queued = stop.remaining - held if held else stop.remaining
     state.unqueue(queued)
     state.wait_for(queued, stop_id)
     stop.todo = sorted(queued, reverse=True)

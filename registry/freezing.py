@@ -181,7 +181,7 @@ def _freeze_task(task: Task, volatile: bool, keep: Keep) -> Frozen:
         _get_task_volatile(task) if volatile else None,
         None if ask is None else _get_ask(ask),
         None if ask is None or not volatile else _get_ask_volatile(ask),
-        tuple(task.watchers),
+        task.watchers,
         tuple([(session, _freeze_spawn(row, keep)) for session, row in task.parked]),
     )
 
@@ -331,8 +331,8 @@ def _thaw_task(state: State, frozen: Frozen) -> None:
         _set(task.ask, _ASK, ask[3:])
         if ask_volatile is not None:
             _set(task.ask, _ASK_VOLATILE, ask_volatile)
-    task.watchers = list(watchers)
-    task.parked = [(session, _thaw_spawn(row)) for session, row in parked]
+    task.watchers = tuple(watchers)
+    task.parked = tuple([(session, _thaw_spawn(row)) for session, row in parked])
     state.tasks[task.id] = task
 
 
@@ -385,7 +385,7 @@ def _thaw_stop(state: State, frozen: Frozen) -> None:
     stop = Stop(stop_id, members=remaining, **named)
     _set(stop, _STOP_MORE, tuple(fields[len(_STOP) :]))
     stop.todo = list(todo)
-    stop.rows = [StoppedRow(*row) for row in rows]
+    stop.report([StoppedRow(*row) for row in rows])
     stop.collateral = [StoppedRow(*row) for row in collateral]
     stop.left = [StoppedRow(*row) for row in left]
     if volatile is not None:

@@ -3,6 +3,7 @@
 Telemetry (progress, checks, usage) is the exception: it is never decided on, so it is written directly.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from quiesce.registry.ids import (
@@ -104,10 +105,10 @@ class Task:
         self.ask: Ask | None = None
         self.lingering = ""
         #: The sessions that get its result, each once; those that are gone by then get nothing.
-        self.watchers: list[SessionId] = []
+        self.watchers: tuple[SessionId, ...] = ()
         #: Spawns with its unique key that came while it was stopping: (session, row). None of a
         #: session that is gone, none that lies in a closed scope.
-        self.parked: list[tuple[SessionId, SpawnRow]] = []
+        self.parked: tuple[tuple[SessionId, SpawnRow], ...] = ()
         #: When it was restarted by its policy, lately; volatile, what is decided by it is a fact.
         self.restarts: tuple[float, ...] = ()
         self.last_check_at: float | None = None
@@ -253,6 +254,7 @@ class Session:
     """One client session."""
 
     __slots__ = (
+        "alone",
         "answers",
         "blocks",
         "forgotten",
@@ -270,6 +272,8 @@ class Session:
 
     def __init__(self, session: SessionId, pid: int, host: str, worker: int) -> None:
         self.id = session
+        #: What its tasks have as their watchers, as long as it alone watches them: one for all.
+        self.alone = (session,)
         self.pid = pid
         self.host = host
         self.worker = worker
@@ -306,6 +310,7 @@ class Stop:
         "completed_at",
         "cycle_told",
         "done",
+        "ends",
         "grace",
         "hold",
         "id",
@@ -340,7 +345,7 @@ class Stop:
         reason: str,
         last_spawn: int,
         caller: StoppedRow | None,
-        members: Iterable[int],
+        members: Iterable[TaskId],
         at: float,
     ) -> None:
         self.id = stop_id
@@ -356,13 +361,15 @@ class Stop:
         self.last_spawn = last_spawn
         self.caller = caller
         #: While open: all and only the matched tasks without evidence of their end. Then empty.
-        self.remaining: set[TaskId] = set(map(TaskId, members))
+        self.remaining: set[TaskId] = set(members)
         #: While open: all queued members, which slices have still to end, and some that have ended; the
         #: next one last.
         self.todo: list[TaskId] = []
         #: What remained when it timed out.
         self.left: list[StoppedRow] = []
         self.rows: list[StoppedRow] = []
+        #: How many of them have which outcome and evidence.
+        self.ends: Counter[tuple[str | None, str | None]] = Counter()
         self.collateral: list[StoppedRow] = []
         self.at = at
         self.open = True
@@ -375,6 +382,13 @@ class Stop:
         self.asked_by: tuple[TaskId, Attempt] | None = None
         #: That a cycle of waits holds it up has been said.
         self.cycle_told = False
+
+    def report(self, rows: list[StoppedRow]) -> None:
+        """These have ended; those that it waited for, it does no more."""
+        self.remaining.difference_update([row.id for row in rows])
+        self.rows += rows
+        for row in rows:
+            self.ends[row.outcome, row.evidence] += 1
 
 
 class Closure:

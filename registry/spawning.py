@@ -132,7 +132,7 @@ def refuse_parked(turn: Turn, stop_id: StopId) -> None:
     """A scope has closed: the spawns in it that are parked could only start after the stop's report."""
     closure = turn.state.closures[stop_id]
     for holder in sorted(turn.state.holders):
-        for session, row in list(turn.state.tasks[holder].parked):
+        for session, row in turn.state.tasks[holder].parked:
             if closure.scope.matches(row.kind, row.tenant_id, row.timeline_id, row.runtime):
                 _refuse(turn, session, row.number, _closed(row, closure))
 

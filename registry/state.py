@@ -160,8 +160,13 @@ class State:
         waited = self.waited
         joined: dict[frozenset[StopId], frozenset[StopId]] = {}
         others = () if waited.keys().isdisjoint(members) else members & waited.keys()
-        alone = members.difference(others) if others else members
-        waited.update(dict.fromkeys(alone, frozenset((stop_id,))))
+        alone = dict.fromkeys(
+            members.difference(others) if others else members, frozenset((stop_id,))
+        )
+        if waited:
+            waited.update(alone)
+        else:
+            self.waited = alone
         for member in others:
             stops = waited[member]
             if stops not in joined:

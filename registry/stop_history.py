@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from operator import attrgetter
 from typing import NamedTuple
 
 from quiesce.registry.ids import StopId, TaskId
@@ -40,13 +39,17 @@ def remembered(stop: Stop) -> EndedStop:
         stop.at,
         stop.completed_at or stop.at,
         stop.timed_out,
-        _counted(map(attrgetter("outcome"), stop.rows)),
-        _counted(map(attrgetter("evidence"), stop.rows)),
+        _counted((outcome, count) for (outcome, _), count in stop.ends.items()),
+        _counted((evidence, count) for (_, evidence), count in stop.ends.items()),
         len(stop.left),
         stop.keep_closed,
         stop.by,
     )
 
 
-def _counted(names: Iterable[str | None]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted((name or "", count) for name, count in Counter(names).items()))
+def _counted(ends: Iterable[tuple[str | None, int]]) -> tuple[tuple[str, int], ...]:
+    """By name."""
+    counts: Counter[str] = Counter()
+    for name, count in ends:
+        counts[name or ""] += count
+    return tuple(sorted(counts.items()))

@@ -5,6 +5,7 @@ from typing import Any
 
 from quiesce.broker.core import Core
 from quiesce.broker.journal import MemoryJournal, Recovered
+from quiesce.broker.outgoing import PIECE
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client
@@ -108,3 +109,27 @@ def test_a_result_waits_for_the_journal_also_when_its_client_comes_back() -> Non
     assert [type(each) for each in broker.turn(commit=False)] == [to_client.Welcome]
     (ended,) = broker.turn(commit=True)
     assert {row.task_id for row in ended.rows} == {1}
+
+
+def test_a_long_report_holds_nobody_up() -> None:
+    """It is packed a piece in each turn; what others are told meanwhile leaves before it."""
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    common, many = spawn_row(1, tenant_id="x"), PIECE + 1
+    broker.core.hear("data", b"2", from_client.SpawnMany(0, common, [b""] * many))
+    stop = from_client.Stop(
+        1, (None, "x", None, None), None, None, None, False, False, "", many, None
+    )
+    broker.core.hear("control", b"1", stop)
+    while broker.core.outgoing.again:
+        broker.turn(commit=True)
+    broker.core.hear("control", b"1", from_client.Reopen(2, (None, "x", None, None)))
+    while broker.core.outgoing.busy:
+        broker.core.pass_time()
+        broker.journal.commit()
+        broker.core.leave()
+    answers = [message for _, channel, message in broker.peers.sent if channel == "control"]
+    done, report = answers[-2:]
+    assert done == to_client.Done(2)
+    assert [row.id for row in report.tasks] == list(range(1, many + 1))

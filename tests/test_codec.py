@@ -21,7 +21,9 @@ from quiesce.protocol import (
     to_worker,
 )
 from quiesce.protocol.frames import INLINE_LIMIT, Frame, as_payload, payload_bytes
-from quiesce.registry.rows import SpawnRow
+from quiesce.protocol.runs import PackedRows
+from quiesce.registry.ids import Attempt, TaskId
+from quiesce.registry.rows import ResultRow, SpawnRow, StoppedRow
 
 EVERYTHING = tuple(codec.CODES)
 decoder = codec.Decoder(EVERYTHING)
@@ -568,3 +570,89 @@ def test_the_address_is_the_argument_or_the_variable_or_the_default(
     assert addresses.resolve(None).startswith("ipc:///tmp/quiesce-")
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert addresses.resolve(None).startswith("ipc:///tmp/quiesce-")
+
+
+# --- rows that are alike --------------------------------------------------------------------------
+
+ALIKE = st.sampled_from(
+    [(1, "cancelled", "NEVER_RAN", None, "t", b""), (2, "lost", "", 1, "", b"r")]
+)
+ENDS = st.lists(st.builds(lambda number, rest: ResultRow(number, *rest), INTEGERS, ALIKE))
+
+
+def stopped(number: int, name: str = "n") -> StoppedRow:
+    labels = ("gc", name, "pool", "x", None)
+    return StoppedRow(
+        TaskId(number),
+        Attempt(1),
+        *labels,
+        "cancelled",
+        "NEVER_RAN",
+        None,
+        1.0,
+        None,
+        None,
+        2.0,
+        "",
+    )
+
+
+@given(ENDS)
+def test_all_rows_come_out_however_many_are_alike(rows: list[ResultRow]) -> None:
+    (found,) = decoder.decode(codec.encode(to_client.Ended(rows)))
+    assert found == rows
+    assert all(type(row) is ResultRow for row in found)
+
+
+def test_a_run_costs_a_number_for_each_row() -> None:
+    end = (Attempt(1), "cancelled", "NEVER_RAN", None, "t" * 99, b"")
+    rows = [ResultRow(TaskId(n), *end) for n in range(100)]
+    (frame,) = codec.encode(to_client.Ended(rows))
+    assert len(frame) < 350
+
+
+def test_runs_share_a_large_result() -> None:
+    result = Frame(b"r" * INLINE_LIMIT)
+    end = (Attempt(1), "completed", "RETURNED", None, "", result)
+    rows = [ResultRow(TaskId(n), *end) for n in range(9)]
+    frames = codec.encode(to_client.Ended(rows))
+    assert len(frames) == 2
+    (found,) = decoder.decode(frames)
+    assert [payload_bytes(row.result) for row in found] == [result.data] * 9
+
+
+@pytest.mark.parametrize("piece", [1, 3, 100])
+def test_a_long_report_may_be_packed_in_pieces(piece: int) -> None:
+    rows = [stopped(n, "even" if n % 20 < 10 else f"{n}") for n in range(100)]
+    packed = PackedRows(rows)
+    assert packed == rows
+    while not packed.pack(piece):
+        pass
+    report = to_client.StopReport(1, 2, False, 1.0, 2.0, packed, [rows[0]], [], [])
+    assert decoder.decode(codec.encode(report)) == report
+
+
+def test_a_row_that_cannot_travel_is_said_when_its_report_is_sent() -> None:
+    packed = PackedRows([stopped(n, "\ud800") for n in range(9)])
+    assert packed.pack(3)
+    with pytest.raises(ProtocolError, match="StopReport can't be encoded"):
+        codec.encode(to_client.StopReport(1, 2, False, 1.0, 2.0, packed, [], [], []))
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([7], r"Ended.rows\[0\]: expected an array, got 7"),
+        ([[]], r"Ended.rows\[0\]: expected 7 fields, got 0"),
+        ([[[1]]], r"Ended.rows\[0\]: expected 7 fields, got 1"),
+        ([[[1, 1, "", "", None, "", b""], "2"]], r"rows\[0\]: expected integers"),
+        ([[[1, 1, "", "", None, "", b""], True]], r"rows\[0\]: expected integers"),
+        (
+            [[[1, 1, "", "", None, "", b""], 2], [1, 1, 1, "", None, "", b""]],
+            r"rows\[2\].outcome: ",
+        ),
+    ],
+)
+def test_what_is_no_run(items: list[Any], expected: str) -> None:
+    with pytest.raises(ProtocolError, match=expected):
+        decoder.decode([msgpack.packb([codec.CODES[to_client.Ended], items])])

@@ -191,7 +191,7 @@ DAMAGE: list[tuple[str, Callable[[Desk], object]]] = [
     ("only a running task has begun", lambda desk: setattr(desk.task(1), "started_at", None)),
     ("that a stop waits for is asked", lambda desk: setattr(desk.task(1), "ask", None)),
     ("retries are used up", lambda desk: setattr(desk.task(1), "retries", 9)),
-    ("a session watches once", lambda desk: desk.task(1).watchers.append(A)),
+    ("a session watches once", lambda desk: setattr(desk.task(1), "watchers", (A, A))),
     ("the times of a request", lambda desk: setattr(desk.task(1).ask, "delivered_at", 0.0)),
     ("queue 'solo' holds", drop_queued),
     ("counted by kind", lambda desk: state(desk).held_kind.clear()),

@@ -14,7 +14,9 @@ from quiesce.protocol.codec import Decoder, encode
 
 _log: Final = logging.getLogger("quiesce.worker")
 
-#: Messages of ends that travel as one, and bytes of results.
+#: Messages whose rows may travel as one's: each row stands for itself.
+_JOINED: Final[frozenset[type]] = frozenset({from_worker.Ended, from_worker.StopSeen})
+#: How many messages travel as one, and bytes of results in it.
 _AS_ONE: Final = 128
 _LARGE: Final = 128 * 1024
 #: As plain numbers: what an enumeration does with `|` and `&` costs a microsecond.
@@ -66,17 +68,19 @@ class Link:
         """The oldest message, and how many it stands for: those of one kind that follow each other go as one."""
         first = self.outbox[0]
         waiting = len(self.outbox)
-        if waiting == 1 or type(first) is not from_worker.Ended:
+        kind = type(first)
+        if waiting == 1 or kind not in _JOINED:
             return first, 1
         rows, size, count = list(first.rows), 0, 1
         while count < min(waiting, _AS_ONE) and size < _LARGE:
             message = self.outbox[count]
-            if type(message) is not from_worker.Ended:
+            if type(message) is not kind:
                 break
             rows += message.rows
-            size += sum(len(row.result) for row in message.rows)
+            if kind is from_worker.Ended:
+                size += sum(len(row.result) for row in message.rows)
             count += 1
-        return from_worker.Ended(rows), count
+        return kind(rows), count
 
     def receive(self) -> Iterable[Any]:
         """The messages that have arrived, at most so many. What is no message is logged and dropped."""

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -89,8 +89,8 @@ def cancel_children(scope: Scope, root: "asyncio.Task[Any] | None" = None) -> No
             task.cancel()
 
 
-def purge(loop: asyncio.AbstractEventLoop, ended: TaskContext) -> None:
-    """Cancel the callbacks that an attempt has left in the loop: nothing of it may run any more.
+def purge(loop: asyncio.AbstractEventLoop, ended: Collection[TaskContext]) -> None:
+    """Cancel the callbacks that these attempts have left in the loop: nothing of them may run any more.
 
     Timers, callbacks due now, and descriptors that are watched (a server it forgot). These are the
     loop's private parts, the same from Python 3.11 to 3.14; where they are missing there is nothing to do.
@@ -108,6 +108,6 @@ def purge(loop: asyncio.AbstractEventLoop, ended: TaskContext) -> None:
             loop._remove_writer(key.fd)  # type: ignore[attr-defined]  # see above
 
 
-def _belongs(handle: Any, ended: TaskContext) -> bool:
+def _belongs(handle: Any, ended: Collection[TaskContext]) -> bool:
     context = getattr(handle, "_context", None)
-    return context is not None and context.get(_current) is ended
+    return context is not None and context.get(_current) in ended

@@ -13,7 +13,9 @@ import os
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sized
+from functools import partial
 from typing import Any, Final, Protocol
 
 from quiesce.errors import ShutdownRequested
@@ -75,6 +77,8 @@ class Runner:
         self._ends_at_once = ends_at_once
         self.limit = 2**63
         self._hands = Hands("quiesce-slot")
+        #: Attempts that have used the loop and are over, but for what they have left there. Any thread appends.
+        self._to_purge: deque[Attempt] = deque()
         self.loop = loops.LoopThread(threads=4 * slots + 32)
 
     # --- the body ---------------------------------------------------------------------------------
@@ -206,25 +210,31 @@ class Runner:
         """All that the attempt began has ended. Called once, in any thread."""
         running = self.loop.running
         if attempt.scope.used_loop and running is not None:
-            self.loop.call(self._purge_then_end, attempt)
+            self._to_purge.append(attempt)
+            self.loop.call(self._purge_then_end)
         elif threading.get_ident() == threading.main_thread().ident and self._inline:
             self._end(attempt)
         else:
             self._hands.give(lambda: self._end(attempt))
 
-    def _purge_then_end(self, attempt: Attempt) -> None:
+    def _purge_then_end(self) -> None:
+        """Of all that wait for it: of many that end together each call but the first finds nothing to do."""
+        attempts: list[Attempt] = []
+        while self._to_purge:
+            attempts.append(self._to_purge.popleft())
         running = self.loop.running
-        if running is not None:
-            loops.purge(running, attempt.task)
-        if self._ends_at_once(attempt):
-            self._end(attempt)
-        else:
-            self._hands.give(lambda: self._end(attempt))
+        if attempts and running is not None:
+            loops.purge(running, {attempt.task for attempt in attempts})
+        for attempt in attempts:
+            if self._ends_at_once(attempt):
+                self._end(attempt)
+            else:
+                self._hands.give(partial(self._end, attempt))
 
     def _end(self, attempt: Attempt) -> None:
         verdict = attempt.verdict
         assert verdict is not None, "the scope empties only after the body has ended"
-        if verdict.outcome is not Outcome.COMPLETED or _log.isEnabledFor(logging.DEBUG):
+        if verdict.outcome not in _QUIET or _log.isEnabledFor(logging.DEBUG):
             attempt.context.copy().run(_tell, attempt, verdict)
         self._finish(attempt, verdict)
 
@@ -246,6 +256,8 @@ class Runner:
             loops.cancel_children(attempt.scope)
 
 
+#: Of these ends only those who debug want to hear.
+_QUIET: Final = frozenset({Outcome.COMPLETED, Outcome.CANCELLED})
 #: What the task of an attempt gives that was stopped before it began.
 _REFUSED: Final = object()
 _TOO_LATE: Final = "asked to stop before its body began"
@@ -310,7 +322,7 @@ def leave_child(error: BaseException | None) -> None:
 def _tell(attempt: Attempt, verdict: Verdict) -> None:
     """The log line of an end. A forced or requested end is no error."""
     outcome, words = verdict.outcome, attempt.words()
-    if outcome in (Outcome.COMPLETED, Outcome.CANCELLED):
+    if outcome in _QUIET:
         _log.debug("%s ended: %s", words, outcome.value)
     elif attempt.row.shutdown_process_on_error:
         _log.error(
