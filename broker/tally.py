@@ -39,7 +39,7 @@ class _Asked:
 
 
 class Tally:
-    """Is shown all facts once they are applied. By runtime and kind, so there are only so many."""
+    """Is shown all facts of a turn once they are applied. By runtime and kind, so there are only so many."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -94,9 +94,7 @@ class Tally:
 
     def on_ended(self, fact: facts.TaskEnded) -> None:
         asked = self._asked.pop(fact.task_id, None) if self._asked else None
-        ended = self._state.history.get(TaskId(fact.task_id))
-        if ended is None:  # no history is kept
-            return
+        ended = self._state.ended_now[TaskId(fact.task_id)]
         histograms = self._of(ended.runtime, ended.kind)
         started_at = fact.started_at
         if started_at is not None:

@@ -315,7 +315,7 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         host=worker.host if worker else "",
         worker_pid=worker.pid if worker else None,
     )
-    state.history[task.id] = ended
+    state.history[task.id] = state.ended_now[task.id] = ended
     while len(state.history) > state.history_limit:
         state.history.popitem(last=False)
     _count(state.live_total, (ended.runtime, ended.kind), -1)
