@@ -439,9 +439,10 @@ def test_columns_go_by_their_rank() -> None:
         assert len(widths) == 1 or sum(widths) + 2 * (len(widths) - 1) <= width
     # Ten tenants can be told from one another, and what is short takes no more than it needs.
     wanted = [4, 8, 24, 8, 9, 5, 15, 4, 6, 20, 6, 0]
-    widths = dict(zip((column.title for column in TASKS), fit(TASKS, wanted, 78), strict=True))
-    assert (widths["NAME"], widths["TENANT"], widths["PROGRESS"]) == (8, 9, 9)
-    assert widths["KIND"] > 14
+    titles = (column.title for column in TASKS)
+    given = dict(zip(titles, fit(TASKS, wanted, 78), strict=True))
+    assert (given["NAME"], given["TENANT"], given["PROGRESS"]) == (8, 9, 9)
+    assert given["KIND"] > 14
     assert fit(TASKS, [0] * len(TASKS), 80) == [0] * len(TASKS)
 
 
