@@ -17,7 +17,7 @@ from quiesce.broker.journal import (
 )
 from quiesce.broker.journal_head import NAME as HEAD, Head, HeadFile
 from quiesce.broker.journal_read import NAME, Found, read_journal
-from quiesce.broker.journal_space import NAME as RESERVE
+from quiesce.broker.journal_space import NAME as RESERVE, make_room
 from quiesce.broker.journal_store import Connect, Store, connect as plain_connect
 from quiesce.broker.journal_thread import DiskJournal
 
@@ -46,6 +46,7 @@ def open_journal(
         ValueError: the file `epoch` holds no number.
     """
     used = read_epoch(state) > 0
+    make_room(state)
     found = read_journal(state, boot_id)
     if found.damage is not None:
         raise JournalDamagedError(found.verdict())

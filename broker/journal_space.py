@@ -14,6 +14,8 @@ from typing import Final
 from quiesce.broker.journal import JournalLimits
 
 NAME: Final = "reserve"
+#: Bytes that a start and what is under way need: the reserve is not made of the last that there are.
+SPARE: Final = 2**20
 #: Seconds between two looks at the disk.
 PACE: Final = 1.0
 
@@ -42,14 +44,16 @@ class Space:
         self._looked = tick
         if not self.held:
             self.held = self._reserve()
-        there = os.statvfs(self._folder)
-        left = there.f_bavail * there.f_frsize
-        self.roomy = self.held and left >= self._margin + 2 * wanted  # in the log, then in the file
+        # Twice: in the log, then in the file.
+        self.roomy = self.held and room(self._folder) >= self._margin + 2 * wanted
 
     def _reserve(self) -> bool:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if self._size:
+                there = os.fstat(fd).st_size
+                if there < self._size and room(self._folder) + there < self._size + SPARE:
+                    return False
                 os.posix_fallocate(fd, 0, self._size)
         except OSError as error:
             if not is_full(error):
@@ -67,6 +71,24 @@ class Space:
         if held:
             os.truncate(self._path, 0)
         return held
+
+
+def room(folder: Path) -> int:
+    """Bytes that are left on its disk."""
+    there = os.statvfs(folder)
+    return there.f_bavail * there.f_frsize
+
+
+def make_room(folder: Path) -> bool:
+    """Before a start, under the folder's lock: on a full disk, let go of the reserve; whether that was done.
+
+    Otherwise not even the journal could be read: SQLite has to write for that.
+    """
+    path = folder / NAME
+    if room(folder) >= SPARE or not path.exists() or not path.stat().st_size:
+        return False
+    os.truncate(path, 0)
+    return True
 
 
 def is_full(error: BaseException) -> bool:

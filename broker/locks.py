@@ -3,6 +3,7 @@
 A file is locked before anything is bound, for a second bind to an ipc path succeeds silently.
 """
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -38,7 +39,13 @@ class Lock:
                 break
             os.close(self._fd)  # removed by its last holder between our open and our lock
         os.truncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            # On a full disk it is a lock without a name. The journal has a reserve, this has none.
+            if error.errno != errno.ENOSPC:
+                self.release()
+                raise
 
     def _still_there(self) -> bool:
         try:

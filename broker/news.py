@@ -9,7 +9,7 @@ from quiesce.broker.peers import PATIENCE, Peers
 from quiesce.protocol import to_client
 from quiesce.registry import facts
 from quiesce.registry.facts import Fact, singly
-from quiesce.registry.ids import Incarnation, TaskId
+from quiesce.registry.ids import Incarnation, StopId, TaskId
 from quiesce.registry.rows import SpawnRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.state import State
@@ -93,17 +93,15 @@ def _add_labels(data: dict[str, Any], fact: Fact, state: State) -> None:
     if isinstance(fact, facts.StopOpened):
         data["matched"] = len(fact.members)
     elif isinstance(fact, facts.StopEnded):
-        for ended in reversed(state.stop_history):
-            if ended.id == fact.stop_id:
-                data.update(
-                    scope=str(ended.scope),
-                    reason=ended.reason,
-                    requested_at=ended.requested_at,
-                    outcomes=dict(ended.outcomes),
-                    remaining=ended.remaining,
-                    by=ended.by,
-                )
-                break
+        ended = state.stops_ended_now[StopId(fact.stop_id)]
+        data.update(
+            scope=str(ended.scope),
+            reason=ended.reason,
+            requested_at=ended.requested_at,
+            outcomes=dict(ended.outcomes),
+            remaining=ended.remaining,
+            by=ended.by,
+        )
     elif isinstance(fact, (facts.WorkerReachable, facts.WorkerGone)):
         worker = state.workers.get(Incarnation(fact.worker))
         if worker is not None:
@@ -113,7 +111,7 @@ def _add_labels(data: dict[str, Any], fact: Fact, state: State) -> None:
 
 
 def _add_task(data: dict[str, Any], task_id: TaskId, state: State) -> None:
-    task, ended = state.tasks.get(task_id), state.history.get(task_id)
+    task, ended = state.tasks.get(task_id), state.ended_now.get(task_id)
     if task is not None:
         spawn = task.spawn
         labels = (spawn.kind, spawn.name, spawn.runtime, task.tenant_id, task.timeline_id)

@@ -191,6 +191,12 @@ def _ended_row(row: EndedRow) -> None:
         _age("an age", age)
 
 
+def _given_back(message: from_worker.GivenBack) -> None:
+    for task_id, attempt, number in message.rows:
+        _attempt(task_id, attempt)
+        _count("the number of an assignment", number)
+
+
 def _stop_seen(message: from_worker.StopSeen) -> None:
     for row in message.rows:
         _attempt(row.task_id, row.attempt)
@@ -285,6 +291,7 @@ _LOOKS: Final[dict[type, Callable[[Any], None]]] = {
     from_worker.Attach: _counts_of,
     from_worker.Begun: _begun,
     from_worker.Ended: _ended,
+    from_worker.GivenBack: _given_back,
     from_worker.StopSeen: _stop_seen,
     from_worker.Lingering: _of_an_attempt,
     from_worker.Associate: _of_an_attempt,

@@ -40,7 +40,7 @@ class _Asked:
 
 
 class Tally:
-    """Is shown all facts once they are applied. By runtime and kind, so there are only so many."""
+    """Is shown all facts of a turn once they are applied. By runtime and kind, so there are only so many."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -95,9 +95,7 @@ class Tally:
 
     def on_ended(self, fact: facts.TaskEnded) -> None:
         asked = self._asked.pop(fact.task_id, None) if self._asked else None
-        ended = self._state.history.get(TaskId(fact.task_id))
-        if ended is None:  # no history is kept
-            return
+        ended = self._state.ended_now[TaskId(fact.task_id)]
         histograms = self._of(ended.runtime, ended.kind)
         started_at = fact.started_at
         if started_at is not None:
@@ -116,8 +114,8 @@ class Tally:
 
     def on_never_ran(self, fact: facts.TasksNeverRan) -> None:
         """As if each had been asked, and had ended then: nothing else is measured of it."""
-        ended = map(self._state.history.get, map(TaskId, fact.task_ids))
-        pools = Counter((each.runtime, each.kind) for each in ended if each is not None)
+        ended = map(self._state.ended_now.__getitem__, map(TaskId, fact.task_ids))
+        pools = Counter((each.runtime, each.kind) for each in ended)
         for pool, count in pools.items():
             self._of(*pool)["stop"].add(fact.at - fact.asked_at, count)
 

@@ -107,6 +107,11 @@ def _announce_json(ready: "Up") -> None:
 
 def demo(folder: Folder = None, keep: Keep = None, json: Json = False) -> None:
     """Run a small page server under load, detach a tenant, verify everything, stop."""
+    if folder is not None and not folder.is_dir():
+        raise typer.BadParameter(f"there is no folder {folder}", param_hint="FOLDER")
+    if keep is not None and keep.exists():
+        text = f"{keep} is there already; name a folder to be made"
+        raise typer.BadParameter(text, param_hint="--keep")
     # By name: the examples use the command line, so this must not import them.
     module = importlib.import_module("quiesce.examples.pageserver.demo")
     raise typer.Exit(module.run_demo(folder, json=json, keep=keep))

@@ -2,7 +2,7 @@
 
 import sys
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from quiesce.cli import options
 from quiesce.cli.options import Address, Json, Kind, Runtime, Tenant, Timeline
 from quiesce.cli.output import print_json
 from quiesce.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from quiesce.client import Client
 
 #: The least seconds between two questions to the broker, and the most.
 _FASTEST, _SLOWEST = 0.1, 3600.0
@@ -57,6 +60,7 @@ def top(
     wanted = Filter(tuple((name, value) for name, value in given if value is not None))
     with options.connected(where) as client:
         client.timeout = _PATIENCE
+        _refuse_unknown(client, scope)
         shown = TopApp(client, interval=seconds, wanted=wanted)
         shown.run()
         for target in shown.going_on:
@@ -65,11 +69,18 @@ def top(
         raise typer.Exit(shown.return_code)
 
 
+def _refuse_unknown(client: "Client", scope: options.ScopeOptions) -> None:
+    """A typo would pass for "nothing runs": the broker knows which kinds and runtimes there are."""
+    if any(scope):
+        client.history(*scope)
+
+
 def _print_snapshot(scope: options.ScopeOptions, address: str | None) -> None:
     from quiesce.cli.top.source import document, take
     from quiesce.registry.scope import Scope
 
     with options.connected(address) as client:
+        _refuse_unknown(client, scope)
         found = document(take(client))
     wanted = Scope(*scope)
     found["tasks"] = [

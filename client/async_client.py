@@ -485,6 +485,8 @@ class AsyncClient(BaseClient):
     ) -> T:
         try:
             over = await self._wait(reply, timeout, interruptible=interruptible)
+            if reply.ends is not None:
+                await self._wait(reply.ends, self.timeout)
         except BaseException:
             self._driver.abandon(reply)
             raise

@@ -128,7 +128,9 @@ class Client(SpawningClient):
 
         None matches anything; a task without a tenant never matches a scope that names one. The scope is
         closed meanwhile: spawns into it, this client's earlier ones included, are refused. A task that
-        calls this on a scope that covers itself is left out, and listed as `caller`.
+        calls this on a scope that covers itself is left out, and listed as `caller`. This client's handles of the
+        stopped tasks are `done()` then. (Their ends travel with the results, so they may come a moment later
+        than the report: they are waited for, at most the client's timeout.)
         (After neon's `task_mgr::shutdown_tasks`.)
 
         Args:
@@ -307,6 +309,8 @@ class Client(SpawningClient):
     ) -> T:
         try:
             over = self._driver.wait(reply, timeout, interruptible=interruptible)
+            if reply.ends is not None:
+                self._driver.wait(reply.ends, self.timeout)
         except BaseException:
             self._driver.abandon(reply)
             raise

@@ -148,7 +148,7 @@ class TaskHandle(BaseHandle[T_co]):
         return failure(record)
 
     def shutdown(self, grace: float | None = None, timeout: float | None = None) -> ShutdownReport:
-        """Stop this task alone, and wait for the evidence of its end. Closes no scope.
+        """Stop this task alone, and wait for the evidence of its end; then `done()`. Closes no scope.
 
         `grace`: seconds from the request to force (None: as its kind is configured; inf: never).
 

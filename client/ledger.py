@@ -5,10 +5,11 @@ Written by the I/O thread alone; records themselves are guarded by the lock, sin
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from functools import partial
 from typing import Final
 
-from quiesce.client.records import Reply, SpawnRecord, Trouble, log, log_unseen
+from quiesce.client.records import Ends, Reply, SpawnRecord, Trouble, log, log_unseen
 from quiesce.client.steps import Answered, Replied, TaskEnded
 from quiesce.client.waiting import Waitable, Waker, wait_for
 from quiesce.protocol import to_client
@@ -90,6 +91,8 @@ class Ledger:
         if reply is None:
             return None
         message = effect.message
+        if isinstance(message, to_client.StopReport) and effect.ends:
+            reply.ends = self._expect_ends(effect.ends, message)
         with self._lock:
             if isinstance(message, to_client.Refused):
                 reply.trouble = (message.error, message.text)
@@ -97,6 +100,32 @@ class Ledger:
                 reply.answer = message
             reply.finish(self._wakers)
             return reply if reply.orphan else None
+
+    def _expect_ends(self, keys: tuple[int, ...], report: to_client.StopReport) -> Ends:
+        ended = {row.id for row in (*report.tasks, *report.collateral)}
+        ends = Ends(len(keys))
+        for key in keys:
+            record = self._spawns[key]
+            answered = partial(self._on_answer_expected, record, ended, ends)
+            if not record.answered.add_waker(self._lock, answered):
+                self._expect_end(record, ends)
+        return ends
+
+    def _on_answer_expected(self, record: SpawnRecord, ended: Container[int], ends: Ends) -> None:
+        if record.task_id in ended:
+            self._expect_end(record, ends)
+        else:  # refused, or none of the stop's
+            self._on_end_expected(ends)
+
+    def _expect_end(self, record: SpawnRecord, ends: Ends) -> None:
+        arrived = partial(self._on_end_expected, ends)
+        if not record.add_waker(self._lock, arrived):
+            arrived()
+
+    def _on_end_expected(self, ends: Ends) -> None:
+        ends.left -= 1
+        if not ends.left:
+            self.finish(ends)
 
     def finish(self, thing: Waitable) -> None:
         """It is over, if it wasn't."""

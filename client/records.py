@@ -19,16 +19,29 @@ log: Final = logging.getLogger("quiesce")
 Trouble = tuple[str, str]
 
 
+class Ends(Waitable):
+    """The ends of several spawns. Over once none is left to come."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        #: Counted by the I/O thread alone.
+        self.left = left
+
+
 class Reply(Waitable):
     """A control request that waits for its answer. Over once `answer` or `trouble` is set."""
 
-    __slots__ = ("answer", "holds", "key", "orphan", "trouble")
+    __slots__ = ("answer", "ends", "holds", "key", "orphan", "trouble")
 
     def __init__(self) -> None:
         super().__init__()
         #: 0 until the I/O thread has taken it up.
         self.key = 0
         self.answer: Answer | None = None
+        #: Of a stop's report: over once the ends that it tells of have arrived, too.
+        self.ends: Ends | None = None
         self.trouble: Trouble | None = None
         #: Nobody waits any more.
         self.orphan = False

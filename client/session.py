@@ -276,8 +276,11 @@ class ClientSession(SessionState):
             effects.append(Rejected(answer.error, answer.text))
             return
         key = answer.request + self.request_base
-        self.requests.pop(key, None)
-        effects.append(Replied(key, answer))
+        asked = self.requests.pop(key, None)
+        ends: tuple[int, ...] = ()
+        if isinstance(answer, to_client.StopReport) and isinstance(asked, from_client.Stop):
+            ends = self._ends_to_come(asked, answer)
+        effects.append(Replied(key, answer, ends))
 
     # --- parts -------------------------------------------------------------------------------
 
@@ -302,6 +305,25 @@ class ClientSession(SessionState):
             self.worker,
             channel in self.welcomed,
         )
+
+    def _ends_to_come(
+        self, asked: from_client.Stop, report: to_client.StopReport
+    ) -> tuple[int, ...]:
+        """See Replied. None if it has run out of time: then it promises nothing."""
+        if report.timed_out:
+            return ()
+        ended = (*report.tasks, *report.collateral)
+        keys = [key for row in ended for key in self.live.get(row.id, ())]
+        if asked.task_id is None:  # otherwise its spawn has been answered
+            for first, kept in self.unanswered.items():
+                if first > asked.last_spawn:
+                    break
+                # One with a unique key may wait for its answer as long as the key's holder lives.
+                if first not in self.unique:
+                    keys += (
+                        [first] if isinstance(kept, SpawnRow) else sorted(self.group_left[first])
+                    )
+        return tuple(keys)
 
     def _is_unanswered(self, key: int) -> bool:
         return key in self.unanswered or key in self.member_of

@@ -157,10 +157,15 @@ class TaskEnded(NamedTuple):
 
 
 class Replied(NamedTuple):
-    """The answer to a request. It may have been abandoned."""
+    """The answer to a request. It may have been abandoned.
+
+    `ends`, of a stop's report: the keys of the spawns whose tasks it calls ended, or may (those without an
+    answer), and whose ends have yet to arrive on the other channel.
+    """
 
     key: int
     message: Answer
+    ends: tuple[int, ...] = ()
 
 
 class SpawnsUnknown(NamedTuple):

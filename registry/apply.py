@@ -278,21 +278,21 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
         for stop_id in stops:
             state.stops[stop_id].report([row])
+    ended = EndedTask(
+        task,
+        outcome=fact.outcome,
+        evidence=fact.evidence,
+        exit_status=fact.exit_status,
+        started_at=fact.started_at,
+        ended_at=fact.at,
+        host=worker.host if worker else "",
+        worker_pid=worker.pid if worker else None,
+    )
+    history = state.history
+    history[task.id] = state.ended_now[task.id] = ended
+    while len(history) > state.history_limit:
+        history.popitem(last=False)
     spawn = task.spawn
-    if state.history_limit:
-        history = state.history
-        history[task.id] = EndedTask(
-            task,
-            outcome=fact.outcome,
-            evidence=fact.evidence,
-            exit_status=fact.exit_status,
-            started_at=fact.started_at,
-            ended_at=fact.at,
-            host=worker.host if worker else "",
-            worker_pid=worker.pid if worker else None,
-        )
-        while len(history) > state.history_limit:
-            history.popitem(last=False)
     count(state.live_total, (spawn.runtime, spawn.kind), -1)
     count(state.ended_total, (spawn.runtime, spawn.kind, fact.outcome), +1)
 

@@ -43,7 +43,7 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
         row = stopped_row(task, _CANCELLED, _NEVER_RAN, None, fact.at)
         rows.setdefault(stops, []).append(row)
         _leave_sessions(state, task, fact.text)
-        state.history[task.id] = EndedTask(
+        state.history[task.id] = state.ended_now[task.id] = EndedTask(
             task,
             outcome=_CANCELLED,
             evidence=_NEVER_RAN,

@@ -93,7 +93,8 @@ def stop_ended(state: State, fact: facts.StopEnded) -> None:
         task = state.tasks[member]
         state.wait_no_more(member, stop.id)
         stop.left.append(stopped_row(task)._replace(waiting_for=waiting_for))
-    state.stop_history.append(remembered(stop))
+    ended = state.stops_ended_now[stop.id] = remembered(stop)
+    state.stop_history.append(ended)
     if stop.closes:
         closure = state.closures[stop.id]
         if fact.timed_out:

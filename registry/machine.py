@@ -126,6 +126,7 @@ class Registry:
             HalfDoneError: something failed, a fault of ours, after facts had been applied.
             Exception: whatever else fails; then nothing was decided.
         """
+        self.state.begin_turn()
         turn = Turn(self.state, self.timers, now)
         try:
             self._decide(turn, event)
@@ -149,6 +150,7 @@ class Registry:
 
     def apply(self, fact: Fact) -> None:
         """Replay one fact of the past."""
+        self.state.begin_turn()
         apply(self.state, fact)
 
     def freeze(self, *, volatile: bool = True, payloads: bool = False) -> tuple[Any, ...]:

@@ -14,10 +14,10 @@ Refusal = tuple[str, str]
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The text of an unknown name: the nearest known, and all of them."""
+    """The text of an unknown name: the nearest known, if any is near, and all of them."""
     known = sorted(known)
     name = name[:100]  # the comparison is quadratic, and a peer may say anything
-    nearest = get_close_matches(name, known, n=1, cutoff=0.0)
+    nearest = get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return f"unknown {what} {name!r}{hint} Known: {', '.join(known)}"
 

@@ -97,6 +97,10 @@ class State:
         self.history: OrderedDict[TaskId, EndedTask] = OrderedDict()
         #: The newest ended stops, in the order of their ends, at most `history_limit`.
         self.stop_history: deque[EndedStop] = deque(maxlen=history_limit)
+        #: All and only the tasks and stops that have ended in the last turn, or by the fact that was replayed last,
+        #: for who tells of them: the history may be too short for that. Volatile.
+        self.ended_now: dict[TaskId, EndedTask] = {}
+        self.stops_ended_now: dict[StopId, EndedStop] = {}
 
         #: Registered workers: the living, and the dead that still have orphans.
         self.workers: dict[Incarnation, Worker] = {}
@@ -133,6 +137,13 @@ class State:
         self.spawned_total = 0
         self.live_total: dict[tuple[str, str], int] = {}
         self.ended_total: dict[tuple[str, str, str], int] = {}
+
+    def begin_turn(self) -> None:
+        """What has ended before is not of now."""
+        if self.ended_now:
+            self.ended_now.clear()
+        if self.stops_ended_now:
+            self.stops_ended_now.clear()
 
     def closing(
         self, kind: str, tenant_id: str | None, timeline_id: str | None, runtime: str

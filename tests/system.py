@@ -109,3 +109,14 @@ def workers_of(client: Client, runtime: str) -> list[WorkerInfo]:
         for worker in client.workers()
         if worker.runtime == runtime and worker.state == "ready"
     ]
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until all of its threads have stopped."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def states() -> set[str]:
+        stats = [each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return {stat.rpartition(")")[2].split()[0] for stat in stats}
+
+    until(states, lambda found: found == {"T"})

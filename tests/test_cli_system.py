@@ -49,6 +49,9 @@ def test_spawn_ps_stacks_shutdown_reopen(system: CommandSystem) -> None:
     assert "ValueError: on purpose" in failed.stderr
     unknown = system.run("spawn", "work:fail", "--kind", "compacton", "--json", code=1)
     assert json.loads(unknown.stderr)["error"] == "UnknownKindError"
+    for verb in ("ps", "stacks", "history", "shutdown", "reopen", "top"):
+        unknown = system.run(verb, "--kind", "compacton", "--json", code=1)
+        assert json.loads(unknown.stderr)["error"] == "UnknownKindError", verb
     mark = str(system.folder / "mark")
     words = ("spawn", "work:until_asked", json.dumps(mark), "--kind", "compaction")
     task_id = int(system.run(*words, "--tenant", "t1", "--name", "a [b]name[/b]").stdout)

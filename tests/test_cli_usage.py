@@ -76,6 +76,9 @@ USAGE = [
     (["top", "--tenant", ""], "error: Invalid value for --tenant: is empty; leave the option out to match any"),
     (["top", "--address", "nowhere"], "error: Invalid value for --address: address 'nowhere': expected ipc:"),
     (["demo", "--keep"], "error: Option '--keep' requires an argument."),
+    (["demo", "--keep", "."], "error: Invalid value for --keep: . is there already; name a folder to be made"),
+    (["demo", "nowhere"], "error: Invalid value for FOLDER: there is no folder nowhere"),
+    (["demo", "work.py"], "error: Invalid value for FOLDER: there is no folder work.py"),
 ]  # fmt: skip
 
 

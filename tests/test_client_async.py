@@ -90,6 +90,23 @@ def test_refusals_and_failures(broker: FakeBroker) -> None:
     run(broker, body)
 
 
+def test_a_stop_returns_when_its_handles_are_done(broker: FakeBroker) -> None:
+    async def body(client: AsyncClient) -> None:
+        handle = await client.spawn("background", "compaction", work)
+        broker.answer(1, 5)
+        await handle.id
+        broker.script[from_client.Stop] = lambda m: stop_report(m.request, tasks=[5])
+        stop = asyncio.ensure_future(handle.shutdown())
+        await off_loop(lambda: broker.take(from_client.Stop))
+        await client.reopen()  # its answer comes after the report
+        assert not stop.done()
+        broker.say(DATA, to_client.Ended([ended(5, outcome="cancelled")]))
+        assert (await stop).tasks[0].id == 5
+        assert handle.done()
+
+    run(broker, body)
+
+
 def test_many_waits_at_once_and_a_cancelled_one(broker: FakeBroker) -> None:
     async def body(client: AsyncClient) -> None:
         handles = [await client.spawn("background", "compaction", work) for _ in range(50)]

@@ -304,10 +304,50 @@ def test_a_held_scope_whose_block_was_never_entered_is_released(
 def test_handle_shutdown(broker: FakeBroker, client: Client) -> None:
     handle = client.spawn("background", "compaction", work)
     broker.answer(1, 8)
+    assert handle.id == 8
     broker.script[from_client.Stop] = lambda m: stop_report(m.request, tasks=[8])
-    assert handle.shutdown(grace=1, timeout=5).tasks[0].id == 8
+    thread, found = in_thread(lambda: (handle.shutdown(grace=1, timeout=5), handle.done()))
     stop = broker.take(from_client.Stop)
     assert (stop.task_id, stop.grace) == (8, 1.0)
+    client.reopen()  # its answer comes after the report
+    assert found == []
+    broker.say(DATA, to_client.Ended([ended(8, outcome="cancelled")]))
+    thread.join(10)
+    ((report, done),) = found
+    assert (report.tasks[0].id, done) == (8, True)
+
+
+def test_a_stop_waits_for_the_ends_of_spawns_that_were_not_answered_before_it(
+    broker: FakeBroker, client: Client
+) -> None:
+    handles = [client.spawn("background", "compaction", work) for _ in range(3)]
+    thread, found = in_thread(client.shutdown_tasks)
+    request = broker.take(from_client.Stop).request
+    broker.say(CONTROL, stop_report(request, tasks=[11, 12]))
+    client.reopen()
+    assert found == []
+    broker.answer(1, 11)
+    broker.refuse(2, "QueueFullError", "no room")
+    broker.answer(3, 13)  # another broker's idea of order: not of this stop
+    assert handles[2].id == 13
+    assert found == []
+    broker.say(DATA, to_client.Ended([ended(11)]))
+    thread.join(10)
+    assert [task.id for task in found[0].tasks] == [11, 12]
+    assert [handle.done() for handle in handles] == [True, True, False]
+    assert isinstance(handles[1].exception(), errors.QueueFullError)
+
+
+def test_a_report_whose_ends_do_not_come_is_given_all_the_same(
+    broker: FakeBroker, client: Client
+) -> None:
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 8)
+    assert handle.id == 8
+    broker.script[from_client.Stop] = lambda m: stop_report(m.request, tasks=[8])
+    client.timeout = 0.05
+    assert client.shutdown_tasks().tasks[0].id == 8
+    assert not handle.done()
 
 
 WAITS = "the task, to look: …; its grace is over, but its process can't be killed: 1 other task runs there"

@@ -211,9 +211,31 @@ def test_requests_are_resent_under_their_numbers() -> None:
     say(Connected(CONTROL))
     assert say(welcome(CONTROL, epoch=2))[0] == Send(CONTROL, first)
     report = stop_report(1)
-    assert say(Arrived(CONTROL, report)) == [Replied(1, report)]
+    assert say(Arrived(CONTROL, report)) == [Replied(1, report, (1, 2))]  # may be of its tasks
     late = to_client.Done(3)
     assert say(Arrived(CONTROL, late)) == [Replied(3, late)]
+
+
+def test_a_report_says_whose_ends_have_yet_to_arrive() -> None:
+    """All and only those of which it tells, or may tell: spawns made before it, without an answer."""
+    say = Script().connect()
+    say(SpawnsWanted([row(), row(), row(), row(), row(key="k")]))
+    say(ManyWanted(row(), [b"a", b"b"]))
+    say(answers(answer(1, 11), answer(2, 12), answer(3, 13), answer(6, 16)))
+    say(Arrived(DATA, to_client.Ended([ended(12)])))
+    for _ in range(3):
+        say(RequestWanted(stop()))
+    say(RequestWanted(stop()._replace(task_id=TaskId(11))))
+    say(SpawnsWanted([row()]))
+
+    report = stop_report(1, tasks=[11, 12, 99], remaining=[13])
+    assert say(Arrived(CONTROL, report)) == [Replied(1, report, (1, 4, 7))]
+    report = stop_report(2, tasks=[11], remaining=[13], timed_out=True)
+    assert say(Arrived(CONTROL, report)) == [Replied(2, report)]
+    say(RequestAbandoned(3))
+    assert say(Arrived(CONTROL, stop_report(3))) == [Replied(3, stop_report(3))]
+    report = stop_report(4, tasks=[11])
+    assert say(Arrived(CONTROL, report)) == [Replied(4, report, (1,))]
 
 
 def test_a_subscription_is_renewed() -> None:

@@ -440,11 +440,18 @@ def test_signals_that_end_a_cluster_from_outside(cluster: Cluster) -> None:
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="mounting needs root")
-def test_a_broker_that_dies_while_its_disk_is_full_is_started_until_there_is_room() -> None:
-    """However long that takes: there is a system to come back to."""
+def test_a_broker_that_dies_while_its_disk_is_full_comes_back_in_its_reserve() -> None:
+    """And where that is taken too, it is started until there is room: there is a system to come back to."""
     with Cluster(runtimes=SMALL, disk=True) as cluster:
         client = cluster.client(timeout=60.0)
         client.shutdown_tasks(tenant_id="acme", keep_closed=True)
+        cluster.fill_disk()
+        cluster.kill("broker")
+        cluster.wait_until_ready()
+        with pytest.raises(quiesce.QueueFullError):
+            client.spawn("background", "attach", mine, 1).result(timeout=60)
+        assert client.shutdown_tasks(tenant_id="globex").tasks == ()
+
         cluster.fill_disk()
         cluster.kill("broker")
         cluster.wait_until(lambda: cluster.log.count("starting it again") > 6, 60.0)

@@ -13,7 +13,7 @@ from quiesce import Client, ShutdownReport, TaskCrashedError
 from quiesce.testing import Witness, bodies
 from quiesce.testing.leaks import descendants, is_running
 from quiesce.testing.soak import Soak
-from system import System, until, workers_of
+from system import System, freeze, until, workers_of
 
 #: A lease that a test can wait for, and how long after it its holder may be called dead.
 LEASE = 2.0
@@ -54,17 +54,6 @@ def supervisors(client: Client) -> set[int]:
     """Once all five workers are there."""
     workers = until(client.workers, lambda workers: len(workers) == 5)
     return {worker.supervisor_pid for worker in workers}
-
-
-def freeze(pid: int) -> None:
-    """SIGSTOP, and wait until all of its threads have stopped."""
-    os.kill(pid, signal.SIGSTOP)
-
-    def states() -> set[str]:
-        stats = [each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/stat")]
-        return {stat.rpartition(")")[2].split()[0] for stat in stats}
-
-    until(states, lambda found: found == {"T"})
 
 
 def stop_elsewhere(
@@ -284,7 +273,7 @@ def test_tasks_are_asked_to_stop_when_no_broker_has_been_there_for_half_a_lease(
             client.spawn(runtime, "attach", body, witness.path, slot, restart="always")
         ticking(witness, 0, 1)
         pid = client.broker_info().pid
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         frozen = time.monotonic_ns()
         quiet = int(0.3e9)
         until(

@@ -179,6 +179,20 @@ def test_numbers_that_can_not_be(said: Any) -> None:
     assert body["broker"]["malformed_messages"] == before + 1
 
 
+@pytest.mark.parametrize("row", [(2**53, 1, 1), (1, -1, 1), (1, 1, -1), (1, 1, 2**63)])
+def test_what_can_not_have_been_given_back(row: tuple[int, int, int]) -> None:
+    mess = busy()
+    before = mess.core.incoming.malformed
+    (worker, *_) = mess.core.incoming._peers.by_worker.values()
+    route = worker.routes["data"]
+    assert route is not None
+    mess._hear("data", route, from_worker.GivenBack([row]))
+    assert mess.core.incoming.malformed == before + 1
+    mess._hear("data", route, from_worker.GivenBack([(1, 1, 2**53 - 1)]))  # possible, if not true
+    assert mess.core.incoming.malformed == before + 1
+    mess.check()
+
+
 def test_a_deadline_after_the_end_of_time_is_one() -> None:
     mess = busy()
     stop = from_client.Stop(

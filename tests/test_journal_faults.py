@@ -26,7 +26,8 @@ from journal_helpers import (
     take_snapshot,
     write,
 )
-from quiesce.broker.journal import Journal, JournalFailedError, JournalLimits
+from quiesce.broker.journal import Journal, JournalFailedError, JournalLimits, next_epoch
+from quiesce.broker.locks import Lock
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts
 
@@ -432,6 +433,30 @@ def test_a_start_without_any_room(small_disk: Callable[[int], Path]) -> None:
     fill(disk)
     with pytest.raises(OSError, match=r"No space left|disk is full"):
         open_here(disk)
+
+
+def test_a_start_on_a_full_disk_lets_go_of_the_reserve(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(12)
+    journal, _ = open_here(disk, limits=LIMITS)
+    write(journal, [[begun(1)]])
+    journal.close()
+    other = fill(disk)
+    lock = Lock(disk / "lock", "the disk")  # there is no room for a name in it
+    assert (disk / "lock").read_text() == ""
+    journal, recovered = open_here(disk, limits=LIMITS)
+    assert next_epoch(disk, recovered.last_epoch) > 0
+    assert not journal.room()
+    write(journal, [[begun(2)]])
+    journal.close()
+    lock.release()
+    journal, recovered = open_here(
+        disk, limits=LIMITS
+    )  # still full, and the reserve is not taken back
+    assert list(recovered.facts) == [begun(1), begun(2)]
+    assert not journal.room()
+    other.unlink()
+    until_room(journal, True)
+    journal.close()
 
 
 def test_the_threads_of_the_journal_end_with_it(run_folder: Path) -> None:

@@ -58,6 +58,11 @@ def test_a_session_that_is_not_known_is_asked_for_its_hello() -> None:
             "unknown kind 'flash'; did you mean 'flush'? Known: flush, gc, listen",
         ),
         (
+            {"kind": "nosuch"},  # near to none
+            "UnknownKindError",
+            "unknown kind 'nosuch'. Known: flush, gc, listen",
+        ),
+        (
             {"arguments": Blob(90), "function": Blob(11), "name": "big"},
             "PayloadTooLargeError",
             (

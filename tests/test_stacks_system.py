@@ -14,7 +14,7 @@ import pytest
 from quiesce import Client, TaskCrashedError, TaskHandle
 from quiesce.protocol import from_client, to_client
 from quiesce.testing import Witness, bodies
-from system import System, until
+from system import System, freeze, until
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_stopped_process_is_said_to_be_stopped(client: Client, witness: Witnes
     until(lambda: witness.read(0).ticks)
     pid = handle.status().worker_pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         assert text_of(client, "halted") == f"no stack: process {pid} is stopped (SIGSTOP)\n"
     finally:
@@ -141,7 +141,7 @@ def test_a_silent_supervisor_is_said_to_be_silent(
     with stuck(client, "background", fifo) as handle:
         pid = handle.status().worker_pid
         (supervisor,) = {w.supervisor_pid for w in client.workers() if w.pid == pid}
-        os.kill(supervisor, signal.SIGSTOP)
+        freeze(supervisor)
         try:
             text = text_of(client, "stuck")
         finally:

@@ -11,16 +11,19 @@ import pytest
 
 import quiesce
 from quiesce import Client, Event
+from quiesce.broker import news
 from quiesce.broker.histogram import Histogram
 from quiesce.broker.tally import MEASURES, Tally
-from quiesce.registry import events, facts
+from quiesce.protocol import to_client
+from quiesce.registry import events
 from quiesce.registry.ids import TaskId
 from quiesce.registry.machine import Registry
 from quiesce.registry.records import Task
 from quiesce.registry.states import State
 from quiesce.registry.statistics import statistics
 from quiesce.testing import Witness, bodies
-from registry_helpers import configuration, spawn_row
+from quiesce.testing.fuzz import Ears
+from registry_helpers import Desk, configuration, spawn_row
 from system import System, until
 
 
@@ -154,19 +157,34 @@ def test_looks_are_sampled_from_what_supervisors_say() -> None:
     assert (sum(row["counts"]), row["sum"], row["kind"]) == (2, 10.5, "gc")
 
 
-def test_an_end_without_a_history_is_not_measured() -> None:
-    registry = Registry(**configuration(history=0))
-    tally = Tally(registry.state)
-    tally.take(
-        [
-            facts.TaskAsked(1, 1.0, "", None),
-            facts.StopDelivered(2, 1.0),
-            facts.StopObserved(2, 1.0),
-            facts.TaskRequeued(1, 2, 0),
-            facts.TaskEnded(1, "completed", "RETURNED", None, 0.0, 1.0, "", b""),
-        ]
-    )
-    assert all(each["rows"] == [] for each in tally.plain().values())
+def test_ends_are_measured_and_told_of_without_a_history() -> None:
+    desk = Desk(history=0)
+    state, ears = desk.registry.state, Ears()
+    tally = Tally(state)
+    reader = ears.introduce(("session", b"reader"), "control", b"route")
+    ears.subscribers[reader.key] = reader
+    desk.session()
+    worker = desk.worker()
+    acme = {"tenant_id": "acme"}
+    desk.running(worker, acme, acme, {"tenant_id": "globex"})
+    desk.tick = 5.0
+    desk.stop(tenant_id="acme", reason="why")
+    tally.take(desk.facts)
+    desk.obey(worker, 1, 2)
+    tally.take(desk.facts)
+    news.tell(ears, desk.facts, desk.wall, state)
+
+    times = tally.plain()
+    assert [(row["runtime"], row["kind"]) for row in times["run"]["rows"]] == [("pool", "gc")]
+    for measure in ("queue", "run", "stop"):
+        assert [sum(row["counts"]) for row in times[measure]["rows"]] == [2], measure
+    told = [said for _, said in ears.heard if isinstance(said, to_client.Event)]
+    ends = [event for event in told if event.type == "task-ended"]
+    assert [event.data["tenant_id"] for event in ends] == ["acme", "acme"]
+    (stopped,) = [event for event in told if event.type == "stop-ended"]
+    assert stopped.data["outcomes"] == {"cancelled": 2}
+    desk.spawn()
+    assert (state.ended_now, state.stops_ended_now) == ({}, {})
 
 
 def test_buckets_hold_what_is_at_most_their_bound() -> None:
@@ -197,7 +215,8 @@ def test_every_event_says_whom_it_is_about(client: Client) -> None:
             if event.type == "stop-ended":
                 break
     of_task = [event for event in seen if event.task_id == handle.id]
-    assert [event.type for event in of_task] == [
+    # The delivery is told again where the look, which is told by an age too, seems to have been before it.
+    assert list(dict.fromkeys(event.type for event in of_task)) == [
         "task-registered",
         "task-assigned",
         "task-began",

@@ -288,9 +288,12 @@ def test_stacks_of_threads_and_coroutines(pool: Pool, broker: FakeBroker, tmp_pa
         broker.run(bodies.wait_for_file, str(tmp_path / "go")),
     ]
     broker.await_file(tmp_path / "coroutine")
-    texts = "\n".join(broker.stacks(*keys))
-    assert "await shutdown_watcher()" in texts
-    assert "wait_for_file" in texts
+
+    def both() -> bool:
+        texts = "\n".join(broker.stacks(*keys))
+        return "await shutdown_watcher()" in texts and "in wait_for_file" in texts
+
+    broker.wait(both, "the stacks of both tasks")  # the second one may just begin
     broker.stop(keys[0])
     bodies.mark(str(tmp_path), "go")
     for key in keys:

@@ -17,24 +17,41 @@ from quiesce.cli.top.views import Cell, Column, Row
 
 #: Columns between two columns.
 _GAP: Final = 2
+#: Columns from this rank on tell one row from the other: they are cut last.
+_TELLING: Final = 8
 
 
 def fit(columns: Sequence[Column], wanted: Sequence[int], width: int) -> list[int]:
     """The width of each column, 0 for one that is left out.
 
-    `wanted`: how wide its longest cell is; 0 leaves it out. Those of the lowest rank go next; then each gets its
-    least, and what is left in the order of their ranks.
+    `wanted`: how wide its longest cell is; 0 leaves it out. Those of the lowest rank go next, until the others
+    have their least, or what they want if that is less; what tells one row from the other, half of what it may
+    have. What is left is given in the order of their ranks.
     """
     kept = [n for n in range(len(columns)) if wanted[n]]
-    while len(kept) > 1 and sum(columns[n].least + _GAP for n in kept) - _GAP > width:
-        kept.remove(min(kept, key=lambda n: columns[n].rank))
+    least = [min(wanted[n], column.least) for n, column in enumerate(columns)]
+    needed = [
+        max(least[n], min(wanted[n], (column.least + column.most) // 2))
+        if column.rank >= _TELLING
+        else least[n]
+        for n, column in enumerate(columns)
+    ]
+    while len(kept) > 1 and sum(needed[n] + _GAP for n in kept) - _GAP > width:
+        expendable = [n for n in kept if columns[n].rank < _TELLING]
+        if not expendable:
+            if needed == least:
+                expendable = kept
+            else:
+                needed = least
+                continue
+        kept.remove(min(expendable, key=lambda n: columns[n].rank))
     widths = [0] * len(columns)
     for number in kept:
-        widths[number] = columns[number].least
+        widths[number] = least[number]
     left = width - sum(widths[n] + _GAP for n in kept) + _GAP
     for number in sorted(kept, key=lambda n: -columns[n].rank):
         column = columns[number]
-        more = max(0, min(wanted[number], column.most) - column.least)
+        more = max(0, min(wanted[number], column.most) - widths[number])
         widths[number] += min(more, max(0, left))
         left -= min(more, max(0, left))
     for number in kept:

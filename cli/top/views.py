@@ -19,7 +19,7 @@ _LATE: Final = 30.0
 
 
 class Column(NamedTuple):
-    """Between `least` and `most` characters wide; of the lowest `rank` is left out first where room is short."""
+    """Up to `most` characters wide, cut to no less than `least`; of the lowest `rank` is left out first."""
 
     title: str
     least: int
@@ -57,7 +57,7 @@ TASKS: Final = (
     Column("RUNTIME", 10, 16, 4),
     Column("AGE", 4, 6, 8, right=True),
     Column("LOOKED", 6, 6, 6, right=True),
-    Column("PROGRESS", 13, 30, 5),
+    Column("PROGRESS", 9, 30, 5),
     Column("PID", 6, 7, 1, right=True),
     Column("WAITING FOR", 11, 200, 3, stretch=True),
 )
@@ -213,7 +213,7 @@ def _progress(progress: "Progress | None") -> str:
         return ""
     if progress.total:
         share = _share(progress)
-        text = f"{bar(share, _BAR)} {share:.0%}"
+        text = f"{share:4.0%} {bar(share, _BAR)}"  # what counts first: the end may be cut off
     else:
         text = f"{progress.done:g}"
     return clean(f"{text} {progress.note}".rstrip())

@@ -85,7 +85,7 @@ def run_demo(
         return 130
     except NoSourceError as error:
         if not json:
-            print_text(console, str(error))
+            print_text(Console(stderr=True), f"error: {error}")
             return 1
         false.append(str(error))
     if keep is not None:

@@ -12,6 +12,7 @@ from quiesce.broker.journal import Recovered
 from quiesce.broker.outgoing import Outgoing
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
+from quiesce.broker.tally import Tally
 from quiesce.protocol import to_client, to_supervisor
 from quiesce.registry import effects, events
 from quiesce.registry.effects import Effect
@@ -120,6 +121,16 @@ class Silent(Outgoing):
             super().carry_out(effect)
 
 
+class Uncounted(Tally):
+    """Measures nothing: how long things take is no part of what is explored."""
+
+    def take(self, happened: list[Fact]) -> None:
+        """As if nothing had happened."""
+
+    def on_usage(self, event: events.UsageSaid, now: float) -> None:
+        """As if nothing had been said."""
+
+
 class Pages:
     """The journal of the core: turns are taken, and committed by a step of the explorer."""
 
@@ -172,6 +183,7 @@ class Shell(Core):
         self.pages = Pages()
         self.judgements: list[tuple[Judgement | Quiet, ...]] = []
         super().__init__(settings, self.net, self.pages, recovered, epoch, "boot", now=self._moment)
+        self._tally = Uncounted(self.registry.state)
 
     def _moment(self) -> Instant:
         """The wall clock stands still: it says when things were, and decides nothing."""
