@@ -17,7 +17,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """The text of an unknown name: the nearest known, if any is near, and all of them."""
     known = sorted(known)
     name = name[:100]  # the comparison is quadratic, and a peer may say anything
-    nearest = get_close_matches(name, known, n=1, cutoff=0.6)
+    nearest = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return f"unknown {what} {name!r}{hint} Known: {', '.join(known)}"
 

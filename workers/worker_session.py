@@ -41,6 +41,7 @@ from quiesce.workers.worker_effects import (
     Quit,
 )
 from quiesce.workers.worker_gives_back import GIVE_BACK, WorkerGivesBack
+from quiesce.workers.worker_lease import WorkerLease
 from quiesce.workers.worker_waits import WorkerWaits
 
 #: What RESEND doubles up to.
@@ -52,7 +53,7 @@ LOADING: Final = 1.0
 LAST_ENDS: Final = 5.0
 
 
-class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack):
+class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
     """One worker process. Every method takes the moment and gives what is to be done, in order."""
 
     # --- the connection ---------------------------------------------------------------------------
@@ -430,38 +431,16 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack):
 
     # --- the lease of the pool --------------------------------------------------------------------
 
-    def lease_half_over(self, reason: str, now: float) -> Effects:
-        """Ask what runs to stop, and let nothing begin until `lease_is_back`. No way to the broker is needed.
-
-        What comes of it is the broker's to say: an attempt that only this has asked ends with LEASE_OVER in
-        its text; a Stop that comes later is acknowledged as any other.
-        """
-        self.lease_is_over = True
-        effects = self._take_back()
-        for key in self.running:
-            asked = self.asked.get(key, Asked("", now, None, False))
-            if not (asked.told or asked.lease):
-                self.asked[key] = asked._replace(reason=reason, lease=True)
-                effects.append(AskToStop(*key, reason))
-        return effects
-
     def lease_is_back(self, now: float) -> Effects:
         """What was received may begin. What was asked to stop stays asked."""
         self.lease_is_over = False
         return self._hand(now)
 
-    def _take_back(self) -> Effects:
-        """What was handed over and has not begun is received, as before."""
-        forgotten: Effects = [Forget(*key) for key in self.handed]
-        self.received = {**self.handed, **self.received}
-        self.handed = {}
-        return forgotten
-
     # --- the end, and time ------------------------------------------------------------------------
 
     def exit(self, now: float) -> Effects:
         """Take no more work; Quit follows when nothing runs any more. What has not begun never does."""
-        forgotten = self._take_back()
+        forgotten = self.take_back()
         if self.exiting_since is None:
             self.exiting_since = now
         return [*forgotten, *self._leave(now)]
