@@ -1,12 +1,12 @@
 """One connection to the broker: a DEALER socket, its outbox, and word of when it breaks."""
 
 import logging
+import struct
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from quiesce.errors import ProtocolError
 from quiesce.protocol import from_worker
@@ -19,6 +19,8 @@ _AS_ONE: Final = 128
 _LARGE: Final = 128 * 1024
 #: Messages taken in one go, so that one side can't starve the other.
 _AT_ONCE: Final = 100
+#: The first frame of what a monitor says: what has happened, and a value. (pyzmq's own reader imports asyncio.)
+_EVENT: Final = struct.Struct("=Hi")
 
 
 class Link:
@@ -86,7 +88,7 @@ class Link:
     def hear(self) -> Iterable[bool]:
         """What the monitor has to say: True for connected, False for disconnected."""
         while _is_readable(self.monitor):
-            event = recv_monitor_message(self.monitor)["event"]
+            event, _ = _EVENT.unpack(self.monitor.recv_multipart()[0])
             yield event == zmq.Event.HANDSHAKE_SUCCEEDED
 
     def close(self, linger: int) -> None:

@@ -28,7 +28,7 @@ from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import State
 from quiesce.values import Fence, TaskInfo
-from quiesce.workers import births, dumps, hooks, kernel, logs
+from quiesce.workers import births, dumps, hooks, kernel, logs, task_logs
 from quiesce.workers.attempt import PHASES, Attempt, Verdict
 from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
@@ -67,13 +67,12 @@ Event = Callable[[WorkerSession, float], Effects]
 
 
 def worker_main(
-    settings_json: str, supervisor: bytes, supervisor_pid: int, serial: int, place: int, table: str
+    settings_json: str, supervisor: bytes, serial: int, place: int, table: str
 ) -> NoReturn:
-    """The whole life of a worker process; what the supervisor starts.
+    """The whole life of a worker process, from when it will end with its supervisor (see `work`).
 
     `table`: the path by which the pool's shared memory is opened; `place`: which part of it is ours.
     """
-    kernel.die_with_parent(supervisor_pid)
     kernel.become_subreaper()  # orphans of a task fall to us, where we can tell whose they are
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by who started us
@@ -81,7 +80,11 @@ def worker_main(
     settings = PoolSettings.from_json(settings_json)
     setproctitle.setproctitle(settings.title or f"{settings.runtime} worker")
     logs.configure(
-        settings.log_level, settings.runtime, settings.log_format, file=settings.log_file
+        settings.log_level,
+        settings.runtime,
+        settings.log_format,
+        file=settings.log_file,
+        task=task_logs.current_values,
     )
     if settings.app_dir:
         sys.path.insert(0, settings.app_dir)
