@@ -13,7 +13,7 @@ import pytest
 
 from cli_system import BACKGROUND, CommandSystem
 from quiesce import __version__
-from quiesce.cli.main import VERBS
+from quiesce.cli.verbs import VERBS
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     import asyncio  # see `loop`
 
 
-def stacks_of(
-    scope: Scope, loop: "asyncio.AbstractEventLoop | None", loop_ident: int
-) -> list[str]:
+def stacks_of(scope: Scope, loop: "asyncio.AbstractEventLoop | None", loop_ident: int) -> list[str]:
     """Taken while it runs: a coroutine may move on between two frames."""
     frames = sys._current_frames()
     texts = [
