@@ -19,6 +19,10 @@ _AS_ONE: Final = 128
 _LARGE: Final = 128 * 1024
 #: Messages taken in one go, so that one side can't starve the other.
 _AT_ONCE: Final = 100
+#: Milliseconds between attempts to connect: at first, and at most. Pools start beside their broker, and have
+#: nothing to do without it.
+_RECONNECT: Final = 20
+_RECONNECT_MAX: Final = 80
 #: The first frame of what a monitor says: what has happened, and a value. (pyzmq's own reader imports asyncio.)
 _EVENT: Final = struct.Struct("=Hi")
 
@@ -35,6 +39,8 @@ class Link:
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.socket.linger = 0
         self.socket.set_hwm(10_000)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX)
         events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
         #: Tells of the connection; may be read by another thread than the owner.
         self.monitor = self.socket.get_monitor_socket(events)

@@ -55,6 +55,8 @@ _log: Final = logging.getLogger("quiesce.supervisor")
 _STOP_WITHIN: Final = 0.1
 #: Seconds of a turn after which the messages that are left wait for the next one.
 _TURN: Final = 0.05
+#: Seconds between two looks for whether the first worker is ready, which nothing tells.
+_FIRST_LOOK: Final = 0.02
 
 
 class _Child(NamedTuple):
@@ -197,12 +199,18 @@ class Supervisor:
         times = [self._usage.sample_at, now + 60] + ([] if due is None else [due])
         if not sent:
             times.append(now + 0.05)
+        if self._session.waits_for_first:
+            times.append(now + _FIRST_LOOK)
         dump = self._dumps.due()
         if dump is not None:
             times.append(dump)
         return int(max(0.0, min(times) - now) * 1000) + 1
 
     def _on_time(self) -> None:
+        if self._session.waits_for_first and any(
+            child.place.ready for child in self._children.values()
+        ):
+            self._session.worker_ready()
         due = self._session.due()
         if due is not None and due <= boottime():
             # What has come meanwhile may be what is waited for: the inbox first.

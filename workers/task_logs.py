@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from quiesce import logs
 from quiesce.context import TaskContext, current_context, enter
-from quiesce.values import TaskInfo
+from quiesce.task_info import TaskInfo
 from quiesce.workers.logs import ATTRIBUTES
 
 #: structlog's `merge_contextvars` takes up every context variable whose name begins like these: no need to load

@@ -27,7 +27,7 @@ from quiesce.protocol.frames import as_payload
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import State
-from quiesce.values import Fence, TaskInfo
+from quiesce.task_info import Fence, TaskInfo
 from quiesce.workers import births, dumps, hooks, kernel, logs, task_logs
 from quiesce.workers.attempt import PHASES, Attempt, Verdict
 from quiesce.workers.control import ControlThread

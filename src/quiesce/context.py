@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.errors import NotInTaskError, ShutdownRequested
 from quiesce.registry.ids import TaskId
+from quiesce.task_info import TaskInfo, TaskKind
 from quiesce.token import CancellationToken
 from quiesce.token_tree import Node
-from quiesce.values import TaskInfo, TaskKind
 
 if TYPE_CHECKING:
     from quiesce.client import Client
