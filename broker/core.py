@@ -145,6 +145,9 @@ class Core:
                 self.outgoing.carry_out(effect)
             else:
                 patient.append(effect)
+        if len(patient) < len(caused):
+            # Before the journal's thread is woken: in the midst of a send it would take the interpreter from us.
+            self.outgoing.flush(now.tick)
         if facts or patient:
             self._journal.append(facts, patient)
         if facts:

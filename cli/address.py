@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from quiesce.broker.connections import aside
 from quiesce.broker.settings import BrokerSettings
 from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import endpoints
@@ -93,6 +92,8 @@ def _accepts(endpoint: str, pid: int) -> bool:
 
 def clean_up(settings: BrokerSettings, *, remove_folder: bool) -> None:
     """Remove the sockets and locks of a broker that was killed, unless another one has come since."""
+    from quiesce.broker.connections import aside
+
     folder = endpoints(settings.address).folder
     with _taken(settings.lock_path) as ours:
         if ours and folder:

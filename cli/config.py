@@ -25,7 +25,7 @@ from quiesce.cli.sources import File, find_file, read_file, variable, variables
 from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import default_address, endpoints, refuse_unsafe
 from quiesce.registry import leases
-from quiesce.values import TaskKind
+from quiesce.task_info import TaskKind
 
 #: The runtimes of the default configuration, with the titles of their processes.
 DEFAULT_RUNTIMES: Final[Mapping[str, str]] = {

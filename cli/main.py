@@ -1,27 +1,16 @@
-"""The `quiesce` command: which verbs there are, and how all of them say what is wrong.
+"""The `quiesce` command: how all verbs are called, and how all of them say what is wrong.
 
-What a verb needs is imported where it is used, so that `quiesce --help` and `quiesce up` start fast.
+What a verb needs is imported where it is used. A plain `quiesce up` does without Typer, which takes longer to load
+than everything else that `up` needs, and would stay in memory as long as the system runs.
 """
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, NoReturn
+from pathlib import Path
+from typing import Final, NoReturn
 
-import typer
-from typer.core import TyperCommand
-
-from quiesce import __version__
-from quiesce.cli import (
-    doctor,
-    history_verb,
-    stop_verbs,
-    system_verbs,
-    task_verbs,
-    top_verb,
-)
-from quiesce.cli.options import GoesOnError
-from quiesce.cli.output import print_error
+from quiesce.cli.output import GoesOnError, print_error
 from quiesce.errors import QuiesceError
 
 SUCCESS: Final = 0
@@ -29,67 +18,6 @@ FAILURE: Final = 1
 WRONG_USAGE: Final = 2
 #: By a signal of the user's, as shells and Typer have it; not for `up`, where that is the orderly end.
 INTERRUPTED: Final = 130
-
-
-class Verb(TyperCommand):
-    """A usage line that reads `NAME`, `[FOLDER]`, `[ARGS]...` with every version of Typer."""
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words after the verb. The versions wrap the metavars of arguments differently, or not at all."""
-        pieces = [self.options_metavar] if self.options_metavar else []
-        for param in self.get_params(ctx):
-            if param.param_type_name == "argument":
-                name = param.metavar or str(param.name).upper()
-                pieces.append(name if param.required else f"[{name}]")
-                pieces[-1] += "..." if param.nargs != 1 else ""
-        return pieces
-
-
-app = typer.Typer(
-    name="quiesce",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-#: The verbs, in the order and under the heads of the help.
-VERBS: Final = {
-    "Run a system": (
-        system_verbs.up,
-        system_verbs.broker,
-        system_verbs.pool,
-        doctor.doctor,
-        system_verbs.demo,
-    ),
-    "Start and stop tasks": (task_verbs.spawn, stop_verbs.shutdown, stop_verbs.reopen),
-    "See what happens": (
-        task_verbs.ps,
-        top_verb.top,
-        task_verbs.stacks,
-        history_verb.history,
-        task_verbs.events,
-    ),
-}
-for head, verbs in VERBS.items():
-    for verb in verbs:
-        app.command(cls=Verb, rich_help_panel=head)(verb)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"quiesce {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def quiesce(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """Process pools with one truthful registry: stop exactly the tasks you name, and know when they ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -107,12 +35,15 @@ def run(words: Sequence[str]) -> int:
     """One call of the command, as its exit status."""
     as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
     try:
-        code = int(app(args=list(words), prog_name="quiesce", standalone_mode=False) or SUCCESS)
+        code = _call(words)
         if code == INTERRUPTED:
             print_error("Interrupted", "interrupted", as_json=as_json)
         return code
     except BrokenPipeError:
         return _on_closed_pipe()
+    except KeyboardInterrupt:  # of a plain `up` that had not got so far as to wait for signals
+        print_error("Interrupted", "interrupted", as_json=as_json)
+        return INTERRUPTED
     except GoesOnError as error:
         print_error("Interrupted", f"interrupted: {error}", as_json=as_json)
         return INTERRUPTED
@@ -130,6 +61,34 @@ def run(words: Sequence[str]) -> int:
             return _fail(type(error).__name__, str(error), as_json)
         text = f"{error} ({type(error).__name__}; QUIESCE_DEBUG=1 shows where)"
         return _fail(type(error).__name__, text, as_json)
+
+
+def _call(words: Sequence[str]) -> int:
+    plain = _plain_up(words)
+    if plain is not None:
+        from quiesce.cli.run_system import run_system
+
+        return run_system(*plain)
+    from quiesce.cli.verbs import app
+
+    return int(app(args=list(words), prog_name="quiesce", standalone_mode=False) or SUCCESS)
+
+
+def _plain_up(words: Sequence[str]) -> tuple[str | None, bool] | None:
+    """FILE and whether --json, of `up [--config FILE] [--json]` with a FILE that is there; None: it is not that."""
+    if not words or words[0] != "up":
+        return None
+    path, as_json = None, False
+    rest = list(words[1:])
+    while rest:
+        word = rest.pop(0)
+        if word == "--json" and not as_json:
+            as_json = True
+        elif word == "--config" and path is None and rest and Path(rest[0]).is_file():
+            path = rest.pop(0)
+        else:
+            return None
+    return path, as_json
 
 
 def _on_wrong_usage(error: Exception, as_json: bool) -> int:

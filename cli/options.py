@@ -46,10 +46,6 @@ Runtime = Annotated[
 All = Annotated[bool, typer.Option("--all", help="Everything: needed when no scope is given.")]
 
 
-class GoesOnError(Exception):
-    """The user interrupted a verb, and what it had asked for goes on, as the text says."""
-
-
 class ScopeOptions(NamedTuple):
     """--kind, --tenant, --timeline, --runtime, in the order in which the client takes them."""
 

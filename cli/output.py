@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+class GoesOnError(Exception):
+    """The user interrupted a verb, and what it had asked for goes on, as the text says."""
+
+
 def plain(value: object) -> Any:
     """A value of quiesce as JSON can say it: objects by their fields; infinities as texts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -11,7 +11,6 @@ from quiesce.cli import options
 from quiesce.cli.options import (
     Address,
     All,
-    GoesOnError,
     Json,
     Kind,
     Runtime,
@@ -19,7 +18,7 @@ from quiesce.cli.options import (
     Tenant,
     Timeline,
 )
-from quiesce.cli.output import clean, counted, print_json
+from quiesce.cli.output import GoesOnError, clean, counted, print_json
 from quiesce.cli.watching import AGAIN, SHOWN, Watch, detail
 from quiesce.errors import QuiesceError, ShutdownTimeoutError
 

@@ -1,18 +1,13 @@
 """The verbs that run a system or a part of it in the foreground: up, broker, pool, demo."""
 
 import importlib
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from quiesce.cli.options import ConfigFile, Json, refuse_empty
-from quiesce.cli.output import print_error, print_json
-from quiesce.errors import BrokerUnavailableError, ConfigurationError, QuiesceError
-
-if TYPE_CHECKING:
-    from quiesce.cli.up import Up
+from quiesce.errors import ConfigurationError
 
 Name = Annotated[
     str,
@@ -59,24 +54,17 @@ def _run(
     with_broker: bool = True,
 ) -> None:
     from quiesce.cli.config import load_config
-    from quiesce.cli.up import Up, say
+    from quiesce.cli.run_system import run_system
 
     check_path(path)
-    config = load_config(path)
-    for name in runtimes or ():
-        try:
-            config.runtime(name)
-        except ConfigurationError as error:
-            raise typer.BadParameter(str(error), param_hint="NAME") from None
-    for warning in config.warnings:
-        say(f"warning: {warning}", config.broker.log_format)
-    on_ready = _announce_json if as_json else None
-    system = Up(config, runtimes=runtimes, with_broker=with_broker, on_ready=on_ready)
-    code = system.run()
-    if code and as_json:
-        kind = QuiesceError if system.ready else BrokerUnavailableError
-        print_error(kind.__name__, system.trouble, as_json=True)
-    raise typer.Exit(code)
+    if runtimes:
+        config = load_config(path)
+        for name in runtimes:
+            try:
+                config.runtime(name)
+            except ConfigurationError as error:
+                raise typer.BadParameter(str(error), param_hint="NAME") from None
+    raise typer.Exit(run_system(path, as_json, runtimes, with_broker))
 
 
 def check_path(path: str | None) -> None:
@@ -89,20 +77,6 @@ def check_path(path: str | None) -> None:
             find_file(path, {})
         except (ConfigurationError, RuntimeError) as error:  # RuntimeError: ~ of no user
             raise typer.BadParameter(str(error), param_hint="--config") from None
-
-
-def _announce_json(ready: "Up") -> None:
-    print_json(
-        {
-            "pid": os.getpid(),
-            "broker_pid": ready.broker.pid if ready.broker else None,
-            "address": ready.config.broker.address,
-            "runtimes": {
-                pool.runtime: {"processes": pool.processes, "slots": pool.slots}
-                for pool in ready.pools
-            },
-        }
-    )
 
 
 def demo(folder: Folder = None, keep: Keep = None, json: Json = False) -> None:

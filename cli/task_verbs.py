@@ -11,7 +11,6 @@ from quiesce.cli import options
 from quiesce.cli.loading import load_function
 from quiesce.cli.options import (
     Address,
-    GoesOnError,
     Json,
     Kind,
     Runtime,
@@ -19,7 +18,7 @@ from quiesce.cli.options import (
     Tenant,
     Timeline,
 )
-from quiesce.cli.output import clean, plain, print_json
+from quiesce.cli.output import GoesOnError, clean, plain, print_json
 
 
 def spawn(

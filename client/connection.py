@@ -11,7 +11,7 @@ from quiesce.protocol.addresses import Endpoints
 
 #: Milliseconds between attempts to connect: at first, and at most.
 _RECONNECT: Final = 50
-_RECONNECT_MAX: Final = 500
+_RECONNECT_MAX: Final = 200
 #: Of tcp connections only: milliseconds between ZMTP pings, and until a silent peer counts as gone.
 _PING: Final = 5_000
 _PING_TIMEOUT: Final = 20_000

@@ -13,7 +13,8 @@ import pytest
 
 from cli_system import BACKGROUND, CommandSystem
 from quiesce import __version__
-from quiesce.cli.main import VERBS
+from quiesce.cli import main
+from quiesce.cli.verbs import VERBS
 
 
 @pytest.fixture
@@ -227,6 +228,33 @@ def test_top_says_what_is_missing(system: CommandSystem) -> None:
     )
     assert done.returncode == 1
     assert "needs Textual, which is not installed: pip install 'quiesce[top]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        (["up"], (None, False)),
+        (["up", "--json"], (None, True)),
+        (["up", "--config", __file__], (__file__, False)),
+        (["up", "--json", "--config", __file__], (__file__, True)),
+        (["up", "--config", __file__, "--json"], (__file__, True)),
+        # What is wrong, what asks for help, and what is written in another way is for Typer to say.
+        ([], None),
+        (["ps"], None),
+        (["broker"], None),
+        (["up", "--help"], None),
+        (["up", "--config"], None),
+        (["up", "--config", ""], None),
+        (["up", "--config", "/nowhere/quiesce.toml"], None),
+        (["up", "--config", __file__, "--config", __file__], None),
+        (["up", "--json", "--json"], None),
+        (["up", "more"], None),
+    ],
+)
+def test_a_plain_up_is_read_without_typer(
+    words: list[str], plain: tuple[str | None, bool] | None
+) -> None:
+    assert main._plain_up(words) == plain
 
 
 def test_a_closed_pipe_is_no_traceback(system: CommandSystem) -> None:

@@ -13,7 +13,7 @@ import pytest
 import quiesce
 import quiesce.testing
 from docs_pages import DOCS, Walk, blocks, named, write_examples
-from quiesce.cli.main import VERBS
+from quiesce.cli.verbs import VERBS
 
 #: Pages to be followed from top to bottom.
 WALKS = [

@@ -136,6 +136,25 @@ def test_a_worker_loads_neither_client_nor_command_line(run_folder: Path) -> Non
     assert parts & {"broker", "cli", "client", "examples", "joblib"} == set()
     assert modules & {"rich", "tomllib", "typer", "sqlite3"} == set()
     assert "quiesce.workers" in modules
+    assert "asyncio" not in modules  # it takes long: the first coroutine brings it
+
+
+@pytest.mark.parametrize(
+    ("what", "unwanted"),
+    [
+        # All of them take longer to load than the rest, and would stay in memory as long as the system runs.
+        ("quiesce.cli.main, quiesce.cli.run_system", {"asyncio", "rich", "typer", "zmq"}),
+        (
+            "quiesce.workers.supervisor",
+            {"asyncio", "quiesce.context", "quiesce.workers.worker", "typer"},
+        ),
+        ("quiesce.broker.serve", {"asyncio", "typer"}),
+    ],
+)
+def test_what_lives_long_loads_little(tmp_path: Path, what: str, unwanted: set[str]) -> None:
+    """Of `up`, supervisors and the broker. A system is as quick to start as this is little."""
+    loaded = set(run_python(f"import sys, {what}; print(*sys.modules)", tmp_path).split())
+    assert loaded & unwanted == set()
 
 
 #: Seconds beyond those of bare Python, for the face alone. It takes about 10 ms.

@@ -203,10 +203,14 @@ def test_a_blocked_loop_holds_up_no_stop(start: Start, tmp_path: Path) -> None:
     assert {(end.outcome, end.evidence, end.begun_age) for end in ends} == {
         ("cancelled", "NEVER_RAN", None)
     }
-    seen = [
-        row for each in broker.log if isinstance(each, from_worker.StopSeen) for row in each.rows
-    ]
-    assert {row.state for row in seen} == {"never-began"}
+
+    def seen() -> list[Any]:
+        heard = (each for each in broker.log if isinstance(each, from_worker.StopSeen))
+        return [row for each in heard for row in each.rows]
+
+    # On the other socket: it may come after the ends.
+    broker.wait(lambda: len(seen()) >= len(waiting), "what became of the requests")
+    assert {row.state for row in seen()} == {"never-began"}
     assert spinning not in broker.ended
     bodies.mark(str(tmp_path), "go")
     assert broker.await_end(spinning).outcome == "completed"
@@ -505,3 +509,33 @@ def test_an_end_waits_for_the_nested_spawns(start: Start, tmp_path: Path) -> Non
     assert broker.call(bodies.add, 1, 2) == 3  # neighbours do not wait
     bodies.mark(str(tmp_path), "acknowledged")
     assert value_of(broker.await_end(key)) == "spawned"
+
+
+def test_the_resource_tracker_comes_when_somebody_needs_it(start: Start) -> None:
+    pool = start(processes=2)
+    broker = pool.broker
+
+    def trackers() -> list[int]:
+        below = processes.children(pool.process.pid)
+        return [each.pid for each in below if "resource_tracker" in processes.command(each.pid)]
+
+    assert broker.call(bodies.add, 1, 2) == 3
+    assert trackers() == []
+    names = [broker.call(bodies.leave_memory) for _ in range(2)]
+    broker.wait(trackers, "the tracker")
+    assert all(Path("/dev/shm", name).exists() for name in names)
+    (tracker,) = trackers()
+    pool.end()
+    assert not alive(tracker)
+    assert not any(Path("/dev/shm", name).exists() for name in names)
+
+
+def test_what_a_killed_worker_has_left_is_removed_with_its_pool(start: Start) -> None:
+    """Even if the tracker has not been started by then: what is in its pipe counts."""
+    pool = start()
+    broker = pool.broker
+    name = broker.call(bodies.leave_memory)
+    pid = broker.await_peer().hello.pid
+    os.kill(pid, signal.SIGKILL)
+    pool.end()
+    assert not Path("/dev/shm", name).exists()

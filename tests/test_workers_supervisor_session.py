@@ -99,6 +99,7 @@ class Driver:
 def pool() -> Driver:
     driver = Driver()
     assert driver.do("start") == [hello(100.0), StartWorker(0, 1)]
+    driver.session.worker_ready()
     assert driver.session.due() == 0.0
     assert driver.do("tick") == [StartWorker(1, 2)]
     assert driver(registered(100.0)) == [ArmLease(130.0, 30.0), renew(100.0)]
@@ -113,6 +114,7 @@ def grant(sent_at: float, lease: float = 30.0, epoch: int = 3) -> to_supervisor.
 def test_hello_is_said_again_until_it_is_answered() -> None:
     driver = Driver()
     driver.do("start")
+    driver.session.worker_ready()
     driver.do("tick")
     driver.now += 0.5
     assert driver.do("tick") == [hello(100.5)]
@@ -254,9 +256,51 @@ def test_workers_are_started_one_by_one() -> None:
     """Messages, and the renewal of the lease, have their turns in between."""
     driver = Driver()
     assert driver.do("start") == [hello(100.0), StartWorker(0, 1)]
+    driver.session.worker_ready()
     driver.now += 0.5
     assert driver.do("tick") == [hello(100.5), StartWorker(1, 2)]
     assert driver.do("tick") == []
+
+
+def test_the_first_worker_has_a_head_start() -> None:
+    driver = Driver()
+    driver.do("start")
+    assert driver.session.waits_for_first
+    driver.now += 0.5
+    assert driver.do("tick") == [hello(100.5)]
+    assert driver.session.due() == 101.0
+    driver.now += 0.5
+    assert driver.do("tick") == [StartWorker(1, 2)]
+    assert not driver.session.waits_for_first
+
+
+def test_the_head_start_is_over_once_the_first_is_ready() -> None:
+    driver = Driver()
+    driver.do("start")
+    driver.session.worker_ready()
+    assert not driver.session.waits_for_first
+    assert driver.do("tick") == [StartWorker(1, 2)]
+
+
+def test_the_head_start_is_over_with_the_first() -> None:
+    """Then its death says how long the next one waits."""
+    driver = Driver()
+    driver.do("start")
+    driver.do("worker_died", 1, -9, False)
+    assert not driver.session.waits_for_first
+    assert driver.session.due() == 100.1
+    driver.now += 0.1
+    assert driver.do("tick") == [StartWorker(1, 2)]
+    assert driver.do("tick") == [StartWorker(2, 3)]
+
+
+def test_an_ending_pool_starts_no_others() -> None:
+    driver = Driver()
+    driver.do("start")
+    driver.do("end", 5.0)
+    assert not driver.session.waits_for_first
+    driver.now += 2.0
+    assert [each for each in driver.do("tick") if isinstance(each, StartWorker)] == []
 
 
 # --- the lease ------------------------------------------------------------------------------------
@@ -365,6 +409,7 @@ def test_half_a_lease_without_a_connection(pool: Driver) -> None:
 def test_half_a_lease_before_there_was_any() -> None:
     driver = Driver()
     driver.do("start")
+    driver.session.worker_ready()
     driver.do("tick")
     driver.now = 1e6
     assert [type(each) for each in driver.do("tick")] == [Send]

@@ -162,7 +162,12 @@ class FakeBroker:
     # --- what goes --------------------------------------------------------------------------------
 
     def tell(self, socket: "zmq.Socket[bytes]", to: bytes, message: Any) -> None:
-        socket.send_multipart([to, *encode(message)])
+        try:
+            socket.send_multipart([to, *encode(message)])
+        except zmq.ZMQError as error:
+            # A replacement that was just being started when its pool was told to end.
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
 
     def row(
         self, peer: Peer, fn: Callable[..., Any], *args: Any, fatal: bool = False, **kwargs: Any

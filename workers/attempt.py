@@ -1,10 +1,10 @@
 """One attempt: what it is, what its body came to, and how that is judged."""
 
-import asyncio
 import contextvars
+import sys
 import traceback
 from enum import Enum, auto
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from quiesce.context import TaskContext
 from quiesce.errors import PayloadTooLargeError, ShutdownRequested
@@ -14,6 +14,9 @@ from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import Outcome
 from quiesce.workers.scope import Scope
 from quiesce.workers.table import Phase
+
+if TYPE_CHECKING:
+    import asyncio  # see `loop`
 
 PHASES: Final = {
     Outcome.COMPLETED: Phase.COMPLETED,
@@ -80,16 +83,20 @@ def judge(error: BaseException | None, asked: bool) -> Outcome:
     """The table of section 5 of the design: what an attempt's body came to."""
     if error is None:
         return Outcome.COMPLETED
-    leaves = _leaves(error)
-    if all(isinstance(leaf, (ShutdownRequested, asyncio.CancelledError)) for leaf in leaves):
+    leaves, ends = _leaves(error), _ends()
+    if all(isinstance(leaf, ends) for leaf in leaves):
         # Raised though nobody asked: its own doing, and no end that anybody waits for.
         return Outcome.CANCELLED if asked else Outcome.FAILED
-    if any(
-        not isinstance(leaf, (Exception, ShutdownRequested, asyncio.CancelledError))
-        for leaf in leaves
-    ):
+    if any(not isinstance(leaf, (Exception, *ends)) for leaf in leaves):
         return Outcome.CRASHED
     return Outcome.FAILED
+
+
+def _ends() -> tuple[type[BaseException], ...]:
+    """What asks a body to end. Nobody has raised asyncio's where nobody has imported it."""
+    exceptions = sys.modules.get("asyncio.exceptions")
+    cancelled = getattr(exceptions, "CancelledError", ShutdownRequested)
+    return ShutdownRequested, cancelled
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -15,7 +15,6 @@ import faulthandler
 import fcntl
 import os
 import signal
-from pathlib import Path
 from typing import Final
 
 from quiesce.protocol import from_supervisor
@@ -191,7 +190,7 @@ def _unable(pid: int, place: Place) -> str:
         return gone
     if place.dump < 0:
         return f"process {pid} is starting: it can't write its stacks yet"
-    if not _field(Path(f"/proc/{pid}/status"), "SigCgt") & _BIT:
+    if not _field(f"/proc/{pid}/status", "SigCgt") & _BIT:
         return (
             f"process {pid} no longer has the handler that writes its stacks: a task took it away"
         )
@@ -214,7 +213,7 @@ def _silent(pid: int) -> str:
 def _state(pid: int) -> str:
     """The letter of /proc/PID/stat; "" if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""
 
@@ -232,19 +231,24 @@ def _blocks(pid: int, thread: int) -> bool:
 def _is_foreign(pid: int, thread: int) -> bool:
     """Whether it is one of ZeroMQ's, which have no Python stack."""
     try:
-        return _thread_file(pid, thread, "comm").read_text().startswith("ZMQ")
+        return _read(_thread_file(pid, thread, "comm")).startswith("ZMQ")
     except OSError:
         return True
 
 
-def _thread_file(pid: int, thread: int, name: str) -> Path:
-    return Path(f"/proc/{pid}/task/{thread}/{name}")
+def _thread_file(pid: int, thread: int, name: str) -> str:
+    return f"/proc/{pid}/task/{thread}/{name}"
 
 
-def _field(status: Path, name: str) -> int:
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def _field(status: str, name: str) -> int:
     """A set of signals; 0 where the kernel does not tell."""
     try:
-        text = status.read_text()
+        text = _read(status)
     except OSError:
         return 0
     _, found, rest = text.partition(f"\n{name}:")

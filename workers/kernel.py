@@ -2,9 +2,7 @@
 
 import ctypes
 import os
-import platform
 import signal
-from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -39,7 +37,7 @@ def become_subreaper() -> None:
 
 def signal_thread(pid: int, thread: int, number: int) -> None:
     """Send a signal to one thread of another process. ProcessLookupError: there is none such (any more)."""
-    call = _SYS_TGKILL.get(platform.machine(), _SYS_TGKILL_GENERIC)
+    call = _SYS_TGKILL.get(os.uname().machine, _SYS_TGKILL_GENERIC)
     if _libc.syscall(call, pid, thread, number) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"tgkill({pid}, {thread}): {os.strerror(code)}")
@@ -47,7 +45,8 @@ def signal_thread(pid: int, thread: int, number: int) -> None:
 
 def boot_id() -> str:
     """Names this boot of this machine."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 class Wake:

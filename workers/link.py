@@ -1,12 +1,12 @@
 """One connection to the broker: a DEALER socket, its outbox, and word of when it breaks."""
 
 import logging
+import struct
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from quiesce.errors import ProtocolError
 from quiesce.protocol import from_worker
@@ -25,6 +25,12 @@ _LAST: Final = int(zmq.DONTWAIT)
 _MORE: Final = int(zmq.DONTWAIT | zmq.SNDMORE)
 #: Messages taken in one go, so that one side can't starve the other.
 _AT_ONCE: Final = 100
+#: Milliseconds between attempts to connect: at first, and at most. Pools start beside their broker, and have
+#: nothing to do without it.
+_RECONNECT: Final = 20
+_RECONNECT_MAX: Final = 80
+#: The first frame of what a monitor says: what has happened, and a value. (pyzmq's own reader imports asyncio.)
+_EVENT: Final = struct.Struct("=Hi")
 
 
 class Link:
@@ -39,6 +45,8 @@ class Link:
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.socket.linger = 0
         self.socket.set_hwm(10_000)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX)
         events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
         #: Tells of the connection; may be read by another thread than the owner.
         self.monitor = self.socket.get_monitor_socket(events)
@@ -103,7 +111,7 @@ class Link:
     def hear(self) -> Iterable[bool]:
         """What the monitor has to say: True for connected, False for disconnected."""
         while _is_readable(self.monitor):
-            event = recv_monitor_message(self.monitor)["event"]
+            event, _ = _EVENT.unpack(self.monitor.recv_multipart()[0])
             yield event == zmq.Event.HANDSHAKE_SUCCEEDED
 
     def close(self, linger: int) -> None:

@@ -1,16 +1,10 @@
-"""Logging of a worker: every record, whoever logs, says which task it belongs to."""
+"""Logging of supervisors and workers: every record, whoever logs, says which task it belongs to."""
 
 import logging
-import sys
-from contextvars import ContextVar
-from functools import cache
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce import logs
-from quiesce.context import TaskContext, current_context, enter
-from quiesce.registry.rows import AssignRow
-from quiesce.values import TaskInfo
 
 #: The attributes that every record carries; "" outside of a task, and for a task without them.
 ATTRIBUTES: Final = (
@@ -21,27 +15,34 @@ ATTRIBUTES: Final = (
     "quiesce_timeline_id",
 )
 _NOTHING: Final = ("",) * len(ATTRIBUTES)
-#: structlog's `merge_contextvars` takes up every context variable whose name begins like these: no need to load
-#: it for tasks that don't.
-_FOR_STRUCTLOG: Final = tuple(
-    ContextVar[Any](name.replace("quiesce_", "structlog_", 1)) for name in ATTRIBUTES
-)
+
+
+def no_task() -> None:
+    """Of a process that runs none."""
 
 
 def configure(
-    level: str, runtime: str, log_format: str = logs.CONSOLE, role: str = "worker", file: str = ""
+    level: str,
+    runtime: str,
+    log_format: str = logs.CONSOLE,
+    role: str = "worker",
+    file: str = "",
+    task: Callable[[], tuple[Any, ...] | None] = no_task,
 ) -> None:
-    """Log to standard error, in this process and for its whole life; our own records to `file`, if there is one."""
+    """Log to standard error, in this process and for its whole life; our own records to `file`, if there is one.
+
+    `task` gives the values of ATTRIBUTES for the task whose code logs, None outside of one.
+    """
     make = logging.getLogRecordFactory()
 
     def make_with_task(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        task = current_context()
-        info = None if task is None else task.info
-        values = _NOTHING if info is None else _values(info)
+        values = task()
         said = ""
-        if info is not None:
-            said = f" [task={info.id} kind={info.kind} tenant={values[3]} timeline={values[4]}]"
+        if values is None:
+            values = _NOTHING
+        else:
+            said = f" [task={values[0]} kind={values[2]} tenant={values[3]} timeline={values[4]}]"
         for name, value in zip(ATTRIBUTES, values, strict=True):
             setattr(record, name, value)
         record.quiesce = said
@@ -55,74 +56,3 @@ def configure(
         ours = logging.getLogger("quiesce")
         ours.handlers[:] = [logs.handler(log_format, f"{role} of {runtime}", console, file)]
         ours.propagate = False
-
-
-def _values(info: TaskInfo) -> tuple[Any, ...]:
-    return (info.id, info.attempt, info.kind, info.tenant_id or "", info.timeline_id or "")
-
-
-# --- structlog, if the tasks use it ---------------------------------------------------------------
-
-
-@cache
-def has_structlog() -> bool:
-    """Whether it can be imported here."""
-    return find_spec("structlog") is not None
-
-
-def enter_task(task: TaskContext, row: AssignRow) -> None:
-    """Make it the current one in this context, also for structlog."""
-    enter(task)
-    if has_structlog():
-        bind(
-            (row.task_id, row.attempt, row.kind, row.tenant_id or "", row.timeline_id or ""),
-        )
-
-
-def bind_again(info: TaskInfo) -> None:
-    """The task has changed."""
-    if has_structlog():
-        bind(_values(info))
-
-
-def bind(values: tuple[Any, ...]) -> None:
-    """What structlog says of the task from now on, in this context."""
-    for variable, value in zip(_FOR_STRUCTLOG, values, strict=True):
-        # `...` is structlog's own mark of what is not bound.
-        variable.set(... if value == "" else value)
-
-
-def adopt_structlog() -> None:
-    """With JSON, what structlog says goes where all other records go, unless the tasks have configured it.
-
-    Called before each body: any of them may be the first whose module imports it.
-    """
-    if "structlog" not in sys.modules:
-        return
-    import structlog
-
-    ours = (isinstance(each.formatter, logs.JsonFormatter) for each in logging.getLogger().handlers)
-    if structlog.is_configured() or not any(ours):
-        return
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            _to_logging,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-    )
-
-
-def _to_logging(logger: object, method: str, event: Any) -> Any:
-    """As a call of logging: the event is the message, the rest are fields."""
-    fields = dict(event)
-    message = str(fields.pop("event", ""))
-    known = {
-        name: fields.pop(name)
-        for name in ("exc_info", "stack_info", "stacklevel")
-        if name in fields
-    }
-    return (message,), {**known, "extra": {logs.FIELDS: fields}}

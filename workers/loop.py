@@ -1,17 +1,23 @@
-"""The worker's event loop: one thread, made when the first coroutine comes, shared by all attempts."""
+"""The worker's event loop: one thread, made when the first coroutine comes, shared by all attempts.
 
-import asyncio
+asyncio is imported with it, here and in what else a worker needs of it: most workers never run a coroutine, and
+it takes as long as all of ZeroMQ.
+"""
+
 import contextvars
 import logging
 import threading
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.context import TaskContext, _current
 from quiesce.errors import ShutdownRequested
 from quiesce.workers.hands import start_own
 from quiesce.workers.scope import Scope
+
+if TYPE_CHECKING:
+    import asyncio
 
 _log: Final = logging.getLogger("quiesce.worker")
 
@@ -28,7 +34,7 @@ class LoopThread:
         self.ident = 0
 
     @property
-    def running(self) -> asyncio.AbstractEventLoop | None:
+    def running(self) -> "asyncio.AbstractEventLoop | None":
         """The loop, if there is one yet."""
         return self._loop
 
@@ -36,9 +42,11 @@ class LoopThread:
         """Run a function on the loop's thread, outside of every task."""
         self._ensure().call_soon_threadsafe(function, *args, context=contextvars.Context())
 
-    def _ensure(self) -> asyncio.AbstractEventLoop:
+    def _ensure(self) -> "asyncio.AbstractEventLoop":
         with self._lock:
             if self._loop is None:
+                import asyncio
+
                 loop = asyncio.new_event_loop()
                 loop.set_task_factory(_make_task)  # type: ignore[arg-type]  # options differ by version
                 loop.set_exception_handler(_on_exception)
@@ -53,7 +61,9 @@ class LoopThread:
             return self._loop
 
     @staticmethod
-    def _run(loop: asyncio.AbstractEventLoop) -> None:
+    def _run(loop: "asyncio.AbstractEventLoop") -> None:
+        import asyncio
+
         asyncio.set_event_loop(loop)
         while True:
             # SystemExit and KeyboardInterrupt of one task leave run_forever; its neighbours go on.
@@ -64,9 +74,11 @@ class LoopThread:
 
 
 def _make_task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+    loop: "asyncio.AbstractEventLoop", coro: Coroutine[Any, Any, Any], **options: Any
 ) -> "asyncio.Task[Any]":
     """The task factory: what is made in the context of an attempt belongs to it."""
+    import asyncio
+
     task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
     context = options.get("context")
     attempt = _current.get() if context is None else context.get(_current)
@@ -75,7 +87,7 @@ def _make_task(
     return task
 
 
-def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _on_exception(loop: "asyncio.AbstractEventLoop", context: dict[str, Any]) -> None:
     if isinstance(context.get("exception"), ShutdownRequested):
         _log.debug("a coroutine ended by ShutdownRequested, and nobody looked")
     else:
@@ -89,7 +101,7 @@ def cancel_children(scope: Scope, root: "asyncio.Task[Any] | None" = None) -> No
             task.cancel()
 
 
-def purge(loop: asyncio.AbstractEventLoop, ended: Collection[TaskContext]) -> None:
+def purge(loop: "asyncio.AbstractEventLoop", ended: Collection[TaskContext]) -> None:
     """Cancel the callbacks that these attempts have left in the loop: nothing of them may run any more.
 
     Timers, callbacks due now, and descriptors that are watched (a server it forgot). These are the

@@ -7,7 +7,7 @@ from typing import Final
 from quiesce import errors
 from quiesce.context import TaskContext
 from quiesce.registry.ids import Attempt, AttemptKey
-from quiesce.workers import logs
+from quiesce.workers import task_logs
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.worker_effects import Effects, Settle
 from quiesce.workers.worker_session import WorkerSession
@@ -80,7 +80,7 @@ class Port:
         if answer.error is not None:
             kind = getattr(errors, answer.error, errors.QuiesceError)
             raise kind(answer.text)
-        logs.bind_again(task.info)
+        task_logs.bind_again(task.info)
 
     def settle(self, answer: Settle) -> None:
         """The broker has answered. The task sees the change even if its call was interrupted."""

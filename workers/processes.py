@@ -8,7 +8,6 @@ none: whoever might have been born behind the scan's back left a parent to be se
 
 import os
 import signal
-from pathlib import Path
 from typing import Final, NamedTuple
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -84,7 +83,8 @@ def descendants(pid: int) -> dict[int, Process]:
 def environment(pid: int) -> dict[str, str]:
     """The environment a process was started with; empty if it can't be read (dead, or not ours)."""
     try:
-        data = Path(f"/proc/{pid}/environ").read_bytes()
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            data = file.read()
     except OSError:
         return {}
     pairs = (os.fsdecode(each).partition("=") for each in data.split(b"\0") if each)
@@ -94,7 +94,8 @@ def environment(pid: int) -> dict[str, str]:
 def command(pid: int) -> str:
     """The command line of a process, for people; empty if it can't be read."""
     try:
-        data = Path(f"/proc/{pid}/cmdline").read_bytes()
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            data = file.read()
     except OSError:
         return ""
     return os.fsdecode(data.replace(b"\0", b" ")).strip()

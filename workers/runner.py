@@ -7,7 +7,6 @@ An attempt may be stopped until it begins, so both the load and the body ask fir
 `finish` waits for the nested spawns, so it never runs on the loop's thread or the control thread.
 """
 
-import asyncio
 import logging
 import os
 import sys
@@ -16,18 +15,21 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sized
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.errors import ShutdownRequested
 from quiesce.protocol.callables import load_function, unpack_arguments
 from quiesce.protocol.frames import Frame, payload_bytes
 from quiesce.registry.states import Outcome
-from quiesce.workers import logs, loop as loops
+from quiesce.workers import loop as loops, task_logs
 from quiesce.workers.attempt import NOTHING, Attempt, Verdict, Where, judge, verdict_of
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.scope import name_of
+
+if TYPE_CHECKING:
+    import asyncio  # see `loop`
 
 _log: Final = logging.getLogger("quiesce.task")
 
@@ -85,7 +87,7 @@ class Runner:
 
     def start(self, attempt: Attempt) -> None:
         """Run an attempt if it is not stopped before it begins. With one slot this may last as long as its body."""
-        attempt.context.run(logs.enter_task, attempt.task, attempt.row)
+        attempt.context.run(task_logs.enter_task, attempt.task, attempt.row)
         if self._inline:
             self._load_and_run(attempt, Where.MAIN_THREAD)
         else:
@@ -126,7 +128,7 @@ class Runner:
     def _load_and_call(self, attempt: Attempt) -> Any:
         """In the attempt's context: what loading imports and rebuilds is its doing, too."""
         function, calls_coroutine = load_function(_bytes(attempt.row.function))
-        logs.adopt_structlog()
+        task_logs.adopt_structlog()
         args, kwargs = unpack_arguments(_bytes(attempt.row.arguments))
         if attempt.is_asked:
             raise ShutdownRequested(_TOO_LATE)

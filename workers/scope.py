@@ -4,10 +4,12 @@ After neon's `Gate`, which counts guards; ours also names what each guard stands
 say what it still waits for.
 """
 
-import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import asyncio  # see `loop`
 
 #: The hold for child processes: one for all, released by the sweep that finds none.
 PROCESSES: Final = "child processes"

@@ -1,15 +1,17 @@
 """The Python stacks of one attempt, as texts: one for each thread that runs its code, and each coroutine."""
 
-import asyncio
 import sys
 import traceback
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quiesce.workers.scope import Scope, name_of
 
+if TYPE_CHECKING:
+    import asyncio  # see `loop`
 
-def stacks_of(scope: Scope, loop: asyncio.AbstractEventLoop | None, loop_ident: int) -> list[str]:
+
+def stacks_of(scope: Scope, loop: "asyncio.AbstractEventLoop | None", loop_ident: int) -> list[str]:
     """Taken while it runs: a coroutine may move on between two frames."""
     frames = sys._current_frames()
     texts = [
@@ -17,7 +19,11 @@ def stacks_of(scope: Scope, loop: asyncio.AbstractEventLoop | None, loop_ident: 
         for ident, name in list(scope.threads.items())
         if ident in frames
     ]
-    now = None if loop is None else asyncio.current_task(loop)
+    now = None
+    if loop is not None:
+        import asyncio
+
+        now = asyncio.current_task(loop)
     for task in list(scope.tasks):
         if task is now and loop_ident in frames:
             text = _format(frames[loop_ident])

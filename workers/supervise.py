@@ -9,6 +9,9 @@ def main() -> None:
     import signal
     import sys
 
+    # Its import takes as long as that of ZeroMQ. Without it multiprocess takes pickle, and a supervisor hands
+    # plain values and a function's name to its workers; these have it.
+    sys.modules["dill"] = None  # type: ignore[assignment]  # how an import is refused
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # until the supervisor has its own handler, or for good

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
 
 import multiprocess
-import multiprocess.resource_tracker
 import setproctitle
 import zmq
 
@@ -46,8 +45,9 @@ from quiesce.workers.supervisor_effects import (
 )
 from quiesce.workers.supervisor_session import SupervisorSession
 from quiesce.workers.table import Phase, Place, PoolTable
+from quiesce.workers.tracker import Tracker
 from quiesce.workers.usage import Usage
-from quiesce.workers.worker import worker_main
+from quiesce.workers.work import work
 
 _log: Final = logging.getLogger("quiesce.supervisor")
 
@@ -55,6 +55,8 @@ _log: Final = logging.getLogger("quiesce.supervisor")
 _STOP_WITHIN: Final = 0.1
 #: Seconds of a turn after which the messages that are left wait for the next one.
 _TURN: Final = 0.05
+#: Seconds between two looks for whether the first worker is ready, which nothing tells.
+_FIRST_LOOK: Final = 0.02
 
 
 class _Child(NamedTuple):
@@ -76,8 +78,13 @@ def supervise(settings: PoolSettings) -> NoReturn:
         settings.log_level, settings.runtime, settings.log_format, "supervisor", settings.log_file
     )
     _prepare_environment(settings)
-    supervisor = Supervisor(settings)
-    supervisor.run()
+    try:
+        Supervisor(settings).run()
+    except BaseException:
+        # At once: at its exit multiprocess would wait for the workers, which go on without us.
+        _log.exception("the supervisor failed; it ends, and its workers with it")
+    logging.shutdown()
+    os._exit(70)
 
 
 def _prepare_environment(settings: PoolSettings) -> None:
@@ -129,9 +136,10 @@ class Supervisor:
         self._link = Link(self._context, settings.control, Decoder(to_supervisor.MESSAGES))
         self._was_lost = False
         self._wake = kernel.Wake()
+        self._tracker = Tracker()
         self._signals: list[int] = []
         self._poller = zmq.Poller()
-        for what in (self._link.socket, self._link.monitor, self._wake):
+        for what in (self._link.socket, self._link.monitor, self._wake, self._tracker):
             self._poller.register(what, zmq.POLLIN)
         self._quit: Quit | None = None
 
@@ -144,7 +152,6 @@ class Supervisor:
         if self._settings.parent_pid:
             # A terminal sends it to all; only `up` acts on it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        multiprocess.resource_tracker.ensure_running()  # its start would unblock signals later on
         self._say(lambda session, now: session.start(now))
         while self._quit is None:
             self._turn()
@@ -167,6 +174,9 @@ class Supervisor:
                 self._on_monitor()
             elif what == self._wake.fileno():
                 self._wake.clear()
+            elif what == self._tracker.fileno():
+                self._poller.unregister(self._tracker)
+                self._tracker.start()
             elif what in self._orphans:
                 self._on_orphan_died(what)
             else:
@@ -189,12 +199,18 @@ class Supervisor:
         times = [self._usage.sample_at, now + 60] + ([] if due is None else [due])
         if not sent:
             times.append(now + 0.05)
+        if self._session.waits_for_first:
+            times.append(now + _FIRST_LOOK)
         dump = self._dumps.due()
         if dump is not None:
             times.append(dump)
         return int(max(0.0, min(times) - now) * 1000) + 1
 
     def _on_time(self) -> None:
+        if self._session.waits_for_first and any(
+            child.place.ready for child in self._children.values()
+        ):
+            self._session.worker_ready()
         due = self._session.due()
         if due is not None and due <= boottime():
             # What has come meanwhile may be what is waited for: the inbox first.
@@ -271,7 +287,7 @@ class Supervisor:
         table = f"/proc/{os.getpid()}/fd/{self._table.fd}"
         arguments = (self._settings.to_json(), self._id, os.getpid(), serial, index, table)
         process = multiprocess.get_context("spawn").Process(
-            target=worker_main, args=arguments, name=f"{self._settings.runtime}-{serial}"
+            target=work, args=arguments, name=f"{self._settings.runtime}-{serial}"
         )
         # Blocked in the child until it ignores it: a terminal sends it to all.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -343,7 +359,8 @@ class Supervisor:
         if not self._dying:
             return
         own = {child.process.pid for child in self._children.values()}
-        own.add(multiprocess.resource_tracker._resource_tracker._pid)
+        if self._tracker.pid is not None:
+            own.add(self._tracker.pid)
         while True:
             orphans = [each for each in processes.children(os.getpid()) if each.pid not in own]
             if not sum(each.is_zombie and processes.reap(each.pid) for each in orphans):
@@ -418,7 +435,7 @@ class Supervisor:
         self._link.close(linger=1000)
         self._link.close_monitor()
         self._context.term()
-        multiprocess.resource_tracker._resource_tracker._stop()
+        self._tracker.stop()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

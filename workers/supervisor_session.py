@@ -31,6 +31,9 @@ from quiesce.workers.supervisor_state import SupervisorState
 
 #: What RESEND doubles up to for a Hello; it is never said less often than the lease is to be renewed.
 HELLO_SLOWEST: Final = 8.0
+#: Seconds that the first worker of a pool has for itself, unless it is ready sooner. At the start of a system all
+#: pools load theirs at once, and each gets its first one in half the time if the others wait.
+HEAD_START: Final = 1.0
 #: Seconds before the next start after the first death of a worker that never was ready; doubles.
 BACKOFF_FIRST: Final = 0.1
 BACKOFF_SLOWEST: Final = 5.0
@@ -45,7 +48,16 @@ class SupervisorSession(SupervisorState):
 
     def start(self, now: float) -> Effects:
         """Say Hello, and start the first worker without waiting for an answer; `tick` starts the others."""
-        return [*self._hello(now), *self._fill(now)]
+        effects = [*self._hello(now), *self._fill(now)]
+        if self._missing():
+            self.start_at = now + HEAD_START
+        return effects
+
+    @property
+    def waits_for_first(self) -> bool:
+        """Whether the others are to be started once the first worker is ready: then say `worker_ready`."""
+        alone = self.last_serial == 1 and not self.early_deaths and self.start_at > 0
+        return alone and self.kill_at is None and self._missing() > 0
 
     def _fill(self, now: float) -> Effects:
         """Start one of what is missing, if places and the backoff allow; `due` sees to the next.
@@ -69,7 +81,7 @@ class SupervisorSession(SupervisorState):
         return [place for place in range(self.identity.places) if place not in taken]
 
     def worker_ready(self) -> None:
-        """A worker is registered: starts succeed."""
+        """A worker is registered: starts succeed, and need not wait."""
         self.early_deaths = 0
         self.start_at = 0.0
 

@@ -220,11 +220,12 @@ class Place:
     def _rows(self) -> list[tuple[int, PhaseRow]]:
         words = self.words
         found = []
-        for entry in range(ENTRIES):
-            at = self._entries + entry * _ENTRY_WORDS
-            word = words[at + 1]
-            # The phase again after the task: the worker may have freed and reused the entry in between.
+        # All phases in one go: a request to stop is on its way to a task while the supervisor looks for it here.
+        phases = words[self._entries + 1 : self._entries + ENTRIES * _ENTRY_WORDS : _ENTRY_WORDS]
+        for entry, word in enumerate(phases.tolist()):
             if word and word & 0xFF <= Phase.CRASHED:
+                # The phase again after the task: the worker may have freed and reused the entry in between.
+                at = self._entries + entry * _ENTRY_WORDS
                 task_id = words[at]
                 if words[at + 1] == word:
                     row = PhaseRow(TaskId(task_id), AttemptNumber(word >> 8), Phase(word & 0xFF))

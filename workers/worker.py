@@ -28,12 +28,13 @@ from quiesce.protocol.frames import as_payload
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import State
-from quiesce.values import Fence, TaskInfo
-from quiesce.workers import births, dumps, hooks, kernel, logs
+from quiesce.task_info import Fence, TaskInfo
+from quiesce.workers import births, dumps, hooks, kernel, logs, task_logs
 from quiesce.workers.attempt import PHASES, Attempt, Verdict
 from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.lease import half_over
+from quiesce.workers.lending import Lending
 from quiesce.workers.link import Link
 from quiesce.workers.nested import NestedClient
 from quiesce.workers.nursery import Nursery
@@ -66,21 +67,18 @@ HURRY: Final = 1
 IN_A_ROW: Final = 0.002
 #: Seconds by which the control thread may be late.
 SOON: Final = 0.003
-#: Seconds after which the control thread tends the data socket, while a body has the main thread.
-LENT_AFTER: Final = 0.002
 
 #: Something that the session is told, at a moment.
 Event = Callable[[WorkerSession, float], Effects]
 
 
 def worker_main(
-    settings_json: str, supervisor: bytes, supervisor_pid: int, serial: int, place: int, table: str
+    settings_json: str, supervisor: bytes, serial: int, place: int, table: str
 ) -> NoReturn:
-    """The whole life of a worker process; what the supervisor starts.
+    """The whole life of a worker process, from when it will end with its supervisor (see `work`).
 
     `table`: the path by which the pool's shared memory is opened; `place`: which part of it is ours.
     """
-    kernel.die_with_parent(supervisor_pid)
     kernel.become_subreaper()  # orphans of a task fall to us, where we can tell whose they are
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by who started us
@@ -88,7 +86,11 @@ def worker_main(
     settings = PoolSettings.from_json(settings_json)
     setproctitle.setproctitle(settings.title or f"{settings.runtime} worker")
     logs.configure(
-        settings.log_level, settings.runtime, settings.log_format, file=settings.log_file
+        settings.log_level,
+        settings.runtime,
+        settings.log_format,
+        file=settings.log_file,
+        task=task_logs.current_values,
     )
     if settings.app_dir:
         sys.path.insert(0, settings.app_dir)
@@ -156,10 +158,8 @@ class Worker:
         decoder = Decoder(to_worker.MESSAGES)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._data = Link(self._context, settings.data, decoder)
-        #: Whose turn it is to use that link: the main thread's, but while it runs bodies.
-        self._data_turn = threading.Lock()
-        #: Since when the main thread runs the body that it is in; 0.0 while it is in none.
-        self._lent_at = 0.0
+        #: With one slot that link is lent while the main thread runs a body.
+        self._lending = Lending(self._data)
         #: The function of the last body, if that was quick: then the next call of it is expected to be, too.
         self._quick: object = None
         self._wake = kernel.Wake()
@@ -196,7 +196,6 @@ class Worker:
         poller.register(self._data.socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         inline = self._settings.slots == 1
-        self._data_turn.acquire()
         while not self.quitting:
             patience = None if self._data.flush() else 50
             if self._to_start and inline:
@@ -225,32 +224,15 @@ class Worker:
             function = attempt.row.function
             if function != self._quick:
                 self._data.flush()
-            self._lent_at = now
-            self._data_turn.release()
+            self._lending.lend(now)
             self.runner.start(attempt)
-            self._data_turn.acquire()
-            self._lent_at = 0.0
+            self._lending.take_back()
             began, now = now, time.monotonic()
             self._quick = function if now < began + IN_A_ROW else None
 
     def tend_data(self) -> bool:
-        """For the control thread: while a body has had the main thread for long, hear what has arrived on the data
-        socket, and send what waits. Whether it is so.
-        """
-        since, data = self._lent_at, self._data
-        if not since or time.monotonic() < since + LENT_AFTER:
-            return False
-        if not self._data_turn.acquire(blocking=False):
-            return False
-        try:
-            while True:
-                for message in data.receive():
-                    self.hear(message)
-                # Sending may take in what has arrived, and say so to nobody.
-                if not (data.is_readable or (data.outbox and data.flush())):
-                    return True
-        finally:
-            self._data_turn.release()
+        """For the control thread: see Lending."""
+        return self._lending.tend(self.hear)
 
     def fail(self) -> NoReturn:
         """The control thread has failed, and said so."""
@@ -303,7 +285,7 @@ class Worker:
             # The control thread may look by itself soon enough.
             due = self._session.due() if control.asleep_until > now + SOON else None
         if (self._data.outbox or self._to_start or self.quitting) and me != self._main:
-            (control.wake if self._lent_at else self._wake).set()
+            (control.wake if self._lending.since else self._wake).set()
         if (
             self._control_link.outbox
             or (due is not None and due < control.asleep_until)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.errors import NotInTaskError, ShutdownRequested
 from quiesce.registry.ids import TaskId
+from quiesce.task_info import TaskInfo, TaskKind
 from quiesce.token import CancellationToken
-from quiesce.values import TaskInfo, TaskKind
+from quiesce.token_tree import Node
 
 if TYPE_CHECKING:
     from quiesce.client import Client
@@ -50,9 +51,9 @@ class TaskPort(Protocol):
 class TaskContext:
     """One attempt as its body sees it.
 
-    `flag_words[flag_index]` is the word of the shared table in which the supervisor writes the attempt's
-    key when it is asked to stop; `flag_words[check_index]` counts its checks. `root` is the runtime's own
-    token: cancelled by the worker when the request arrives; tasks only ever get its one child, `token`.
+    `words[flag_index]` is the word of the shared table in which the supervisor writes the attempt's key when
+    it is asked to stop; `words[check_index]` counts its checks. `root` is the runtime's own token: cancelled
+    by the worker when the request arrives; tasks only ever get its one child, `token`.
     What most tasks never ask for (tokens, their own description) is made when they do.
     """
 
@@ -65,9 +66,11 @@ class TaskContext:
         "_root",
         "_token",
         "check_index",
+        "checks",
         "flag_index",
         "flag_key",
         "key",
+        "node",
         "port",
         "scope",
         "words",
@@ -92,6 +95,10 @@ class TaskContext:
         self.flag_index = flag_index
         self.check_index = check_index
         self.flag_key = flag_key
+        #: What was last written to the check counter: nobody else writes it, so it need not be read.
+        self.checks = 0
+        #: The root's place in its tree; None until somebody wants a token.
+        self.node: Node | None = None
         self._root: CancellationToken | None = None
         self._token: CancellationToken | None = None
         self._describe = describe
@@ -127,7 +134,11 @@ class TaskContext:
         if self._root is None:
             with self._changing:
                 if self._root is None:
-                    self._root = CancellationToken()
+                    root = CancellationToken()
+                    self.node = (
+                        root._node
+                    )  # first: whoever has the token must see its mark in a check
+                    self._root = root
         return self._root
 
     @property
@@ -148,20 +159,19 @@ class TaskContext:
     @property
     def is_asked(self) -> bool:
         """Whether it has been asked to stop, by the broker's word or the supervisor's flag. No look is counted."""
-        root = self._root
-        asked = root is not None and root.is_cancelled()
+        node = self.node
+        asked = node is not None and node.cancelled
         return asked or self.words[self.flag_index] == self.flag_key
 
     def is_shutdown_requested(self) -> bool:
         """A read of shared memory: no lock, no message, no GIL of another thread."""
-        words = self.words
-        words[self.check_index] += 1
-        root = self._root
-        if words[self.flag_index] == self.flag_key or (root is not None and root.is_cancelled()):
-            if not self._observed:
-                self.observe()
-            return True
-        return False
+        self.checks = checks = self.checks + 1
+        self.words[self.check_index] = checks
+        if not self.is_asked:
+            return False
+        if not self._observed:
+            self.observe()
+        return True
 
     def observe(self) -> None:
         """Note that the task has seen the request; tells the broker once."""
@@ -171,6 +181,7 @@ class TaskContext:
 
 
 _current: Final[ContextVar[TaskContext | None]] = ContextVar("quiesce_task", default=None)
+_get_current: Final = _current.get
 #: How `current_client()` gets its client in this process; a worker puts its factory here.
 _client_factory: list[Callable[[], "Client"]] = []
 
@@ -211,7 +222,7 @@ def is_shutdown_requested() -> bool:
     Costs about as much as two dictionary look-ups, so check as often as you like. Outside of a task:
     a RuntimeWarning, and False. (After neon's `task_mgr::is_shutdown_requested`.)
     """
-    task = _current.get()
+    task = _get_current()
     if task is None:
         warnings.warn(
             "is_shutdown_requested() was called outside of a task; it answers False there",
@@ -219,7 +230,17 @@ def is_shutdown_requested() -> bool:
             stacklevel=2,
         )
         return False
-    return task.is_shutdown_requested()
+    # The method of this name, written out: a call more would cost half of it all. A flag of 0, which is what
+    # it mostly is, need not be compared: no key is 0.
+    words = task.words
+    task.checks = checks = task.checks + 1
+    words[task.check_index] = checks
+    flag = words[task.flag_index]
+    node = task.node
+    if (flag and flag == task.flag_key) or (node is not None and node.cancelled):
+        task.observe()
+        return True
+    return False
 
 
 def shutdown_token() -> CancellationToken:
@@ -269,8 +290,17 @@ def checkpoint() -> None:
         ShutdownRequested: a BaseException; let it pass, and the task ends as cancelled.
         NotInTaskError: outside of a task.
     """
-    task = _here("checkpoint()")
-    if task.is_shutdown_requested():
+    task = _get_current()
+    if task is None:
+        task = _here("checkpoint()")  # raises
+    # As in is_shutdown_requested().
+    words = task.words
+    task.checks = checks = task.checks + 1
+    words[task.check_index] = checks
+    flag = words[task.flag_index]
+    node = task.node
+    if (flag and flag == task.flag_key) or (node is not None and node.cancelled):
+        task.observe()
         raise ShutdownRequested(task.root.reason or "asked to stop")
 
 

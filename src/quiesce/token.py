@@ -20,16 +20,20 @@ token keep nothing alive. When the last token object goes, so does the watch, an
 the tree, after handing its children to its parent.
 """
 
-import asyncio
 import inspect
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from types import TracebackType
-from typing import Final, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
 
 from quiesce.token_tree import Callback, Descriptor, Node, Watch, call
+
+if TYPE_CHECKING:
+    # Elsewhere imported by the first coroutine that waits: most processes never have one, and it takes as
+    # long as all that a worker needs of ZeroMQ.
+    import asyncio
 
 _T = TypeVar("_T")
 
@@ -44,7 +48,7 @@ def _release(latch: threading.Lock) -> None:
         pass  # released before, by a cancel() in another thread
 
 
-def _call_on(loop: asyncio.AbstractEventLoop, fn: Callable[[], object]) -> None:
+def _call_on(loop: "asyncio.AbstractEventLoop", fn: Callable[[], object]) -> None:
     try:
         loop.call_soon_threadsafe(fn)
     except RuntimeError:
@@ -64,6 +68,8 @@ def _nothing() -> None:
 
 async def _dismiss(awaitable: Awaitable[object]) -> None:
     """End an awaitable that is not to start."""
+    import asyncio
+
     if asyncio.isfuture(awaitable):
         awaitable.cancel()
         await asyncio.wait([awaitable])
@@ -233,6 +239,8 @@ class CancellationToken:
         """
         if self._node.cancelled:
             return
+        import asyncio
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         key = object()
@@ -267,6 +275,8 @@ class CancellationToken:
         if self._node.cancelled:
             await _dismiss(awaitable)
             return None
+        import asyncio
+
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         if task is None:

@@ -52,6 +52,15 @@ def add(left: int, right: int) -> int:
     return left + right
 
 
+def leave_memory() -> str:
+    """Make shared memory with multiprocess, and leave it for its resource tracker to remove. Gives its name."""
+    from multiprocess.shared_memory import SharedMemory
+
+    memory = SharedMemory(create=True, size=64)
+    memory.close()
+    return str(memory.name)
+
+
 def nothing() -> None:
     pass
 
