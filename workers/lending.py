@@ -35,7 +35,10 @@ class Lending:
         self.since = 0.0
 
     def tend(self, hear: Callable[[Any], None]) -> bool:
-        """For the control thread: if a body has taken long, hear what has arrived and send what waits. Whether it is so."""
+        """For the control thread: if a body has taken long, hear what has arrived and send what waits.
+
+        Whether it was so.
+        """
         since, link = self.since, self._link
         if not since or time.monotonic() < since + LENT_AFTER:
             return False
