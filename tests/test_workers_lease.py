@@ -328,11 +328,11 @@ def test_a_broker_that_restarts_grants_again(start: Start, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_many_starts_do_not_starve_a_short_lease(start: Start) -> None:
-    pool = start(lease=1.0, processes=10)
+    pool = start(lease=3.0, processes=10)
     broker = pool.broker
     broker.await_peer(10)
     broker.wait(lambda: len(broker.renewals) > RENEWALS, "renewals for a lease")
     moments = [renewal.sent_at for renewal in broker.renewals]
     gaps = [after - before for before, after in pairwise(moments)]
-    assert max(gaps) < 0.5
+    assert max(gaps) < 1.5
     assert not half_over(pool)
