@@ -1,17 +1,12 @@
 """What workers say of attempts: begun, lingering, associated, given back, ended."""
 
-from typing import Final
-
 from quiesce.registry import effects, events, facts, stopping
 from quiesce.registry.ending import end, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Ask, Task
-from quiesce.registry.scheduling import paced
+from quiesce.registry.scheduling import paced, stuck
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
-
-#: The pace of a worker that has given something back: it is handed no more than it can begin.
-GIVEN_BACK: Final = 1.0
 
 
 def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | None:
@@ -57,7 +52,7 @@ def on_tasks_given_back(turn: Turn, event: events.TasksGivenBack) -> None:
         task = held(turn, event.worker, task_id, attempt)
         if task is None or task.assign_number != number or task.state is not TaskState.ASSIGNED:
             continue
-        paced(worker, GIVEN_BACK)
+        stuck(worker)
         if task.ask is not None:
             never_ran(turn, task)
         else:
@@ -70,7 +65,7 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
     worker = turn.state.workers.get(event.worker)
     if worker is None:
         return
-    took: list[float] = []
+    took: list[tuple[Task, float]] = []
     now = turn.now.wall
     if event.rows:
         ends: list[tuple[int, int]] = [(row.task_id, row.attempt) for row in event.rows]
@@ -87,7 +82,7 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
                 _observed(turn, task, task.ask, row.observed_age)
         begun = task.started_at
         if row.begun_age is not None:
-            took.append(row.begun_age - row.ended_age)
+            took.append((task, row.begun_age - row.ended_age))
             if begun is None:
                 begun = max(task.created_at, now - row.begun_age)
         end(
@@ -101,7 +96,7 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
             result=row.result,
         )
     if took:
-        paced(worker, sum(took) / len(took))
+        paced(worker, took)
 
 
 def _placed(turn: Turn, ask: Ask, age: float) -> float:

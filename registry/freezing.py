@@ -65,7 +65,10 @@ _ASK: Final = ("extended", "delivered_at", "observed_at", "timed_out", "stopped"
 _ASK_VOLATILE: Final = ("forced", "answered", "heard", "killed")
 _WORKER: Final = ("incarnation", "supervisor", "serial", "runtime", "pid", "host", "slots")
 _WORKER_MORE: Final = ("status", "last_assign")
-_WORKER_VOLATILE: Final = ("attached", "arrived", "exiting", "pace", "cpu_seconds", "memory_bytes")
+_WORKER_VOLATILE: Final = (
+    *("attached", "arrived", "exiting", "pace", "quick"),
+    *("cpu_seconds", "memory_bytes"),
+)
 _SUPERVISOR: Final = (
     "id",
     "incarnation",

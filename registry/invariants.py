@@ -15,7 +15,7 @@ from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
 from quiesce.registry.moving import RegistryFault, story
 from quiesce.registry.records import Stop, Task, Worker
-from quiesce.registry.scheduling import MOST, takes
+from quiesce.registry.scheduling import MOST, may_follow, takes
 from quiesce.registry.spawning import seen_all
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
@@ -353,13 +353,16 @@ def _settled(state: State) -> None:
 
 def _slots(state: State) -> None:
     for runtime, queue in state.queues.items():
-        free = [worker for worker in state.pool[runtime].values() if takes(state, worker)]
         waiting = queue.peek(state.allowed)
-        if free and waiting is not None:
-            raise _fault(
-                "nothing that may run waits beside a free slot",
-                f"worker {free[0].incarnation} of {runtime!r}; {story(state.tasks[waiting])}",
-            )
+        if waiting is None:
+            continue
+        task = state.tasks[waiting]
+        for worker in state.pool[runtime].values():
+            if takes(state, worker) and may_follow(state, worker, task):
+                raise _fault(
+                    "nothing that may run waits beside a free slot",
+                    f"worker {worker.incarnation} of {runtime!r}; {story(task)}",
+                )
 
 
 # --- what is volatile -----------------------------------------------------------------------------

@@ -140,6 +140,7 @@ class Worker:
         "orphans",
         "pace",
         "pid",
+        "quick",
         "runtime",
         "serial",
         "slots",
@@ -172,8 +173,10 @@ class Worker:
         self.arrived = 0
         #: It has been told to exit: gets no more tasks.
         self.exiting = False
-        #: Seconds that its tasks lately took, at least; volatile. See `scheduling.window`.
+        #: Seconds that its tasks lately took, at least; and the functions whose last call was short, as they were
+        #: spawned. Volatile; see `scheduling.room`.
         self.pace = 1.0
+        self.quick: tuple[bytes, ...] = ()
         #: None while it lives; its exit status once its supervisor has reaped it.
         self.status: int | None = None
         #: All and only the live tasks that it holds, ASSIGNED or RUNNING.

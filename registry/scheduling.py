@@ -1,10 +1,13 @@
 """Handing queued tasks to workers: round-robin over tenants, to the worker that holds the least.
 
 A worker whose tasks are short is handed more than it has slots for, so that none of these waits for a round trip;
-what it does not begin within moments it gives back.
+what it does not begin within moments it gives back. But a body that never lets go of the interpreter lets
+nothing be given back. So where a task shall have its process to itself, in a worker of one slot, only calls of
+functions whose last call there was short are handed over ahead, and only behind such.
 """
 
 import heapq
+from collections.abc import Sized
 from typing import Final
 
 from quiesce.registry import facts
@@ -14,9 +17,14 @@ from quiesce.registry.rows import AssignRow
 from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
 
+#: The pace of a worker that has given something back.
+GIVEN_BACK: Final = 1.0
 #: Seconds of work that a worker may be handed beyond its slots, and how many tasks at most.
 AHEAD: Final = 0.004
 MOST: Final = 96
+#: So many functions are remembered of a worker, by so many bytes at most.
+FUNCTIONS: Final = 8
+LONGEST: Final = 1024
 #: What takes less counts as if it took so many seconds.
 LEAST: Final = 40e-6
 
@@ -39,13 +47,22 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
         if takes(state, worker)
     ]
     heapq.heapify(free)
+    #: The workers of which it is known in this turn whether anything may wait behind what they hold.
+    calm: dict[Incarnation, bool] = {}
     while free and len(queue):
         held, incarnation = free[0]
         task_id = queue.peek(state.allowed)
         if task_id is None:
             return
+        worker = state.workers[incarnation]
+        if held and worker.slots == 1:
+            if incarnation not in calm:
+                calm[incarnation] = all_quick(state, worker)
+            if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):
+                heapq.heappop(free)
+                continue
         assign(turn, task_id, incarnation)
-        if held + 1 < room(state.workers[incarnation]):
+        if held + 1 < room(worker):
             heapq.heapreplace(free, (held + 1, incarnation))
         else:
             heapq.heappop(free)
@@ -58,9 +75,44 @@ def room(worker: Worker) -> int:
     return worker.slots + min(MOST, int(AHEAD / max(worker.pace, LEAST)))
 
 
-def paced(worker: Worker, seconds: float) -> None:
-    """Its last tasks took so long, on average. Slow ones count at once, quick ones by and by."""
-    worker.pace = max(seconds, worker.pace / 2)
+def paced(worker: Worker, took: list[tuple[Task, float]]) -> None:
+    """So long its last tasks took. Slow ones count at once, quick ones by and by."""
+    mean = sum(seconds for _, seconds in took) / len(took)
+    worker.pace = max(mean, worker.pace / 2)
+    if worker.slots == 1:
+        for task, seconds in took:
+            if is_quick(worker, task) is not (seconds <= AHEAD):
+                _note(worker, task.spawn.function, quick=seconds <= AHEAD)
+
+
+def is_quick(worker: Worker, task: Task) -> bool:
+    """Whether the last call of its function by this worker was short."""
+    return task.spawn.function in worker.quick
+
+
+def all_quick(state: State, worker: Worker) -> bool:
+    """Whether something may be handed to it behind all that it holds."""
+    return all(is_quick(worker, state.tasks[each]) for each in worker.tasks)
+
+
+def may_follow(state: State, worker: Worker, task: Task) -> bool:
+    """Whether this task may be handed to this worker with what it holds."""
+    if not worker.tasks or worker.slots > 1:
+        return True
+    return is_quick(worker, task) and all_quick(state, worker)
+
+
+def _note(worker: Worker, function: Sized, *, quick: bool) -> None:
+    others = tuple(each for each in worker.quick if each != function)
+    if quick and isinstance(function, bytes) and len(function) <= LONGEST:
+        worker.quick = (*others[1 - FUNCTIONS :], function)
+    else:
+        worker.quick = others
+
+
+def stuck(worker: Worker) -> None:
+    """It has given something back: it gets no more than it can begin, until it has shown otherwise."""
+    worker.pace, worker.quick = GIVEN_BACK, ()
 
 
 def takes(state: State, worker: Worker) -> bool:

@@ -41,6 +41,30 @@ def test_who_is_quick_is_handed_some_ahead(desk: Desk) -> None:
     assert len(desk.assigned(worker)) == 3
 
 
+def test_a_call_of_a_function_that_it_does_not_know_is_not(desk: Desk) -> None:
+    """Nobody knows how long it takes, and whether it lets anything be given back."""
+    worker = quick(desk)
+    desk.spawn(*({"runtime": "solo"},) * 2, {"runtime": "solo", "function": b"another"})
+    assert len(desk.assigned(worker)) == 2
+
+
+def test_behind_one_nothing_waits(desk: Desk) -> None:
+    worker = quick(desk)
+    first = desk.spawn({"runtime": "solo", "function": b"another"})
+    desk.spawn(*({"runtime": "solo"},) * 2)
+    assert desk.assigned(worker) == []
+    desk.end(worker, first, begun_age=10e-6)
+    assert len(desk.assigned(worker)) == 2
+    desk.spawn(*({"runtime": "solo", "function": b"another"},) * 2)
+    assert len(desk.assigned(worker)) == 2
+
+
+def test_where_tasks_share_a_process_functions_do_not_matter(desk: Desk) -> None:
+    worker = quick(desk, "pool")
+    desk.spawn(*({"function": b"%d" % number} for number in range(7)))
+    assert len(desk.assigned(worker)) == 7
+
+
 def test_a_slow_task_ends_that_at_once(desk: Desk) -> None:
     worker = quick(desk)
     task = desk.spawn({"runtime": "solo"})
