@@ -78,6 +78,7 @@ def scope(
         ("--runtime", runtime),
     ):
         refuse_empty(option, value, "leave the option out to match any")
+        refuse_bytes(option, value)
     return ScopeOptions(kind, tenant, timeline, runtime)
 
 
@@ -85,6 +86,15 @@ def refuse_empty(option: str, value: str | None, advice: str) -> None:
     """In a script an empty value is a variable that was not set, and not a wish."""
     if value == "":
         raise typer.BadParameter(f"is empty; {advice}", param_hint=option)
+
+
+def refuse_bytes(option: str, value: str | None) -> None:
+    """Labels and reasons are texts: bytes that are none come as lone surrogates, and can't travel."""
+    if value is not None and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise typer.BadParameter(f"expected UTF-8, got {value!r}", param_hint=option) from None
 
 
 def wide_scope(options: ScopeOptions, everything: bool) -> ScopeOptions:

@@ -111,6 +111,7 @@ def shutdown(
     scope = options.wide_scope(options.scope(kind, tenant, timeline, runtime), everything)
     grace_seconds = options.seconds(grace, "--grace")
     timeout_seconds = options.seconds(timeout, "--timeout")
+    options.refuse_bytes("--reason", reason)
     with options.connected(address) as client:
         stop = _Stop(
             client,

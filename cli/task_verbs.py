@@ -92,6 +92,7 @@ def spawn(
         ("--unique-key", unique_key, "leave the option out for none"),
     ):
         options.refuse_empty(option, value, advice)
+        options.refuse_bytes(option, value)
     timeout_seconds = options.seconds(timeout, "--timeout", positive=True)
     values = [_json_value(text, f"argument {n}") for n, text in enumerate(arguments or [], 1)]
     keywords = _json_value(kwargs, "--kwargs") if kwargs is not None else {}

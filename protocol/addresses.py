@@ -76,7 +76,11 @@ def _ipc(address: str, rest: str) -> Endpoints:
     if not folder.startswith("/") or "\0" in folder:
         text = "the folder must be absolute, and not the root"
         raise ConfigurationError(f"address {address!r}: {_EXPECTED}; {text}")
-    longest = len(f"{folder}/control".encode(errors="surrogatepass"))
+    try:
+        longest = len(f"{folder}/control".encode())
+    except UnicodeEncodeError:
+        text = "the folder's name must be UTF-8"  # ZeroMQ takes no other
+        raise ConfigurationError(f"address {address!r}: {_EXPECTED}; {text}") from None
     if longest > PATH_LIMIT:
         raise ConfigurationError(
             f"address {address!r}: the path of its socket {folder}/control has {longest} bytes; "

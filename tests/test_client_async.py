@@ -144,6 +144,30 @@ def test_stopped(broker: FakeBroker) -> None:
     run(broker, body)
 
 
+def test_a_block_that_is_given_up_while_ends_are_on_their_way_is_released(
+    broker: FakeBroker,
+) -> None:
+    async def body(client: AsyncClient) -> None:
+        handle = await client.spawn("background", "compaction", work)
+        broker.answer(1, 5)
+        await handle.id
+        broker.script[from_client.Stop] = lambda m: stop_report(m.request, stop_id=6, tasks=[5])
+
+        async def block() -> None:
+            async with client.stopped(tenant_id="t"):
+                raise AssertionError("must not be entered")
+
+        task = asyncio.ensure_future(block())
+        await off_loop(lambda: broker.take(from_client.Stop))
+        await client.reopen()  # its answer comes after the report
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await asyncio.to_thread(broker.take, from_client.Release)).stop_id == 6
+
+    run(broker, body)
+
+
 def test_a_stop_that_is_cancelled_on_the_way_into_its_block_is_released(broker: FakeBroker) -> None:
     async def body(client: AsyncClient) -> None:
         broker.mute.add(from_client.Stop)

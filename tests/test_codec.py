@@ -507,6 +507,7 @@ def test_endpoints(address: str, expected: tuple[str, str, str | None]) -> None:
         ("ipc://relative", "the folder must be absolute"),
         ("ipc:///", "not the root"),
         ("ipc:///a\0b", "the folder must be absolute"),
+        ("ipc:///a\udcff", "the folder's name must be UTF-8"),
         ("tcp://localhost", "expected ipc"),
         ("tcp://:7000", "expected ipc"),
         ("tcp://::1:7000", "IPv6 is not built yet: use tcp://127.0.0.1:port"),
