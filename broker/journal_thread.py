@@ -21,6 +21,11 @@ from quiesce.protocol.fact_codec import FactError
 from quiesce.registry.effects import Effect
 from quiesce.registry.facts import Fact
 
+#: Between two pieces of a snapshot: so many times what the last one took, at most so many seconds. The loop's
+#: thread needs the interpreter meanwhile: a snapshot of a million tasks takes seconds of it.
+REST: Final = 2.0
+LONGEST_REST: Final = 0.1
+
 
 class _Snapshot:
     def __init__(self, frozen: tuple[Any, ...]) -> None:
@@ -175,8 +180,9 @@ class DiskJournal:
     def _work(self) -> None:
         """Until it is closed."""
         job: Iterator[None] | None = None
+        go_on_at = 0.0
         while True:
-            turns, word = self._take(wait=job is None)
+            turns, word = self._take(None if job is None else go_on_at)
             if turns:
                 self._commit(turns)
             if word is _CLOSE:
@@ -186,18 +192,25 @@ class DiskJournal:
                 self._store.vouch()
             elif isinstance(word, _Snapshot):
                 job = self._store.snapshot(word.frozen)
-            if job is not None:
+            began = time.monotonic()
+            if job is not None and began >= go_on_at:
                 job = self._go_on(job)
+                ended = time.monotonic()
+                go_on_at = ended + min(LONGEST_REST, REST * (ended - began))
             self._store.keep_short()
 
-    def _take(self, *, wait: bool) -> tuple[list[_Turn], _Snapshot | _Word | None]:
-        """All turns that are there, at most a group of facts, up to a word; and that word."""
+    def _take(self, until: float | None) -> tuple[list[_Turn], _Snapshot | _Word | None]:
+        """All turns that are there, at most a group of facts, up to a word; and that word. Waits for the first,
+        not longer than `until`.
+        """
         turns: list[_Turn] = []
         count = 0
         try:
             # With the disk full somebody must look now and then, even if nothing is said.
             timeout = None if self._store.space.roomy else PACE
-            item = self._inbox.get(wait, timeout)
+            if until is not None:
+                timeout = max(0.0, until - time.monotonic())
+            item = self._inbox.get(timeout=timeout)
             while True:
                 if not isinstance(item, tuple):
                     return turns, item
