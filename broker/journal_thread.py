@@ -31,6 +31,11 @@ from quiesce.registry.facts import Fact, TaskEnded, TaskRegistered
 #: Facts that the loop commits itself, at most.
 SMALL: Final = 2_000
 
+#: Between two pieces of a snapshot: so many times what the last one took, at most so many seconds. The loop's
+#: thread needs the interpreter meanwhile: a snapshot of a million tasks takes seconds of it.
+REST: Final = 2.0
+LONGEST_REST: Final = 0.1
+
 
 class _Snapshot:
     def __init__(self, frozen: tuple[Any, ...]) -> None:
@@ -61,6 +66,8 @@ class DiskJournal:
         self._closed = False
         #: A snapshot has been handed in, and is not done.
         self._snapshotting = False
+        #: It has been handed in, and the journal's thread has not begun it: what is committed by then is in it.
+        self._cut_due = False
         #: Turns handed in, and turns whose effects are in `_ready`: equal when nothing is pending.
         self._taken = self._done = 0
         #: Guards what follows, and `_done`.
@@ -97,6 +104,11 @@ class DiskJournal:
         else:
             self._hand_over(facts, effects)
 
+    def _hand_over_open(self) -> None:
+        turns, self._open = self._open, []
+        for facts, effects in turns:
+            self._hand_over(facts, effects)
+
     def _hand_over(self, facts: list[Fact], effects: list[Effect]) -> None:
         if not facts:
             with self._lock:
@@ -125,18 +137,16 @@ class DiskJournal:
 
     def _settle(self) -> None:
         """Commit the open turns here, or have it done."""
-        turns, self._open = self._open, []
-        if not (self._is_small(turns) and self._store_lock.acquire(blocking=False)):
-            for facts, effects in turns:
-                self._hand_over(facts, effects)
+        if not (self._is_small(self._open) and self._store_lock.acquire(blocking=False)):
+            self._hand_over_open()
             return
         assert self._aside is not None, "what is open was to be committed here"
         try:
             # The thread has the lock while it works, and what it works on was taken before.
-            if self._done != self._taken or self._snapshotting or self._failure is not None:
-                for facts, effects in turns:
-                    self._hand_over(facts, effects)
+            if self._done != self._taken or self._cut_due or self._failure is not None:
+                self._hand_over_open()
                 return
+            turns, self._open = self._open, []
             self._taken += len(turns)
             with self._aside():
                 try:
@@ -194,7 +204,8 @@ class DiskJournal:
 
     def snapshot(self, frozen: tuple[Any, ...]) -> None:
         """Have it written."""
-        self._snapshotting = True
+        self._hand_over_open()
+        self._snapshotting = self._cut_due = True
         self._inbox.put(_Snapshot(frozen))
 
     def room(self) -> bool:
@@ -222,9 +233,7 @@ class DiskJournal:
         if self._closed:
             return
         self._closed = True
-        turns, self._open = self._open, []
-        for turn in turns:
-            self._hand_over(*turn)
+        self._hand_over_open()
         self._inbox.put(_CLOSE)
         self._thread.join()
         os.close(self._eventfd)
@@ -264,8 +273,9 @@ class DiskJournal:
     def _work(self) -> None:
         """Until it is closed."""
         job: Iterator[None] | None = None
+        go_on_at = 0.0
         while True:
-            turns, word = self._take(wait=job is None)
+            turns, word = self._take(None if job is None else go_on_at)
             with self._store_lock:
                 if self._failure is not None:
                     return
@@ -277,19 +287,28 @@ class DiskJournal:
                 if word is _VOUCH:
                     self._store.vouch()
                 elif isinstance(word, _Snapshot):
-                    job = self._store.snapshot(word.frozen)
-                if job is not None:
+                    # Its first step is now: it stands for all that was committed, and for nothing that comes.
+                    job, go_on_at = self._store.snapshot(word.frozen), 0.0
+                began = time.monotonic()
+                if job is not None and began >= go_on_at:
                     job = self._go_on(job)
+                    self._cut_due = False
+                    ended = time.monotonic()
+                    go_on_at = ended + min(LONGEST_REST, REST * (ended - began))
                 self._store.keep_short()
 
-    def _take(self, *, wait: bool) -> tuple[list[_Turn], _Snapshot | _Word | None]:
-        """All turns that are there, at most a group of facts, up to a word; and that word."""
+    def _take(self, until: float | None) -> tuple[list[_Turn], _Snapshot | _Word | None]:
+        """All turns that are there, at most a group of facts, up to a word; and that word. Waits for the first,
+        not longer than `until`.
+        """
         turns: list[_Turn] = []
         count = 0
         try:
             # With the disk full somebody must look now and then, even if nothing is said.
             timeout = None if self._store.space.roomy else PACE
-            item = self._inbox.get(wait, timeout)
+            if until is not None:
+                timeout = max(0.0, until - time.monotonic())
+            item = self._inbox.get(timeout=timeout)
             while True:
                 if not isinstance(item, tuple):
                     return turns, item

@@ -42,6 +42,12 @@ MUTANTS: Final = (
         "    stop.todo = []\n",
     ),
     Mutant(
+        "a slice is missing in the report",
+        "registry/apply_slices.py",
+        "            state.stops[stop_id].report(ended)\n",
+        "            state.stops[stop_id].remaining.difference_update([row.id for row in ended])\n",
+    ),
+    Mutant(
         "a kept scope is reopened early",
         "registry/apply_stops.py",
         "        elif stop.keep_closed or stop.hold:\n",

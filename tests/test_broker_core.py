@@ -133,3 +133,33 @@ def test_a_long_report_holds_nobody_up() -> None:
     done, report = answers[-2:]
     assert done == to_client.Done(2)
     assert [row.id for row in report.tasks] == list(range(1, many + 1))
+
+
+def test_a_slice_is_told_as_what_it_means_for_each_task() -> None:
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    broker.core.hear("control", b"1", from_client.Subscribe(1))
+    common = spawn_row(1, tenant_id="x")
+    broker.core.hear("data", b"2", from_client.SpawnMany(0, common, [b""] * 2))
+    stop = from_client.Stop(
+        2, (None, "x", None, None), None, None, None, False, False, "w", 2, None
+    )
+    broker.core.hear("control", b"1", stop)
+    events = [message for _, _, message in broker.peers.sent if type(message) is to_client.Event]
+    assert [(event.type, event.task_id) for event in events if event.task_id] == [
+        ("task-registered", 1),
+        ("task-registered", 2),
+        ("task-asked-to-stop", 1),
+        ("task-ended", 1),
+        ("task-asked-to-stop", 2),
+        ("task-ended", 2),
+    ]
+    ended = next(event.data for event in events if event.type == "task-ended")
+    assert (ended["outcome"], ended["evidence"], ended["tenant_id"]) == (
+        "cancelled",
+        "NEVER_RAN",
+        "x",
+    )
+    (row,) = broker.core.queries.times()["stop"]["rows"]
+    assert (row["kind"], sum(row["counts"])) == ("gc", 2)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -398,6 +398,39 @@ def test_a_scope_covers_all_that_another_can_match(
     wide: Scope, narrow: Scope, covers: bool
 ) -> None:
     assert wide.covers(narrow) is covers
+
+
+@pytest.mark.parametrize(
+    "left", [[], range(500), range(500, 1000), range(0, 1000, 2), range(7, 1000)]
+)
+def test_many_leave_a_lane_at_once(left: Iterable[int]) -> None:
+    """The lowest that stays is first; those that were not there stay what they were."""
+    lane = Lane()
+    for number in range(1000):
+        lane.push(TaskId(number))
+    going = {TaskId(number) for number in range(2000)} - set(left)
+    assert lane.remove_many(going) == 1000 - len(list(left))
+    assert going == set(range(1000, 2000))
+    assert lane.members == set(left)
+    assert [lane.first() for _ in lane.members][:1] == list(left)[:1]
+
+
+@pytest.mark.parametrize("stops", [{"kind": "gc"}, {"timeline_id": "one"}, {"tenant_id": "t3"}])
+def test_a_stop_takes_its_tasks_out_of_whatever_lanes(stops: dict[str, str]) -> None:
+    """All of each, one of each long one, one lane of many."""
+    desk = Desk()
+    desk.thorough = False
+    desk.session()
+    for tenant in range(12):
+        rows = [{"tenant_id": f"t{tenant}", "timeline_id": "other"} for _ in range(50)]
+        desk.spawn(*rows, {"tenant_id": f"t{tenant}", "timeline_id": "one"})
+    matched = desk.registry.state.index.find(Scope(**stops), desk.registry.state.tasks)
+    desk.stop(**stops)
+    if desk.again:
+        desk.go_on()
+    check(desk.registry)
+    desk.compare_replay()
+    assert {row[0] for row in desk.ends()} == matched
 
 
 def test_limits_are_checked() -> None:

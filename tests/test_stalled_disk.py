@@ -77,6 +77,25 @@ def test_while_the_thread_writes_the_loop_does_not(
     assert numbers(take(journal, 2)) == [1, 2]
 
 
+def test_a_snapshot_holds_what_is_open_and_nothing_that_comes(
+    journal: DiskJournal, run_folder: Path
+) -> None:
+    journal.append([begun(1)], [effect(1)])
+    journal.snapshot(((1,), ()))
+    found = []
+    for number in range(2, 10):
+        journal.append([begun(number)], [effect(number)])
+        found += numbers(journal.committed())
+    found += numbers(take(journal, 9 - len(found)))
+    assert found == list(range(1, 10))
+    wait_until(lambda: journal.figures()["snapshots"] == 1)
+    journal.close()
+    again, recovered = open_here(run_folder)
+    assert recovered.snapshot == ((1,), ())
+    assert [fact.task_id for fact in recovered.facts] == list(range(2, 10))  # type: ignore[union-attr]  # as above
+    again.close()
+
+
 def test_a_disk_that_fails_is_told_of_at_once(
     journal: DiskJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
