@@ -24,7 +24,9 @@ from quiesce.broker.stand_in import StandIn
 from quiesce.registry import effects, events
 
 log: Final = logging.getLogger("quiesce.broker")
-#: Messages that one turn takes from a socket.
+#: Messages that one turn takes from a socket, and seconds after which it takes no more: what follows from them
+#: leaves at its end, and somebody waits for that.
+LONG: Final = 0.001
 CONTROL_CAP: Final = 1000
 DATA_CAP: Final = 200
 #: As a plain number: an enumeration's own `&` costs a microsecond.
@@ -171,9 +173,12 @@ class Broker:
         return max(0, int(min(waits) * 1000) + 1)
 
     def _drain(self, channel: Channel, cap: int) -> bool:
-        """Take what has arrived, so many messages at most. Whether there was any."""
+        """Take what has arrived, so many messages at most and not for long. Whether there was any."""
         socket = self._sockets[channel]
+        enough = time.monotonic() + LONG
         for count in range(cap):
+            if count and time.monotonic() > enough:
+                return True
             waiting = socket.getsockopt(zmq.EVENTS)
             if not isinstance(waiting, int) or not waiting & _IN:
                 return count > 0
