@@ -251,6 +251,24 @@ MUTANTS: Final = (
         "",
     ),
     Mutant(
+        "the loop commits what a snapshot will hold already",
+        "broker/journal_thread.py",
+        "self._done != self._taken or self._cut_due or",
+        "self._done != self._taken or",
+    ),
+    Mutant(
+        "the loop overtakes what the journal's thread has taken",
+        "broker/journal_thread.py",
+        "            if self._done != self._taken or self._cut_due or",
+        "            if self._cut_due or",
+    ),
+    Mutant(
+        "a task is handed over behind one that nobody knows",
+        "registry/scheduling.py",
+        "            if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):\n",
+        "            if not is_quick(worker, state.tasks[task_id]):\n",
+    ),
+    Mutant(
         "closures are not synced",
         "broker/journal_store.py",
         "            if type(fact) in SYNCED:\n",
@@ -331,7 +349,16 @@ SUITES: Final = (
     Suite("random clusters", ("tests/test_registry_random.py",), 600),
     Suite("explorer", ("tests/test_explorer.py",), 600),
     Suite("simulator", ("tests/test_simulator.py",), 600),
-    Suite("journal", ("tests/test_journal.py", "tests/test_crash_points.py"), 600),
+    Suite(
+        "journal",
+        (
+            "tests/test_journal.py",
+            "tests/test_crash_points.py",
+            "tests/test_stalled_disk.py",
+            "--deselect=tests/test_stalled_disk.py::test_a_stalled_disk_fences_nobody_and_holds_up_no_request",
+        ),
+        600,
+    ),
 )
 
 
