@@ -186,9 +186,10 @@ class Broker:
             if self._peers.at(channel, route) is None:
                 self._hear_stranger(channel, route)
                 continue
-            frames = [route]
+            frames: list[Any] = [route]
             while socket.getsockopt(zmq.RCVMORE):
-                frames.append(socket.recv())
+                # What comes after the message itself are payloads, which nobody copies here.
+                frames.append(socket.recv(copy=False).buffer if len(frames) > 1 else socket.recv())
             self._core.incoming.take(channel, frames)
         return True
 

@@ -12,6 +12,7 @@ class Frame:
     __slots__ = ("data", "digest")
 
     def __init__(self, data: bytes, digest: bytes | None = None) -> None:
+        #: Or, where it has just arrived, a view of them, for as long as nobody needs a copy: see `payload_bytes`.
         self.data = data
         #: What the journal knows it by, once it has looked: so a payload is digested once.
         self.digest = digest
@@ -31,4 +32,10 @@ def as_payload(data: bytes) -> Payload:
 
 def payload_bytes(payload: Payload) -> bytes:
     """The bytes of a payload, however it travelled."""
+    data = payload.data if isinstance(payload, Frame) else payload
+    return data if type(data) is bytes else bytes(data)
+
+
+def payload_view(payload: Payload) -> bytes:
+    """The same, not copied: bytes or a view of them."""
     return payload.data if isinstance(payload, Frame) else payload

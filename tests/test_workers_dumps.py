@@ -163,13 +163,15 @@ def test_threads_that_block_the_signal_are_named(process: Process) -> None:
 BUSY = """
 def tower(n):
     return tower(n - 1) if n else 0
-def spin():
+there = threading.Barrier(4)
+def spin(word=""):
+    there.wait()
+    print(word, end="", flush=True)
     while True:
         tower(20)
 for _ in range(3):
     threading.Thread(target=spin, daemon=True).start()
-print("ready", flush=True)
-spin()
+spin("ready\\n")
 """
 
 

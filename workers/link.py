@@ -23,6 +23,8 @@ _LARGE: Final = 128 * 1024
 _IN: Final = int(zmq.POLLIN)
 _LAST: Final = int(zmq.DONTWAIT)
 _MORE: Final = int(zmq.DONTWAIT | zmq.SNDMORE)
+#: Above this size pyzmq's bookkeeping costs less than a copy.
+_NO_COPY_ABOVE: Final = 64 * 1024
 #: Messages taken in one go, so that one side can't starve the other.
 _AT_ONCE: Final = 100
 #: Milliseconds between attempts to connect: at first, and at most. Pools start beside their broker, and have
@@ -65,7 +67,8 @@ class Link:
             try:
                 last = len(frames) - 1
                 for place, frame in enumerate(frames):  # it is the first that may find no room
-                    self.socket.send(frame, _LAST if place == last else _MORE)
+                    flags = _LAST if place == last else _MORE
+                    self.socket.send(frame, flags, copy=len(frame) <= _NO_COPY_ABOVE)
             except zmq.Again:
                 return False
             for _ in range(count):
@@ -95,9 +98,9 @@ class Link:
         for _ in range(_AT_ONCE):
             if not _is_readable(self.socket):
                 return
-            frames = [self.socket.recv(_LAST)]
+            frames: list[Any] = [self.socket.recv(_LAST)]
             while self.socket.getsockopt(zmq.RCVMORE):
-                frames.append(self.socket.recv(_LAST))
+                frames.append(self.socket.recv(_LAST, copy=False).buffer)
             try:
                 yield self._decoder.decode(frames)
             except ProtocolError as error:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.errors import ShutdownRequested
 from quiesce.protocol.callables import load_function, unpack_arguments
-from quiesce.protocol.frames import Frame, payload_bytes
+from quiesce.protocol.frames import Frame, payload_view
 from quiesce.registry.states import Outcome
 from quiesce.workers import loop as loops, task_logs
 from quiesce.workers.attempt import NOTHING, Attempt, Verdict, Where, judge, verdict_of
@@ -127,9 +127,9 @@ class Runner:
 
     def _load_and_call(self, attempt: Attempt) -> Any:
         """In the attempt's context: what loading imports and rebuilds is its doing, too."""
-        function, calls_coroutine = load_function(_bytes(attempt.row.function))
+        function, calls_coroutine = load_function(bytes(_view(attempt.row.function)))
         task_logs.adopt_structlog()
-        args, kwargs = unpack_arguments(_bytes(attempt.row.arguments))
+        args, kwargs = unpack_arguments(_view(attempt.row.arguments))
         if attempt.is_asked:
             raise ShutdownRequested(_TOO_LATE)
         if calls_coroutine:
@@ -278,8 +278,8 @@ class _Coroutine:
         self.kwargs = kwargs
 
 
-def _bytes(payload: Sized) -> bytes:
-    return payload_bytes(payload) if isinstance(payload, (bytes, Frame)) else b""
+def _view(payload: Sized) -> bytes:
+    return payload_view(payload) if isinstance(payload, (bytes, Frame)) else b""
 
 
 def guarded(
