@@ -77,12 +77,16 @@ def test_while_the_thread_writes_the_loop_does_not(
     assert numbers(take(journal, 2)) == [1, 2]
 
 
+@pytest.mark.parametrize("pending", [True, False])
 def test_a_snapshot_holds_what_is_open_and_nothing_that_comes(
-    journal: DiskJournal, run_folder: Path
+    journal: DiskJournal, run_folder: Path, pending: bool
 ) -> None:
-    journal.append([begun(1)], [effect(1)])
+    journal.append([begun(0)], [effect(0)])
+    assert numbers(journal.committed()) == [0]
+    if pending:
+        journal.append([begun(1)], [effect(1)])
     journal.snapshot(((1,), ()))
-    found = []
+    found = [] if pending else [1]
     for number in range(2, 10):
         journal.append([begun(number)], [effect(number)])
         found += numbers(journal.committed())
