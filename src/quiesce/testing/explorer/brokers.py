@@ -21,9 +21,10 @@ from quiesce.registry.facts import Fact
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.machine import Registry
 from quiesce.registry.moving import RegistryFault
+from quiesce.registry.scheduling import LEAST
 from quiesce.registry.timers import Due
 from quiesce.testing.explorer.rules import BrokenRule, Judgement, Quiet, judge
-from quiesce.testing.explorer.scenario import PATIENT, RUNTIME, STRICT, Scenario
+from quiesce.testing.explorer.scenario import FUNCTION, PATIENT, RUNTIME, STRICT, Scenario
 from quiesce.testing.explorer.store import Memo, Store
 
 CHANNELS: Final[tuple[Channel, Channel]] = ("control", "data")
@@ -406,6 +407,9 @@ class BrokerMachine:
             raise BrokenRule("an explored stop has one slice", str(shell.outgoing.again))
         for session in registry.state.sessions.values():
             session.last_heard = 0.0
+        for worker in registry.state.workers.values():
+            if self._scenario.quick and not worker.last_assign:
+                worker.pace, worker.quick = LEAST, (FUNCTION,)
         for due in [due for due, _ in registry.timers.items() if due[0] not in CLOCKED]:
             registry.timers.set(due, FAR)
         try:

@@ -27,7 +27,16 @@ from quiesce.protocol import from_client, to_client
 from quiesce.registry.ids import AttemptKey, SpawnNumber
 from quiesce.registry.rows import SpawnRow
 from quiesce.testing.explorer.rules import BrokenRule
-from quiesce.testing.explorer.scenario import RUNTIME, Await, Batch, Scenario, Spawn, Step, Stop
+from quiesce.testing.explorer.scenario import (
+    FUNCTION,
+    RUNTIME,
+    Await,
+    Batch,
+    Scenario,
+    Spawn,
+    Step,
+    Stop,
+)
 from quiesce.testing.explorer.store import Memo, Store
 
 CHANNELS: Final = ("control", "data")
@@ -199,7 +208,7 @@ class Clients:
             None,
             spawn.unique,
             client.inside,
-            b"",
+            FUNCTION,
             b"",
         )
 

@@ -177,6 +177,8 @@ class Model(Moves):
             add(hasty, "says its ends again", place)
         if view.leaving:
             add(hasty, "leaves", place)
+        if view.stuck:
+            add(-1, "gives back", place)
         add(WORKERS, "dies", place, True)
         if actor.control.ins or actor.data.ins:
             add(WORKERS, "dies", place, False)
@@ -275,6 +277,7 @@ _TAKE: Final[dict[str, Any]] = {
     "finishes": lambda model, draft, place: model._tell(draft, place, "finish"),
     "leaves": lambda model, draft, place: model._tell(draft, place, "leave"),
     "says hello again": Model._says_hello,
+    "gives back": Model._gives_back,
     "says its ends again": lambda model, draft, place: model._tell(draft, place, "ends"),
     "says its reports again": lambda model, draft, place: model._tell(draft, place, "reports"),
     "begins": Model._begins,

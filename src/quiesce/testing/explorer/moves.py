@@ -173,6 +173,9 @@ class Moves(Cluster):
         else:
             self._tell(draft, place, "hello")
 
+    def _gives_back(self, draft: Draft, place: int) -> None:
+        self._tell(draft, place, "give_back")
+
     def _time_passes(self, draft: Draft) -> None:
         draft.clock += 1
 

@@ -36,6 +36,7 @@ from quiesce.workers.worker_effects import (
     Quit,
     Settle,
 )
+from quiesce.workers.worker_gives_back import GIVE_BACK
 from quiesce.workers.worker_session import WorkerSession
 
 #: What is due at no time of its own: the explorer says when.
@@ -101,6 +102,7 @@ class WorkerView(NamedTuple):
     hello_due: bool
     ends_due: bool
     leaving: bool
+    stuck: bool
 
 
 class PoolView(NamedTuple):
@@ -204,6 +206,11 @@ class Processes:
         """It is to exit, and its last ends had no answer."""
         return worker, session.tick(100.0)
 
+    def _worker_give_back(self, worker: Worker, session: WorkerSession) -> Any:
+        """What waits for a slot has waited for long."""
+        session.flowed_at = -GIVE_BACK
+        return worker, session.give_back(0.0)
+
     def _worker_half_over(self, worker: Worker, session: WorkerSession, reason: str) -> Any:
         flags = tuple(sorted({*worker.flags, *session.running}))
         return worker._replace(flags=flags), session.lease_half_over(reason, 0.0)
@@ -243,6 +250,7 @@ class Processes:
         session.hello_at = None if session.hello_at is None else FAR
         session.hello_interval = WORKER_RESEND
         session.resend_at = FAR if session.held else math.inf
+        session.flowed_at = 0.0
         session.held = {
             key: held._replace(send_at=FAR, interval=WORKER_RESEND)
             for key, held in session.held.items()
@@ -275,6 +283,7 @@ class Processes:
                 session.hello_at is not None,
                 session.registered and bool(session.held),
                 session.exiting_since is not None,
+                session.is_stuck(),
             )
 
         return self.memo(("view", state), make)  # type: ignore[no-any-return]  # of a memo

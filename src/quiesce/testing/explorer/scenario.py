@@ -9,6 +9,8 @@ from quiesce.registry.scope import Scope
 Labels = tuple[str, str | None, str | None, str]
 #: The one runtime there is.
 RUNTIME: Final = "pool"
+#: What is spawned; nobody runs it.
+FUNCTION: Final = b"f"
 #: Kinds: a stop waits for ever for the one, and forces the other.
 PATIENT: Final = "patient"
 STRICT: Final = "strict"
@@ -108,7 +110,8 @@ class Scenario:
     stop flags of the shared table work, too. `symmetric`: all clients do the same, and it makes no difference
     which is which. `eager`: what the broker sends to clients is there at once; None: once no more faults can
     come. `late_notice`: workers and supervisors may go on sending for a while on a connection that has broken;
-    the next one gets it.
+    the next one gets it. `quick`: new workers count as quick, so that they are handed more than they have slots
+    for, and may give it back at any moment.
     """
 
     name: str
@@ -124,6 +127,7 @@ class Scenario:
     symmetric: bool = False
     eager: bool | None = None
     late_notice: bool = False
+    quick: bool = False
     lease: float = 80_000.0
     lease_bound: float = 90_000.0
     spawns: tuple[Spawn, ...] = field(init=False)

@@ -44,6 +44,15 @@ _ALL: Final = (
         faults=Faults(total=2, breaks=1, hasty=1, workers=1, pools=1, brokers=1),
     ),
     Scenario(
+        name="ahead",
+        words="a worker of one slot is handed a task ahead, and begins it or gives it back, and a stop comes",
+        clients=((Batch((Spawn("a"), Spawn("b"))), Stop(tenant="T")),),
+        faults=Faults(total=1, breaks=1, hasty=1, workers=1),
+        slots=1,
+        quick=True,
+        eager=True,
+    ),
+    Scenario(
         name="two-stops",
         words="two workers, two clients that each spawn and stop the same scope",
         clients=(
