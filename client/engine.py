@@ -33,11 +33,12 @@ from quiesce.protocol.callables import is_async
 _START_TIMEOUT: Final = 60.0
 #: At the interpreter's end: seconds without an answer of the broker after which it is not waited for any more.
 _SILENCE: Final = 30.0
-#: Beyond one per worker, so that none is idle while the next call is on its way; of short calls more, as many as
+#: Beyond one per worker, so that none is idle while the next call is on its way; of short chunks more, as many as
 #: take so many seconds, and so many at most.
 _AHEAD: Final = 1
 _AHEAD_SECONDS: Final = 0.004
-_AHEAD_MOST: Final = 128
+_AHEAD_MOST: Final = 64
+_CHUNKS: Final = (remote.chunk, remote.chunk_async)
 
 AFTER_SHUTDOWN: Final = "cannot schedule new futures after shutdown"
 _AT_EXIT: Final = "cannot schedule new futures after interpreter shutdown"
@@ -104,10 +105,9 @@ class ShutDown(NamedTuple):
 class Engine:
     """See the module.
 
-    It holds back all but a few calls, so that a future which has not begun can be cancelled for sure; what it has
-    handed over begins within milliseconds, as far as those before it tell. It does not refer to the executor,
-    so that the executor can go without being shut down; and of a call and its result it keeps nothing once they
-    are on their way.
+    It holds back all but a few calls, so that a future which has not begun can be cancelled for sure; of the chunks
+    of a `map` a few more, as long as they are short. It does not refer to the executor, so that the executor can go
+    without being shut down; and of a call and its result it keeps nothing once they are on their way.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Engine:
         self._address = address
         self._own_client = client is None
         self._workers = max_workers
-        self._room = max_workers + _AHEAD
+        self._ahead = _AHEAD
         #: When the last call ended, and seconds from one end to the next: slow ones count at once.
         self._ended_at = 0.0
         self._pace = 1.0
@@ -266,18 +266,22 @@ class Engine:
                 if message.cancel_futures:
                     self._cancel_pending()
             del message  # nothing of it may live through the next wait
-            while self._pending and len(self._running) < self._room:
+            while self._pending and self._has_room(self._pending[0]):
                 self._begin(client, *self._pending.popleft())
 
     def _adapt(self) -> None:
-        """A call has ended: by the pace of the last ones, how many may be handed over."""
+        """A call has ended: by the pace of the last ones, how many chunks may be handed over ahead."""
         now = time.monotonic()
         self._pace = max(now - self._ended_at, self._pace / 2)
         self._ended_at = now
-        ahead = _AHEAD
+        self._ahead = _AHEAD
         if self._pace < _AHEAD_SECONDS:
-            ahead = min(_AHEAD_MOST, _AHEAD + int(_AHEAD_SECONDS / max(self._pace, 1e-6)))
-        self._room = self._workers + ahead
+            self._ahead = min(_AHEAD_MOST, _AHEAD + int(_AHEAD_SECONDS / max(self._pace, 1e-6)))
+
+    def _has_room(self, call: _Call) -> bool:
+        """Whether this call may be handed over now. Nobody but `map` has the futures of its chunks."""
+        ahead = self._ahead if call.fn in _CHUNKS else _AHEAD
+        return len(self._running) < self._workers + ahead
 
     def _begin(
         self,
@@ -292,7 +296,7 @@ class Engine:
         if self._broken is not None:
             future.set_exception(BrokenExecutor(self._broken))
             return
-        named = args[0] if fn in (remote.chunk, remote.chunk_async) else fn
+        named = args[0] if fn in _CHUNKS else fn
         if self._initializer is not None:
             args, kwargs = (self._initializer, fn, args, kwargs), {}
             fn = remote.call_async if is_async(fn) else remote.call

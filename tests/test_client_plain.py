@@ -254,13 +254,13 @@ def test_a_stop_names_the_last_spawn_and_gives_the_report(
     assert stop == from_client.Stop(
         1, (None, "t", None, None), None, 2.0, None, False, False, "why", 3, None
     )
+    broker.answer_all(3)
     broker.say(CONTROL, stop_report(1, tasks=[9]))
     thread.join()
     (report,) = found
     assert report.tasks[0].id == 9
     assert report.scope == "tenant_id=t"
     assert report.reason == "why"
-    broker.answer_all(3)
 
 
 def test_a_stop_that_times_out_carries_its_report(broker: FakeBroker, client: Client) -> None:

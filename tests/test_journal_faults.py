@@ -75,7 +75,7 @@ def test_what_was_committed_survives_a_kill(run_folder: Path, mode: str) -> None
     folder = run_folder / "j"
     folder.mkdir()
     last = 0
-    for round_ in range(4):
+    for round_ in range(3):
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, str(folder), mode, str(last)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -198,7 +198,7 @@ def test_the_page_says_what_is_wrong() -> None:
 @pytest.mark.slow
 def test_the_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = run_folder / "log"
-    words = ["--minutes", "0.08", "--seed", "3", "--json", "--no-disk", "--log", str(log)]
+    words = ["--minutes", "0.05", "--seed", "3", "--json", "--no-disk", "--log", str(log)]
     code = soak.main(words)
     found = json.loads(capsys.readouterr().out)
     assert code == 0, found

@@ -263,6 +263,7 @@ def test_after_a_lease_all_are_gone(
         broker.assign(peer, broker.row(peer, bodies.witness, str(tmp_path), path.name))
     broker.wait(lambda: all(seen_by(path) for path in witnesses), "the witnesses")
     broker.grants = False
+    until(lambda: table.armed_until >= broker.granted_at + 2.0)
     pids = pids_of(pool)
     way(pool)
     assert pool.process.wait(timeout=20) == -signal.SIGKILL
