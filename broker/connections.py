@@ -16,7 +16,6 @@ import logging
 import os
 import resource
 import socket as sockets
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from typing import Any, Final
 import zmq
 
 from quiesce.broker.peers import Channel
+from quiesce.protocol.wire import is_readable, read_event
 
 log: Final = logging.getLogger("quiesce.broker")
 #: Shares of the limit of descriptors at which the doors are shut, and opened again.
@@ -36,7 +36,6 @@ IMPATIENCE: Final = 3.0
 PACE: Final = 1.0
 COUNT_PACE: Final = 10.0
 
-_EVENT: Final = struct.Struct("=Hi")
 _EVENTS: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 #: Of these, those that one look takes from a socket.
 _CAP: Final = 1000
@@ -152,9 +151,9 @@ class Connections:
 
     def _take(self, channel: Channel, monitor: "zmq.Socket[bytes]") -> None:
         for _ in range(_CAP):
-            if not int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if not is_readable(monitor):
                 return
-            event, fd = _EVENT.unpack(monitor.recv_multipart()[0])
+            event, fd = read_event(monitor)
             if event == zmq.EVENT_ACCEPTED:
                 self._accepted(channel, fd)
             elif event == zmq.EVENT_DISCONNECTED:

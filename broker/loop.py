@@ -21,6 +21,7 @@ from quiesce.broker.journal_thread import DiskJournal
 from quiesce.broker.peers import Channel, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.broker.stand_in import StandIn
+from quiesce.protocol import wire
 from quiesce.registry import effects, events
 
 log: Final = logging.getLogger("quiesce.broker")
@@ -29,8 +30,6 @@ log: Final = logging.getLogger("quiesce.broker")
 LONG: Final = 0.001
 CONTROL_CAP: Final = 1000
 DATA_CAP: Final = 200
-#: As a plain number: an enumeration's own `&` costs a microsecond.
-_IN: Final = int(zmq.POLLIN)
 #: Turns that follow each other without a look at anything but the sockets, as long as each finds messages there.
 IN_A_ROW: Final = 10
 #: Seconds between two tries of a full connection.
@@ -179,18 +178,14 @@ class Broker:
         for count in range(cap):
             if count and time.monotonic() > enough:
                 return True
-            waiting = socket.getsockopt(zmq.EVENTS)
-            if not isinstance(waiting, int) or not waiting & _IN:
+            if not wire.is_readable(socket):
                 return count > 0
             route = socket.recv()
             if self._peers.at(channel, route) is None:
                 self._hear_stranger(channel, route)
                 continue
-            frames: list[Any] = [route]
-            while socket.getsockopt(zmq.RCVMORE):
-                # What comes after the message itself are payloads, which nobody copies here.
-                frames.append(socket.recv(copy=False).buffer if len(frames) > 1 else socket.recv())
-            self._core.incoming.take(channel, frames)
+            frames = wire.receive_frames(socket) if socket.getsockopt(zmq.RCVMORE) else []
+            self._core.incoming.take(channel, [route, *frames])
         return True
 
     def _hear_stranger(self, channel: Channel, route: bytes) -> None:

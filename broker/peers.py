@@ -17,6 +17,7 @@ import zmq
 
 from quiesce.errors import ProtocolError
 from quiesce.protocol.codec import encode
+from quiesce.protocol.wire import send_frames
 
 log: Final = logging.getLogger("quiesce.broker")
 Channel = Literal["control", "data"]
@@ -27,10 +28,6 @@ PATIENCE: Final = 1000
 #: Messages and bytes that may wait for one peer; the last one may be of any size.
 LIMIT: Final = 20_000
 LIMIT_BYTES: Final = 256 * 2**20
-_LAST: Final = int(zmq.DONTWAIT)
-_MORE: Final = int(zmq.DONTWAIT | zmq.SNDMORE)
-#: Above this size pyzmq's bookkeeping costs less than a copy.
-NO_COPY_ABOVE: Final = 64 * 1024
 
 
 class Peer:
@@ -154,11 +151,7 @@ class Peers:
             self.dropped += 1
             return True
         try:
-            socket, last = self._sockets[channel], len(frames) - 1
-            socket.send(route, _MORE)  # it is this frame that may find no room, or nobody
-            for place, frame in enumerate(frames):
-                flags = _LAST if place == last else _MORE
-                socket.send(frame, flags, copy=len(frame) <= NO_COPY_ABOVE)
+            send_frames(self._sockets[channel], [route, *frames])
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

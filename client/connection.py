@@ -1,12 +1,12 @@
 """The two sockets of a client, owned by its I/O thread: frames in and out, and when a peer comes and goes."""
 
-import struct
 from collections import deque
 from typing import Any, Final
 
 import zmq
 
 from quiesce.client.steps import CONTROL, DATA
+from quiesce.protocol import wire
 from quiesce.protocol.addresses import Endpoints
 
 #: Milliseconds between attempts to connect: at first, and at most.
@@ -15,15 +15,6 @@ _RECONNECT_MAX: Final = 200
 #: Of tcp connections only: milliseconds between ZMTP pings, and until a silent peer counts as gone.
 _PING: Final = 5_000
 _PING_TIMEOUT: Final = 20_000
-#: Above this size pyzmq's bookkeeping costs less than a copy.
-_NO_COPY_ABOVE: Final = 64 * 1024
-
-#: As plain numbers: what an enumeration does with `|` and `&` costs a microsecond.
-_IN: Final = int(zmq.POLLIN)
-_LAST: Final = int(zmq.NOBLOCK)
-_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
-
-_EVENT: Final = struct.Struct("=HI")
 
 Frames = list[bytes]
 
@@ -103,8 +94,8 @@ class Connection:
         found = []
         for name, channel in self._channels.items():
             monitor = channel.monitor
-            while monitor.getsockopt(zmq.EVENTS) & _IN:
-                kind, _ = _EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
+            while wire.is_readable(monitor):
+                kind, _ = wire.read_event(monitor)
                 # What was handed over for the old connection is to be said anew on the next.
                 channel.outbox.clear()
                 self._set_blocked(channel, blocked=False)
@@ -115,11 +106,8 @@ class Connection:
         """The messages that have arrived on this channel, at most `limit`."""
         socket = self._channels[name].socket
         found: list[list[bytes]] = []
-        while len(found) < limit and _events(socket) & _IN:
-            message = [socket.recv(_LAST)]
-            while socket.getsockopt(zmq.RCVMORE):
-                message.append(socket.recv(_LAST))
-            found.append(message)
+        while len(found) < limit and wire.is_readable(socket):
+            found.append(wire.receive_frames(socket))
         return found
 
     def send(self, name: str, frames: Frames) -> None:
@@ -140,13 +128,9 @@ class Connection:
         while channel.outbox:
             if channel.blocked and not _events(socket) & zmq.POLLOUT:
                 return
-            frames = channel.outbox[0]
-            last = len(frames) - 1
             try:
-                for index, frame in enumerate(frames):
-                    flags = _LAST if index == last else _MORE
-                    socket.send(frame, flags, copy=len(frame) <= _NO_COPY_ABOVE)
-            except zmq.Again:  # only ever of the first frame
+                wire.send_frames(socket, channel.outbox[0])
+            except zmq.Again:
                 self._set_blocked(channel, blocked=True)
                 return
             channel.outbox.popleft()

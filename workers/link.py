@@ -1,7 +1,6 @@
 """One connection to the broker: a DEALER socket, its outbox, and word of when it breaks."""
 
 import logging
-import struct
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
@@ -9,7 +8,7 @@ from typing import Any, Final
 import zmq
 
 from quiesce.errors import ProtocolError
-from quiesce.protocol import from_worker
+from quiesce.protocol import from_worker, wire
 from quiesce.protocol.codec import Decoder, encode
 
 _log: Final = logging.getLogger("quiesce.worker")
@@ -19,20 +18,12 @@ _JOINED: Final[frozenset[type]] = frozenset({from_worker.Ended, from_worker.Stop
 #: How many messages travel as one, and bytes of results in it.
 _AS_ONE: Final = 128
 _LARGE: Final = 128 * 1024
-#: As plain numbers: what an enumeration does with `|` and `&` costs a microsecond.
-_IN: Final = int(zmq.POLLIN)
-_LAST: Final = int(zmq.DONTWAIT)
-_MORE: Final = int(zmq.DONTWAIT | zmq.SNDMORE)
-#: Above this size pyzmq's bookkeeping costs less than a copy.
-_NO_COPY_ABOVE: Final = 64 * 1024
 #: Messages taken in one go, so that one side can't starve the other.
 _AT_ONCE: Final = 100
 #: Milliseconds between attempts to connect: at first, and at most. Pools start beside their broker, and have
 #: nothing to do without it.
 _RECONNECT: Final = 20
 _RECONNECT_MAX: Final = 80
-#: The first frame of what a monitor says: what has happened, and a value. (pyzmq's own reader imports asyncio.)
-_EVENT: Final = struct.Struct("=Hi")
 
 
 class Link:
@@ -65,10 +56,7 @@ class Link:
                 self.outbox.popleft()
                 continue
             try:
-                last = len(frames) - 1
-                for place, frame in enumerate(frames):  # it is the first that may find no room
-                    flags = _LAST if place == last else _MORE
-                    self.socket.send(frame, flags, copy=len(frame) <= _NO_COPY_ABOVE)
+                wire.send_frames(self.socket, frames)
             except zmq.Again:
                 return False
             for _ in range(count):
@@ -96,11 +84,9 @@ class Link:
     def receive(self) -> Iterable[Any]:
         """The messages that have arrived, at most so many. What is no message is logged and dropped."""
         for _ in range(_AT_ONCE):
-            if not _is_readable(self.socket):
+            if not self.is_readable:
                 return
-            frames: list[Any] = [self.socket.recv(_LAST)]
-            while self.socket.getsockopt(zmq.RCVMORE):
-                frames.append(self.socket.recv(_LAST, copy=False).buffer)
+            frames = wire.receive_frames(self.socket)
             try:
                 yield self._decoder.decode(frames)
             except ProtocolError as error:
@@ -109,12 +95,12 @@ class Link:
     @property
     def is_readable(self) -> bool:
         """Whether something has arrived."""
-        return _is_readable(self.socket)
+        return wire.is_readable(self.socket)
 
     def hear(self) -> Iterable[bool]:
         """What the monitor has to say: True for connected, False for disconnected."""
-        while _is_readable(self.monitor):
-            event, _ = _EVENT.unpack(self.monitor.recv_multipart()[0])
+        while wire.is_readable(self.monitor):
+            event, _ = wire.read_event(self.monitor)
             yield event == zmq.Event.HANDSHAKE_SUCCEEDED
 
     def close(self, linger: int) -> None:
@@ -125,7 +111,3 @@ class Link:
     def close_monitor(self) -> None:
         """For who reads it."""
         self.monitor.close(0)
-
-
-def _is_readable(socket: "zmq.Socket[bytes]") -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & _IN)
