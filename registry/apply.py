@@ -18,7 +18,7 @@ from quiesce.registry.ids import (
     SpawnNumber,
     TaskId,
 )
-from quiesce.registry.moving import count, move
+from quiesce.registry.moving import count, leave_sessions, move
 from quiesce.registry.records import (
     Ask,
     Session,
@@ -108,8 +108,9 @@ def task_registered(state: State, fact: facts.TaskRegistered) -> None:
     state.tasks[task.id] = task
     state.index.add(task)
     state.queues[fact.row.runtime].push(task.id, task.tenant_id, fact.row.kind)
-    if fact.row.unique_key is not None and task.unique is not None:
-        state.unique[task.unique] = task.id
+    unique = task.unique
+    if unique is not None:
+        state.unique[unique] = task.id
     task.watchers = state.sessions[SessionId(fact.session)].alone
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
 
@@ -254,25 +255,16 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         _leave_worker(state, task)
     del state.tasks[task.id]
     state.index.remove(task)
-    if task.spawn.unique_key is not None and task.unique is not None:
-        del state.unique[task.unique]
-    if task.parked:
-        for session_id, parked in task.parked:
-            del state.sessions[session_id].parked[parked.number]
-        state.parked -= len(task.parked)
-        state.holders.discard(task.id)
-    for session_id in task.watchers:
-        session = state.sessions.get(session_id)
-        if session is not None:
-            session.results[task.id] = ResultRow(
-                task.id,
-                task.attempt,
-                fact.outcome,
-                fact.evidence,
-                fact.exit_status,
-                fact.text,
-                fact.result,
-            )
+    result = ResultRow(
+        task.id,
+        task.attempt,
+        fact.outcome,
+        fact.evidence,
+        fact.exit_status,
+        fact.text,
+        fact.result,
+    )
+    leave_sessions(state, task, result)
     stops = state.waited.pop(task.id, None)
     if stops:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)

@@ -4,9 +4,9 @@ from typing import Final, NamedTuple
 
 from quiesce.registry import facts
 from quiesce.registry.ended import EndedTask
-from quiesce.registry.ids import SessionId, StopId, TaskId
-from quiesce.registry.moving import RegistryFault, count, move, story
-from quiesce.registry.records import Ask, Task, stopped_row
+from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.moving import RegistryFault, count, leave_sessions, move, story
+from quiesce.registry.records import Ask, stopped_row
 from quiesce.registry.rows import ResultRow, StoppedRow
 from quiesce.registry.state import State
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
@@ -42,7 +42,8 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
         stops = state.waited.pop(task.id)
         row = stopped_row(task, _CANCELLED, _NEVER_RAN, None, fact.at)
         rows.setdefault(stops, []).append(row)
-        _leave_sessions(state, task, fact.text)
+        result = ResultRow(task.id, task.attempt, _CANCELLED, _NEVER_RAN, None, fact.text, b"")
+        leave_sessions(state, task, result)
         state.history[task.id] = state.ended_now[task.id] = EndedTask(
             task,
             outcome=_CANCELLED,
@@ -63,20 +64,3 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
             state.stops[stop_id].report(ended)
     while len(state.history) > state.history_limit:
         state.history.popitem(last=False)
-
-
-def _leave_sessions(state: State, task: Task, text: str) -> None:
-    if task.spawn.unique_key is not None:
-        unique = task.unique
-        assert unique is not None  # ours: it has a key
-        del state.unique[unique]
-        state.holders.discard(task.id)
-        for session_id, parked in task.parked:
-            del state.sessions[session_id].parked[parked.number]
-        state.parked -= len(task.parked)
-    for session_id in task.watchers:
-        session = state.sessions.get(SessionId(session_id))
-        if session is not None:
-            session.results[task.id] = ResultRow(
-                task.id, task.attempt, _CANCELLED, _NEVER_RAN, None, text, b""
-            )

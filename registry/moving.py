@@ -1,8 +1,10 @@
-"""What all of `apply` stands on: the one step from state to state, and the counts that go with it."""
+"""What all of `apply` stands on: the one step from state to state, and what goes with it."""
 
 from typing import TypeVar
 
 from quiesce.registry.records import Task
+from quiesce.registry.rows import ResultRow
+from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 
 _K = TypeVar("_K")
@@ -26,6 +28,22 @@ def move(task: Task, to: TaskState) -> None:
     if to not in task.state.leads_to:
         raise RegistryFault(f"can't go from {task.state} to {to}: {story(task)}")
     task.state = to
+
+
+def leave_sessions(state: State, task: Task, result: ResultRow) -> None:
+    """It has ended: its unique key is free, nothing is parked behind it, and who watches has its result."""
+    unique = task.unique
+    if unique is not None:
+        del state.unique[unique]
+    if task.parked:
+        for session_id, parked in task.parked:
+            del state.sessions[session_id].parked[parked.number]
+        state.parked -= len(task.parked)
+        state.holders.discard(task.id)
+    for session_id in task.watchers:
+        session = state.sessions.get(session_id)
+        if session is not None:
+            session.results[task.id] = result
 
 
 def count(counts: dict[_K, int], key: _K, change: int) -> None:
