@@ -66,9 +66,11 @@ def run(words: Sequence[str]) -> int:
 def _call(words: Sequence[str]) -> int:
     plain = _plain_up(words)
     if plain is not None:
+        from quiesce.cli.config import load_config
         from quiesce.cli.run_system import run_system
 
-        return run_system(*plain)
+        path, as_json = plain
+        return run_system(load_config(path), as_json)
     from quiesce.cli.verbs import app
 
     return int(app(args=list(words), prog_name="quiesce", standalone_mode=False) or SUCCESS)

@@ -2,14 +2,14 @@
 
 import os
 
-from quiesce.cli.config import load_config
+from quiesce.cli.config import Config
 from quiesce.cli.output import print_error, print_json
 from quiesce.cli.up import Up, say
 from quiesce.errors import BrokerUnavailableError, QuiesceError
 
 
 def run_system(
-    path: str | None,
+    config: Config,
     as_json: bool,
     runtimes: tuple[str, ...] | None = None,
     with_broker: bool = True,
@@ -17,12 +17,11 @@ def run_system(
     """Run it until it ends; gives the exit status. ConfigurationError if nothing could be started.
 
     Args:
-        path: of the configuration; None: the one that is found here.
+        config: of the system.
         as_json: says on stdout that it is up, and on stderr why it is not, as one document.
         runtimes: whose pools to start; None: all of them.
         with_broker: start it, too.
     """
-    config = load_config(path)
     for warning in config.warnings:
         say(f"warning: {warning}", config.broker.log_format)
     on_ready = _announce_json if as_json else None

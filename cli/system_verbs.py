@@ -57,14 +57,13 @@ def _run(
     from quiesce.cli.run_system import run_system
 
     check_path(path)
-    if runtimes:
-        config = load_config(path)
-        for name in runtimes:
-            try:
-                config.runtime(name)
-            except ConfigurationError as error:
-                raise typer.BadParameter(str(error), param_hint="NAME") from None
-    raise typer.Exit(run_system(path, as_json, runtimes, with_broker))
+    config = load_config(path)
+    for name in runtimes or ():
+        try:
+            config.runtime(name)
+        except ConfigurationError as error:
+            raise typer.BadParameter(str(error), param_hint="NAME") from None
+    raise typer.Exit(run_system(config, as_json, runtimes, with_broker))
 
 
 def check_path(path: str | None) -> None:
