@@ -15,7 +15,7 @@ from quiesce.errors import (
 )
 from quiesce.protocol import to_client
 from quiesce.protocol.callables import unpack_exception, unpack_value
-from quiesce.protocol.frames import Frame, payload_bytes
+from quiesce.protocol.frames import payload_bytes
 from quiesce.registry.ids import TaskId
 from quiesce.registry.rows import TIMED_OUT, EndedStopRow, ResultRow, StoppedRow, TaskRow
 from quiesce.registry.scope import Scope
@@ -47,7 +47,7 @@ def refusal(code: str, text: str) -> QuiesceError:
 
 def _payload(row: ResultRow) -> bytes:
     result: Any = row.result
-    return payload_bytes(result) if isinstance(result, Frame) else bytes(result)
+    return payload_bytes(result)
 
 
 def error_of(row: ResultRow, name: str) -> QuiesceError | None:

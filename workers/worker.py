@@ -282,18 +282,25 @@ class Worker:
                             later.append(effect)
             finally:
                 self._speaker = 0
-            # The control thread may look by itself soon enough.
-            due = self._session.due() if control.asleep_until > now + SOON else None
+            is_sooner = self._is_sooner(now)
         if (self._data.outbox or self._to_start or self.quitting) and me != self._main:
             (control.wake if self._lending.since else self._wake).set()
         if (
             self._control_link.outbox
-            or (due is not None and due < control.asleep_until)
+            or is_sooner
             or self.quitting
             or not (control.watches_lease or self._place.lease <= 0)
         ):
             control.rouse()
         return later
+
+    def _is_sooner(self, now: float) -> bool:
+        """Under the lock: whether something is due before the control thread looks, and that is not soon."""
+        looks_at = self._control.asleep_until
+        if looks_at <= now + SOON:
+            return False
+        due = self._session.due()
+        return due is not None and due < looks_at
 
     def _tell_lease(self) -> None:
         """Under the lock: each turn is told, since in each half lease the flags of all that ran were set."""
@@ -410,8 +417,8 @@ class Worker:
         with self._interrupt.shield, self._lock:
             now = time.monotonic()
             self._session.begin(attempt.key, now)
-            due = self._session.due() if self._control.asleep_until > now + SOON else None
-        if due is not None and due < self._control.asleep_until:
+            is_sooner = self._is_sooner(now)
+        if is_sooner:
             self._control.rouse()
 
     def _pass(self, attempt: Attempt, begin: Event) -> bool:

@@ -309,36 +309,23 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         rows: list[EndedRow] = []
         for key in keys:
             held = self.held[key]
-            (outcome, evidence, begun_at, ended_at, delivered_at, observed_at) = held[:6]
-            (text, result, send_at, interval) = held[6:]
-            if not everything and send_at > now:
-                self.resend_at = min(self.resend_at, send_at)
+            if not everything and held.send_at > now:
+                self.resend_at = min(self.resend_at, held.send_at)
                 continue
-            send_at = now + interval + len(result) / 8e6
+            send_at = now + held.interval + len(held.result) / 8e6
             self.resend_at = min(self.resend_at, send_at)
-            self.held[key] = Held(
-                outcome,
-                evidence,
-                begun_at,
-                ended_at,
-                delivered_at,
-                observed_at,
-                text,
-                result,
-                send_at,
-                min(2 * interval, RESEND_SLOWEST),
-            )
+            self.held[key] = Held(*held[:-2], send_at, min(2 * held.interval, RESEND_SLOWEST))
             rows.append(
                 EndedRow(
                     *key,
-                    outcome,
-                    evidence,
-                    None if begun_at is None else now - begun_at,
-                    now - ended_at,
-                    None if delivered_at is None else now - delivered_at,
-                    None if observed_at is None else now - observed_at,
-                    text,
-                    result,
+                    held.outcome,
+                    held.evidence,
+                    None if held.begun_at is None else now - held.begun_at,
+                    now - held.ended_at,
+                    None if held.delivered_at is None else now - held.delivered_at,
+                    None if held.observed_at is None else now - held.observed_at,
+                    held.text,
+                    held.result,
                 )
             )
         self.unsent = []
