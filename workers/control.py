@@ -105,7 +105,7 @@ class ControlThread:
             elif what != self._data_fd and self._sweeper.on_readable(what):
                 self._sweep_due = True
         self._on_time()
-        if self._worker.tend_data() is not self._tends_data:
+        if self._worker.lending.tend(self._worker.hear) is not self._tends_data:
             self._tends_data = not self._tends_data
             if self._tends_data:
                 self._poller.register(self._data_fd, zmq.POLLIN)

@@ -159,7 +159,7 @@ class Worker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._data = Link(self._context, settings.data, decoder)
         #: With one slot that link is lent while the main thread runs a body.
-        self._lending = Lending(self._data)
+        self.lending = Lending(self._data)
         #: The function of the last body, if that was quick: then the next call of it is expected to be, too.
         self._quick: object = None
         self._wake = kernel.Wake()
@@ -224,15 +224,11 @@ class Worker:
             function = attempt.row.function
             if function != self._quick:
                 self._data.flush()
-            self._lending.lend(now)
+            self.lending.lend(now)
             self.runner.start(attempt)
-            self._lending.take_back()
+            self.lending.take_back()
             began, now = now, time.monotonic()
             self._quick = function if now < began + IN_A_ROW else None
-
-    def tend_data(self) -> bool:
-        """For the control thread: see Lending."""
-        return self._lending.tend(self.hear)
 
     def fail(self) -> NoReturn:
         """The control thread has failed, and said so."""
@@ -284,7 +280,7 @@ class Worker:
                 self._speaker = 0
             is_sooner = self._is_sooner(now)
         if (self._data.outbox or self._to_start or self.quitting) and me != self._main:
-            (control.wake if self._lending.since else self._wake).set()
+            (control.wake if self.lending.since else self._wake).set()
         if (
             self._control_link.outbox
             or is_sooner
