@@ -302,19 +302,19 @@ class Engine:
             fn = remote.call_async if is_async(fn) else remote.call
         try:
             record = client._spawn(
+                args,
+                kwargs,
                 self._runtime,
                 self._kind,
                 fn,
-                args,
-                kwargs,
-                tenant_id=self._tenant_id,
-                timeline_id=None,
-                name=name_of(named),
-                shutdown_process_on_error=False,
-                retries=0,
-                restart="never",
-                timeout=None,
-                unique_key=None,
+                self._tenant_id,
+                None,  # timeline_id
+                name_of(named),
+                False,  # shutdown_process_on_error
+                0,  # retries
+                "never",  # restart
+                None,  # timeout
+                None,  # unique_key
             )
         except BaseException as error:  # of this call alone: unpicklable, the client closed
             future.set_exception(error.with_traceback(None))

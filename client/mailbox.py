@@ -20,13 +20,6 @@ from quiesce.values import Event as PublicEvent
 Listener = Callable[[list[PublicEvent] | None], bool]
 
 
-class Spawn(NamedTuple):
-    """One spawn."""
-
-    row: SpawnRow
-    record: SpawnRecord
-
-
 class Many(NamedTuple):
     """Spawns, all or none."""
 
@@ -48,7 +41,8 @@ class Abandon(NamedTuple):
     reply: Reply
 
 
-Command = Spawn | Many | Ask | Abandon
+#: A record is a spawn of its own.
+Command = SpawnRecord | Many | Ask | Abandon
 
 
 def ask(message: Request, *, orphan: bool = False) -> Ask:
@@ -153,8 +147,8 @@ def records_of(commands: list[Command]) -> list[SpawnRecord]:
     """Those of spawns."""
     found: list[SpawnRecord] = []
     for command in commands:
-        if isinstance(command, Spawn):
-            found.append(command.record)
+        if isinstance(command, SpawnRecord):
+            found.append(command)
         elif isinstance(command, Many):
             found.extend(command.records)
     return found

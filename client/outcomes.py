@@ -52,10 +52,10 @@ def _payload(row: ResultRow) -> bytes:
 
 def error_of(row: ResultRow, name: str) -> QuiesceError | None:
     """The exception that stands for this end of the task `name`; None if it completed."""
+    if row.outcome == Outcome.COMPLETED and len(row.result):
+        return None
     what = f"task {row.task_id} ({name})"
     if row.outcome == Outcome.COMPLETED:
-        if _payload(row):
-            return None
         text = row.text or "it completed, but its process died before its result had left it"
         return TaskLostError(f"{what}: the result is lost: {text}")
     if row.outcome == Outcome.FAILED:
