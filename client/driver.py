@@ -222,8 +222,8 @@ class Driver:
 
     @property
     def forked(self) -> bool:
-        """This is a copy in a forked process, where the thread does not exist."""
-        return os.getpid() != self._mail.pid
+        """See Mailbox."""
+        return self._mail.forked
 
     def retire(self) -> None:
         """As `close`, from a garbage collection: between any two steps of anything, so without the lock."""

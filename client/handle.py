@@ -71,7 +71,7 @@ class TaskHandle(BaseHandle[T_co]):
     __slots__ = ("_client",)
 
     def __init__(self, client: "Client", record: SpawnRecord) -> None:
-        super().__init__(record)
+        self._record = record
         self._client = client
 
     @property

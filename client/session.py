@@ -257,17 +257,18 @@ class ClientSession(SessionState):
             self.live[task_id] = (*self.live.get(task_id, ()), key)
 
     def _on_ended(self, channel: str, message: to_client.Ended, effects: list[Effect]) -> None:
+        live, unique = self.live, self.unique
         for row in message.rows:
-            self.taken.append(row.task_id)
-            keys = self.live.pop(row.task_id, ())
+            task_id = row.task_id
+            self.taken.append(task_id)
+            keys = live.pop(task_id, ())
             if keys:
                 effects.append(_new(TaskEnded, (keys, row)))
-                shared = not self.unique.isdisjoint(keys)
-                self.unique.difference_update(keys)
-                if not shared:
+                if not unique or unique.isdisjoint(keys):
                     continue
+                unique.difference_update(keys)
             if self.unanswered:
-                self.late.setdefault(row.task_id, (self.last_key, row))
+                self.late.setdefault(task_id, (self.last_key, row))
 
     def _on_event(self, channel: str, message: to_client.Event, effects: list[Effect]) -> None:
         effects.append(EventArrived(message))
