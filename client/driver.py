@@ -61,8 +61,10 @@ from quiesce.values import Event as PublicEvent
 
 #: Seconds between heartbeats.
 HEARTBEAT: Final = 5.0
-#: Seconds for which an acknowledgement of results waits for company, and results that do.
+#: Results are acknowledged with what is said so many seconds after the first of them; alone, if nothing is said for
+#: so many more; at once when there are so many.
 _ACK_AFTER: Final = 0.005
+_ACK_ALONE: Final = 0.005
 _ACK_MANY: Final = 512
 #: Commands taken, and messages read from one socket, in one turn.
 _TURN: Final = 1024
@@ -258,18 +260,20 @@ class Driver:
 
     def _loop(self) -> None:
         beat_at = time.monotonic() + HEARTBEAT
-        #: By when results are acknowledged that wait for something else to be said.
-        taken_at = math.inf
+        #: From when on results are acknowledged with what is said next.
+        ack_at = math.inf
         while True:
             spoke = self._take_commands()
             more = self._read()
             now = time.monotonic()
-            if self._session.taken and self._session.channels[DATA] == READY:
-                if spoke or now >= taken_at or len(self._session.taken) >= _ACK_MANY:
+            taken = len(self._session.taken)
+            if not taken or self._session.channels[DATA] != READY:
+                ack_at = math.inf
+            else:
+                ack_at = min(ack_at, now + _ACK_AFTER)
+                if now >= ack_at + (0 if spoke else _ACK_ALONE) or taken >= _ACK_MANY:
                     self._handle(TurnEnded())
-                    taken_at = math.inf
-                else:
-                    taken_at = min(taken_at, now + _ACK_AFTER)
+                    ack_at = math.inf
             self._connection.flush()
             self._ledger.ring()
             # Before the look: `may_sleep` tells if it has changed since.
@@ -279,7 +283,7 @@ class Driver:
             if now >= beat_at:
                 beat_at = now + HEARTBEAT
                 self._handle(HeartbeatDue())
-            until = min(beat_at, taken_at if deadline is None else min(taken_at, deadline))
+            until = min(beat_at, ack_at + _ACK_ALONE, math.inf if deadline is None else deadline)
             asleep = self._mail.may_sleep(more=more, deadline=deadline)
             self._connection.poll(until - now if asleep else 0)
             self._mail.awake()

@@ -15,7 +15,7 @@ import pytest
 
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce import context, errors
-from quiesce.client import driver
+from quiesce.client import connection, driver
 from quiesce.client.client import Client
 from quiesce.client.nested import NestedClient, open_client
 from quiesce.client.steps import CONTROL, DATA
@@ -680,6 +680,31 @@ def test_a_client_that_nobody_closes_says_goodbye_when_it_goes(broker: FakeBroke
     del handle
     gc.collect()
     broker.take(from_client.Goodbye)
+
+
+def test_results_that_nobody_is_there_to_be_told_of_keep_no_thread_awake(
+    broker: FakeBroker, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awake, in_a_row = threading.Event(), 0
+    poll = connection.Connection.poll
+
+    def counting(self: connection.Connection, timeout: float) -> None:
+        nonlocal in_a_row
+        in_a_row = 0 if timeout > 0 else in_a_row + 1
+        if in_a_row > 100:
+            awake.set()
+        poll(self, timeout)
+
+    monkeypatch.setattr(connection.Connection, "poll", counting)
+    monkeypatch.setattr(driver, "_ACK_AFTER", 0.1)
+    client = Client(broker.address, timeout=10)
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 1)
+    broker.say(DATA, to_client.Ended([ended(1, result=pack_value(None))]))
+    assert handle.result(10) is None
+    broker.stop()
+    assert not awake.wait(0.5)  # an acknowledgement has been due for long
+    client.close()
 
 
 def test_a_fork_is_told(client: Client) -> None:
