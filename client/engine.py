@@ -145,8 +145,9 @@ class Engine:
         #: When the last call ended, and seconds from one end to the next: slow ones count at once.
         self._ended_at = 0.0
         self._pace = 1.0
-        #: So many chunks in one task.
+        #: So many chunks of this function (by its identity) a task does in its time.
         self._share = 1
+        self._share_of = 0
         self._runtime = runtime
         self._kind = kind
         self._tenant_id = tenant_id
@@ -299,7 +300,7 @@ class Engine:
 
         More than a few are only if their task is full: those that wait a little travel together.
         """
-        full = call.fn in _CHUNKS and len(self._pending) >= self._share
+        full = call.fn in _CHUNKS and len(self._pending) >= self._share_for(call)
         return len(self._running) < self._workers + (self._ahead if full else _AHEAD)
 
     def _begin_next(self, client: Client) -> None:
@@ -310,13 +311,20 @@ class Engine:
         elif self._takes(call.future):
             self._begin(client, call.fn, call.args, call.kwargs, name_of(call.fn), (call.future,))
 
+    def _share_for(self, call: _Call) -> int:
+        """How many chunks may be in the task of this one: not those for which another worker may be idle."""
+        if id(call.args[0]) != self._share_of:
+            return 1
+        return min(self._share, -(-len(self._pending) // self._workers))
+
     def _begin_chunks(self, client: Client) -> None:
         """The next chunk, and those behind it that may share its task."""
         run, (fn, _) = self._pending[0].fn, self._pending[0].args
+        share = self._share_for(self._pending[0])
         chunks: list[_Call] = []
         packed: list[bytes] = []
         room = _SHARE_BYTES
-        while len(chunks) < self._share and self._pending:
+        while len(chunks) < share and self._pending:
             call = self._pending[0]
             if call.fn is not run or call.args[0] is not fn:
                 break
@@ -403,6 +411,7 @@ class Engine:
             results, rest = done.results, list(chunks[len(done.results) :])
             each = done.seconds / len(results)
             self._share = min(_SHARE_MOST, 1 + int(remote.SECONDS / max(each, 1e-6)))
+            self._share_of = id(chunks[0].args[0])
         elif isinstance(error.__cause__, remote.PartlyDoneError):
             results = error.__cause__.results
             failed, *rest = chunks[len(results) :]

@@ -92,11 +92,12 @@ def test_no_chunk_is_begun_in_a_task_that_is_asked_to_stop(monkeypatch: pytest.M
 
 
 class Played:
-    """The tasks of an executor with one worker, so two at a time until some have ended."""
+    """The tasks of an executor: one more than it has workers at a time, until some have ended."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, workers: int = 1) -> None:
         self.broker = FakeBroker(address)
-        self.executor = QuiesceExecutor(1, address=address)
+        self.workers = workers
+        self.executor = QuiesceExecutor(workers, address=address)
         self._rows: list[SpawnRow] = []
 
     def task(self) -> tuple[int, list[bytes]]:
@@ -121,19 +122,24 @@ class Played:
             self.finish(number, result=pack_value(done))
 
     def run_one_each(self) -> None:
-        """The first two tasks, of a chunk each; now it is known that they are short."""
-        for _ in range(2):
+        """The first tasks, of a chunk each; now it is known that they are short."""
+        for _ in range(self.workers + 1):
             number, chunks = self.task()
             assert len(chunks) == 1
             self.run(number, chunks)
 
 
 @pytest.fixture
-def played(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
+def workers() -> int:
+    return 1
+
+
+@pytest.fixture
+def played(run_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> Iterator[Played]:
     monkeypatch.setattr(remote, "SECONDS", 60.0)  # no chunk is long
-    played = Played(f"ipc://{run_folder}/b")
+    played = Played(f"ipc://{run_folder}/b", workers)
     yield played
-    played.executor.client.close()  # whatever a test that failed has left
+    played.executor.client._end(0)  # whatever a test that failed has left
     played.executor.shutdown()
     played.broker.stop()
 
@@ -145,6 +151,30 @@ def test_short_chunks_share_a_task(played: Played) -> None:
     assert len(chunks) == 8
     played.run(number, chunks)
     assert list(found) == [1 / number for number in range(1, 21)]
+
+
+def test_chunks_of_another_function_are_tried_one_by_one(played: Played) -> None:
+    found = played.executor.map(inverse, range(1, 5), chunksize=2)
+    played.run_one_each()
+    assert len(list(found)) == 4
+    other = played.executor.map(float, range(8), chunksize=2)
+    played.run_one_each()
+    played.run(*played.task())
+    assert list(other) == list(range(8))
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_no_worker_is_left_without_chunks_that_another_holds(played: Played) -> None:
+    found = played.executor.map(inverse, range(1, 23), chunksize=2)
+    tasks = [played.task() for _ in range(3)]
+    for place in range(3):
+        played.run(*tasks[place])
+        tasks.append(played.task())
+    assert [len(chunks) for _, chunks in tasks[3:]] == [4, 2, 1]
+    played.run(*tasks[3])
+    for task in (*tasks[4:], played.task()):
+        played.run(*task)
+    assert list(found) == [1 / number for number in range(1, 23)]
 
 
 def test_what_a_task_gives_back_is_handed_over_again(played: Played) -> None:
