@@ -7,7 +7,7 @@ functions whose last call there was short are handed over ahead, and only behind
 """
 
 import heapq
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from typing import Final
 
 from quiesce.registry import facts
@@ -47,6 +47,10 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
         if takes(state, worker)
     ]
     heapq.heapify(free)
+    alike = queue.alike()
+    if free and len(queue) >= turn.ALIKE and alike and not state.kind(alike[0]).is_limited:
+        _deal(turn, free, alike[1])
+        return
     #: The workers of which it is known in this turn whether anything may wait behind what they hold.
     calm: dict[Incarnation, bool] = {}
     while free and len(queue):
@@ -61,11 +65,39 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
             if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):
                 heapq.heappop(free)
                 continue
-        assign(turn, task_id, incarnation)
+        assign(turn, [task_id], incarnation)
         if held + 1 < room(worker):
             heapq.heapreplace(free, (held + 1, incarnation))
         else:
             heapq.heappop(free)
+
+
+def _deal(turn: Turn, free: list[tuple[int, Incarnation]], line: Iterator[TaskId]) -> None:
+    """The same where no turns and limits matter: who gets what first, then all that each gets at once."""
+    state = turn.state
+    hands: dict[Incarnation, list[TaskId]] = {}
+    calm: dict[Incarnation, bool] = {}
+    task_id = next(line, None)
+    while free and task_id is not None:
+        held, incarnation = free[0]
+        worker = state.workers[incarnation]
+        hand = hands.setdefault(incarnation, [])
+        if held and worker.slots == 1:
+            if incarnation not in calm:
+                first = all(is_quick(worker, state.tasks[each]) for each in hand)
+                calm[incarnation] = first and all_quick(state, worker)
+            if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):
+                heapq.heappop(free)
+                continue
+        hand.append(task_id)
+        task_id = next(line, None)
+        if held + 1 < room(worker):
+            heapq.heapreplace(free, (held + 1, incarnation))
+        else:
+            heapq.heappop(free)
+    for incarnation, hand in hands.items():
+        if hand:
+            assign(turn, hand, incarnation)
 
 
 def room(worker: Worker) -> int:
@@ -123,11 +155,16 @@ def takes(state: State, worker: Worker) -> bool:
     return supervisor.armed and supervisor.silent_since is None
 
 
-def assign(turn: Turn, task_id: TaskId, incarnation: Incarnation) -> None:
-    """Hand one queued task to a worker, under the worker's next number."""
-    number = turn.state.workers[incarnation].last_assign + 1
-    turn.emit(facts.TaskAssigned(task_id, incarnation, number))
-    turn.assign(incarnation, assign_row(turn.state.tasks[task_id]))
+def assign(turn: Turn, task_ids: list[TaskId], incarnation: Incarnation) -> None:
+    """Hand queued tasks, of one tenant and kind if many, to a worker, under its next numbers."""
+    state = turn.state
+    number = state.workers[incarnation].last_assign + 1
+    if len(task_ids) < turn.ALIKE:
+        for place, task_id in enumerate(task_ids):
+            turn.emit(facts.TaskAssigned(task_id, incarnation, number + place))
+    else:
+        turn.emit(facts.TasksAssigned(incarnation, number, list[int](task_ids)))
+    turn.assign(incarnation, [assign_row(state.tasks[task_id]) for task_id in task_ids])
 
 
 def assign_row(task: Task) -> AssignRow:

@@ -1,5 +1,8 @@
 """Spawns: checked, registered, refused, joined to the holder of their unique key, or parked behind it."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
@@ -32,8 +35,10 @@ def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
             for row in new:
                 _refuse(turn, event.session, row.number, refusal)
             new = []
-    for row in new:
-        decide(turn, event.session, row)
+    for rows in _alike(new):
+        if len(rows) < turn.ALIKE or not _register(turn, event.session, rows):
+            for row in rows:
+                decide(turn, event.session, row)
     # Stops of this session that waited for these spawns to arrive are looked at again.
     turn.touched.update(session.requests.values())
 
@@ -44,6 +49,41 @@ def on_room_said(turn: Turn, event: events.RoomSaid) -> None:
         turn.state.full = not event.room
         what = "has room again" if event.room else "has no room on its disk: spawns are refused"
         turn.log("WARNING", f"the journal {what}")
+
+
+def _alike(rows: list[SpawnRow]) -> Iterator[list[SpawnRow]]:
+    """The same in runs of rows that differ in their numbers and arguments alone."""
+    run: list[SpawnRow] = []
+    rest: tuple[Any, ...] = ()
+    for row in rows:
+        if row[1:-1] != rest:
+            if run:
+                yield run
+            run, rest = [], row[1:-1]
+        run.append(row)
+    if run:
+        yield run
+
+
+def _register(turn: Turn, session: SessionId, rows: list[SpawnRow]) -> bool:
+    """Register rows that are alike, all at once; False if that takes a closer look at each."""
+    state, row = turn.state, rows[0]
+    arguments = [each.arguments for each in rows]
+    largest = row._replace(arguments=max(arguments, key=len))
+    if row.unique_key is not None or _refusal(state, largest) or _full(state, row, len(rows)):
+        return False
+    if all(each == row.arguments for each in arguments):
+        arguments = []
+    last = state.last_task_id
+    turn.emit(
+        facts.TasksRegistered(
+            last + 1, last + len(rows), session, row.number, turn.now.wall, row, arguments
+        )
+    )
+    answers = state.sessions[session].answers
+    turn.answer_spawns(session, [answers[each.number] for each in rows])
+    turn.dirty.add(row.runtime)
+    return True
 
 
 def decide(turn: Turn, session: SessionId, row: SpawnRow) -> None:

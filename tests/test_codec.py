@@ -643,7 +643,7 @@ def test_a_row_that_cannot_travel_is_said_when_its_report_is_sent() -> None:
 @pytest.mark.parametrize(
     ("items", "expected"),
     [
-        ([7], r"Ended.rows\[0\]: expected an array, got 7"),
+        ([7], r"Ended.rows\[0\]: expected an array, a ResultRow, got 7"),
         ([[]], r"Ended.rows\[0\]: expected 7 fields, got 0"),
         ([[[1]]], r"Ended.rows\[0\]: expected 7 fields, got 1"),
         ([[[1, 1, "", "", None, "", b""], "2"]], r"rows\[0\]: expected integers"),
