@@ -94,7 +94,7 @@ def is_plain(turn: Turn, worker: Worker, task: Task, row: EndedRow) -> bool:
 def complete(turn: Turn, worker: Worker, ended: dict[TaskId, Completed]) -> None:
     """End these, which are plain, as `end` would."""
     rows = ended.values()
-    if len(rows) < turn.ALIKE:
+    if len(rows) < turn.state.alike:
         for task, started_at, at, result in rows:
             end(
                 turn,

@@ -48,7 +48,7 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     ]
     heapq.heapify(free)
     alike = queue.alike()
-    if free and len(queue) >= turn.ALIKE and alike and not state.kind(alike[0]).is_limited:
+    if free and len(queue) >= turn.state.alike and alike and not state.kind(alike[0]).is_limited:
         _deal(turn, free, alike[1])
         return
     #: The workers of which it is known in this turn whether anything may wait behind what they hold.
@@ -159,7 +159,7 @@ def assign(turn: Turn, task_ids: list[TaskId], incarnation: Incarnation) -> None
     """Hand queued tasks, of one tenant and kind if many, to a worker, under its next numbers."""
     state = turn.state
     number = state.workers[incarnation].last_assign + 1
-    if len(task_ids) < turn.ALIKE:
+    if len(task_ids) < turn.state.alike:
         for place, task_id in enumerate(task_ids):
             turn.emit(facts.TaskAssigned(task_id, incarnation, number + place))
     else:

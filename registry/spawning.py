@@ -36,7 +36,7 @@ def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
                 _refuse(turn, event.session, row.number, refusal)
             new = []
     for rows in _alike(new):
-        if len(rows) < turn.ALIKE or not _register(turn, event.session, rows):
+        if len(rows) < turn.state.alike or not _register(turn, event.session, rows):
             for row in rows:
                 decide(turn, event.session, row)
     # Stops of this session that waited for these spawns to arrive are looked at again.

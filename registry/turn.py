@@ -4,7 +4,7 @@ Handlers decide, `emit` facts (applied at once, so that the next decision sees t
 """
 
 from collections.abc import Collection, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 from quiesce.registry import effects
 from quiesce.registry.apply import apply
@@ -34,9 +34,6 @@ class Turn:
         "touched",
         "unparked",
     )
-
-    #: So many tasks that are alike make one fact.
-    ALIKE: ClassVar[int] = 4
 
     def __init__(self, state: State, timers: Timers, now: Instant) -> None:
         self.state = state

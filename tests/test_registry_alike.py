@@ -1,6 +1,7 @@
 """What is said of many tasks at once leads to where the same said of each leads."""
 
 from collections import defaultdict
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -8,11 +9,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.effects import Effect
-from quiesce.registry.ids import Incarnation
+from quiesce.registry.ids import Incarnation, SpawnNumber
 from quiesce.registry.limits import KindLimits
 from quiesce.registry.rows import EndedRow
 from quiesce.registry.states import State as TaskState
-from quiesce.registry.turn import Turn
 from registry_helpers import Desk, answer, ended_row, session_id
 
 SOLO = {"runtime": "solo"}
@@ -91,7 +91,7 @@ def test_none_of_a_closed_scope(desk: Desk) -> None:
 def test_what_comes_again_is_answered_again(desk: Desk) -> None:
     desk.spawn(*[{}] * 4)
     said = desk.answers()
-    rows = [desk.task(n).spawn._replace(number=n) for n in (1, 2, 3, 4)]
+    rows = [desk.task(n).spawn._replace(number=SpawnNumber(n)) for n in (1, 2, 3, 4)]
     desk.say(events.SpawnsAsked(session_id("A"), rows, False))
     assert desk.answers() == said
     assert desk.facts == []
@@ -231,7 +231,7 @@ LABELS = st.fixed_dictionaries(
     },
 )
 BATCHES = st.tuples(LABELS, st.integers(1, 6)).map(lambda pair: [pair[0]] * pair[1])
-SPAWNS = st.lists(BATCHES, min_size=1, max_size=3).map(lambda batches: sum(batches, []))
+SPAWNS = st.lists(BATCHES, min_size=1, max_size=3).map(lambda batches: [*chain(*batches)])
 OUTCOMES = st.sampled_from(["completed", "completed", "completed", "failed"])
 STEPS = st.one_of(
     st.tuples(st.just("spawn"), SPAWNS),
@@ -293,17 +293,15 @@ def stands(desk: Desk) -> tuple[Any, ...]:
 
 def lead_to(steps: list[tuple[str, Any]], least: int) -> list[Any]:
     """What is told and what stands after each step, if so many that are alike make one fact."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Turn, "ALIKE", least)
-        desk = Desk()
-        desk.session("A")
-        for runtime in ("pool", "solo"):
-            desk.worker(runtime)
-        found = []
-        for step in steps:
-            take(desk, step)
-            found.append((told(desk), stands(desk)))
-        return found
+    desk = Desk(alike=least)
+    desk.session("A")
+    for runtime in ("pool", "solo"):
+        desk.worker(runtime)
+    found = []
+    for step in steps:
+        take(desk, step)
+        found.append((told(desk), stands(desk)))
+    return found
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=100)

@@ -409,5 +409,4 @@ SETTINGS = settings(
 @pytest.mark.timeout(600)
 def test_whatever_happens_every_end_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quiesce.registry.stopping.SLICE", 2)
-    monkeypatch.setattr("quiesce.registry.turn.Turn.ALIKE", 2)
     run_state_machine_as_test(Machine, settings=SETTINGS)
