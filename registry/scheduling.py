@@ -7,7 +7,8 @@ functions whose last call there was short are handed over ahead, and only behind
 """
 
 import heapq
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Sized
+from functools import partial
 from typing import Final
 
 from quiesce.registry import facts
@@ -42,60 +43,39 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     if not len(queue):
         return
     free = [
-        (len(worker.tasks), worker.incarnation)
+        (len(worker.tasks), worker.incarnation, room(worker))
         for worker in state.pool[runtime].values()
         if takes(state, worker)
     ]
     heapq.heapify(free)
-    alike = queue.alike()
-    if free and len(queue) >= turn.state.alike and alike and not state.kind(alike[0]).is_limited:
-        _deal(turn, free, alike[1])
-        return
+    #: What each of them is to get, all at once: where no turns of tenants and no limits matter.
+    hands: dict[Incarnation, list[TaskId]] | None = None
+    following = partial(queue.peek, state.allowed)
+    alike = queue.alike() if free and len(queue) >= state.alike else None
+    if alike is not None and not state.kind(alike[0]).is_limited:
+        hands, following = {}, partial(next, alike[1], None)
     #: The workers of which it is known in this turn whether anything may wait behind what they hold.
     calm: dict[Incarnation, bool] = {}
-    while free and len(queue):
-        held, incarnation = free[0]
-        task_id = queue.peek(state.allowed)
-        if task_id is None:
-            return
-        worker = state.workers[incarnation]
-        if held and worker.slots == 1:
-            if incarnation not in calm:
-                calm[incarnation] = all_quick(state, worker)
-            if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):
-                heapq.heappop(free)
-                continue
-        assign(turn, [task_id], incarnation)
-        if held + 1 < room(worker):
-            heapq.heapreplace(free, (held + 1, incarnation))
-        else:
-            heapq.heappop(free)
-
-
-def _deal(turn: Turn, free: list[tuple[int, Incarnation]], line: Iterator[TaskId]) -> None:
-    """The same where no turns and limits matter: who gets what first, then all that each gets at once."""
-    state = turn.state
-    hands: dict[Incarnation, list[TaskId]] = {}
-    calm: dict[Incarnation, bool] = {}
-    task_id = next(line, None)
+    task_id = following()
     while free and task_id is not None:
-        held, incarnation = free[0]
+        held, incarnation, most = free[0]
+        hand = [] if hands is None else hands.setdefault(incarnation, [])
         worker = state.workers[incarnation]
-        hand = hands.setdefault(incarnation, [])
         if held and worker.slots == 1:
             if incarnation not in calm:
-                first = all(is_quick(worker, state.tasks[each]) for each in hand)
-                calm[incarnation] = first and all_quick(state, worker)
+                calm[incarnation] = all_quick(state, worker, (*worker.tasks, *hand))
             if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):
                 heapq.heappop(free)
                 continue
         hand.append(task_id)
-        task_id = next(line, None)
-        if held + 1 < room(worker):
-            heapq.heapreplace(free, (held + 1, incarnation))
+        if hands is None:
+            assign(turn, hand, incarnation)
+        task_id = following()
+        if held + 1 < most:
+            heapq.heapreplace(free, (held + 1, incarnation, most))
         else:
             heapq.heappop(free)
-    for incarnation, hand in hands.items():
+    for incarnation, hand in (hands or {}).items():
         if hand:
             assign(turn, hand, incarnation)
 
@@ -122,16 +102,16 @@ def is_quick(worker: Worker, task: Task) -> bool:
     return task.spawn.function in worker.quick
 
 
-def all_quick(state: State, worker: Worker) -> bool:
-    """Whether something may be handed to it behind all that it holds."""
-    return all(is_quick(worker, state.tasks[each]) for each in worker.tasks)
+def all_quick(state: State, worker: Worker, held: Iterable[TaskId]) -> bool:
+    """Whether something may be handed to it behind all these."""
+    return all(is_quick(worker, state.tasks[each]) for each in held)
 
 
 def may_follow(state: State, worker: Worker, task: Task) -> bool:
     """Whether this task may be handed to this worker with what it holds."""
     if not worker.tasks or worker.slots > 1:
         return True
-    return is_quick(worker, task) and all_quick(state, worker)
+    return is_quick(worker, task) and all_quick(state, worker, worker.tasks)
 
 
 def _note(worker: Worker, function: Sized, *, quick: bool) -> None:

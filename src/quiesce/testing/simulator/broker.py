@@ -51,7 +51,7 @@ class Broker:
             up.boot_id,
             now=self.now,
         )
-        # What is said of many tasks at once is rare here, so few count as many: in one world these, in another those.
+        # Here few tasks are alike, so few count as many: in each world others.
         self.core.registry.state.alike = 1 + self.world.seed % 4
         self.core.outgoing.on_still_waiting = _say_nothing
         self.wake()
