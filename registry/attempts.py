@@ -81,7 +81,7 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
             if begun is None:
                 begun = max(task.created_at, now - row.begun_age)
         at = max(now - row.ended_age, begun or task.created_at)
-        if begun is not None and is_plain(turn, worker, task, row):
+        if begun is not None and is_plain(worker, task, row):
             plain[task.id] = Completed(task, begun, at, row.result)
             continue
         if plain:  # in the order in which they ended

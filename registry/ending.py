@@ -74,8 +74,10 @@ class Completed(NamedTuple):
     result: Sized
 
 
-def is_plain(turn: Turn, worker: Worker, task: Task, row: EndedRow) -> bool:
-    """Whether nothing follows from this end but its result: nobody waits for it, and nothing comes after it."""
+def is_plain(worker: Worker, task: Task, row: EndedRow) -> bool:
+    """Whether nothing follows from this end but its result: no stop waits for it, for it was not asked to stop, and
+    nothing comes after it.
+    """
     spawn = task.spawn
     return (
         row.outcome == Outcome.COMPLETED
@@ -86,7 +88,6 @@ def is_plain(turn: Turn, worker: Worker, task: Task, row: EndedRow) -> bool:
         and spawn.timeout is None
         and spawn.unique_key is None
         and spawn.restart != "always"
-        and task.id not in turn.state.waited
         and worker.status is None
     )
 

@@ -284,7 +284,7 @@ MUTANTS: Final = (
     Mutant(
         "an end that a stop waits for is one of many",
         "registry/ending.py",
-        "        and task.id not in turn.state.waited\n",
+        "        and task.ask is None\n",
         "",
     ),
     Mutant(

@@ -164,9 +164,10 @@ def test_ends_of_which_no_more_is_to_be_said_are_one_fact(desk: Desk) -> None:
 def test_an_end_that_is_said_twice_in_one_message_counts_once(desk: Desk) -> None:
     worker = desk.worker("pool", slots=5)
     desk.spawn(*[{}] * 5)
-    end_all(desk, worker, [1, 2, 3, 4, 4, 1])
+    rows = [*map(ended_row, (1, 2, 3, 4, 1)), ended_row(4, outcome="failed", text="no")]
+    desk.say(events.TasksEnded(Incarnation(worker), rows))
     assert desk.one(facts.TasksCompleted).task_ids == [1, 2, 3, 4]
-    assert desk.life(5) == "assigned"
+    assert [desk.life(n) for n in (4, 5)] == ["completed RETURNED", "assigned"]
 
 
 def test_they_are_told_in_their_order(desk: Desk) -> None:
