@@ -296,8 +296,8 @@ MUTANTS: Final = (
     Mutant(
         "many are registered in a closed scope",
         "registry/spawning.py",
-        "    if row.unique_key is not None or _refusal(state, largest) or _full(state, row, len(rows)):\n",
-        "    if row.unique_key is not None or _full(state, row, len(rows)):\n",
+        "    if row.unique_key is not None or _refusal(state, _largest(rows)):\n",
+        "    if row.unique_key is not None:\n",
     ),
     Mutant(
         "a worker keeps in hand what has completed",
