@@ -12,7 +12,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.registry.ended import EndedTask
-from quiesce.registry.ids import TaskId
+from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.marked import Place, place_of
+from quiesce.registry.queue import Lane
 from quiesce.registry.records import (
     Ask,
     Blob,
@@ -222,8 +224,8 @@ def _freeze_session(session: Session, volatile: bool, keep: Keep) -> Frozen:
 def _freeze_stop(stop: Stop, state: State, volatile: bool) -> Frozen:
     return (
         _get_stop(stop),
-        tuple(sorted(stop.remaining)),
-        tuple([task_id for task_id in stop.todo if task_id in state.tasks]),
+        tuple(state.first_left(stop)),
+        (),  # in older ones, the queued of these
         tuple(stop.rows),
         tuple(stop.collateral),
         tuple(stop.left),
@@ -285,7 +287,9 @@ def _thaw_rest(registry: "Registry", frozen: Frozen) -> None:
 def _derive(state: State) -> None:
     """What follows from the tasks and stops."""
     for stop in state.open_stops.values():
-        state.wait_for(stop.remaining, stop.id)
+        for member in stop.held:
+            state.wait_for(member, stop.id)
+    marked: dict[tuple[Place, frozenset[StopId]], list[TaskId]] = {}
     for task in state.tasks.values():
         spawn = task.spawn
         pool = (spawn.runtime, spawn.kind)
@@ -302,8 +306,14 @@ def _derive(state: State) -> None:
             state.held_kind[spawn.kind] = state.held_kind.get(spawn.kind, 0) + 1
             state.held_tenant[held] = state.held_tenant.get(held, 0) + 1
             state.held.add(task.id)
-        elif task.id not in state.waited:
+        elif task.id in state.waited:
+            marked.setdefault((place_of(task), state.waited.pop(task.id)), []).append(task.id)
+        else:
             state.queues[spawn.runtime].push(task.id, task.tenant_id, spawn.kind)
+    for (place, stops), task_ids in marked.items():
+        state.marked.add(place, Lane(task_ids), stops)
+    for stop in state.open_stops.values():
+        stop.held &= state.held
 
 
 def _set(record: object, names: tuple[str, ...], values: Frozen) -> None:
@@ -379,15 +389,14 @@ def _thaw_session(state: State, frozen: Frozen) -> None:
 
 
 def _thaw_stop(state: State, frozen: Frozen) -> None:
-    plain, remaining, todo, rows, collateral, left, volatile = frozen
+    plain, remaining, _, rows, collateral, left, volatile = frozen
     stop_id, *fields = plain
     named = dict(zip(_STOP, fields, strict=False))
     named["scope"] = Scope(*named["scope"])
     if named["caller"] is not None:
         named["caller"] = StoppedRow(*named["caller"])
-    stop = Stop(stop_id, members=remaining, **named)
+    stop = Stop(stop_id, held=remaining, **named)  # `_derive` finds out which are
     _set(stop, _STOP_MORE, tuple(fields[len(_STOP) :]))
-    stop.todo = list(todo)
     stop.report([StoppedRow(*row) for row in rows])
     stop.collateral = [StoppedRow(*row) for row in collateral]
     stop.left = [StoppedRow(*row) for row in left]

@@ -64,8 +64,14 @@ class ScopeIndex:
         """Whether a live task is of this kind, or this runtime."""
         return ("k", kind) in self._sets or ("r", runtime) in self._sets
 
-    def find(self, scope: Scope, tasks: dict[TaskId, Task]) -> set[TaskId]:
-        """The ids of all tasks in the scope."""
+    def find(
+        self,
+        scope: Scope,
+        tasks: dict[TaskId, Task],
+        *,
+        among: AnySet[TaskId] | None = None,
+    ) -> set[TaskId]:
+        """The ids of all tasks in the scope, or of those `among` these."""
         keys: list[Key] = []
         if scope.tenant_id is not None and scope.kind is not None:
             keys.append(("tk", scope.tenant_id, scope.kind))
@@ -78,8 +84,10 @@ class ScopeIndex:
         if scope.timeline_id is not None:
             keys.append(("l", scope.timeline_id))
         if not keys:
-            return set(tasks)
+            return set(tasks if among is None else among)
         sets: list[AnySet[TaskId]] = [self._sets.get(key, _NONE) for key in keys]
+        if among is not None:
+            sets.append(among)
         smallest, *others = sorted(sets, key=len)
         found = set(smallest)
         if others:

@@ -37,15 +37,15 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a stop forgets its queued tasks",
-        "registry/apply_stops.py",
-        "    stop.todo = sorted(queued, reverse=True)\n",
-        "    stop.todo = []\n",
+        "registry/stopping.py",
+        "    return any(turn.state.marked.of(stop.id))\n",
+        "    return False\n",
     ),
     Mutant(
         "a slice is missing in the report",
         "registry/apply_slices.py",
         "            state.stops[stop_id].report(ended)\n",
-        "            state.stops[stop_id].remaining.difference_update([row.id for row in ended])\n",
+        "            state.stops[stop_id].held.difference_update([row.id for row in ended])\n",
     ),
     Mutant(
         "a kept scope is reopened early",
@@ -62,8 +62,8 @@ MUTANTS: Final = (
     Mutant(
         "a stop is complete with tasks left",
         "registry/stopping.py",
-        "    if stop is None or stop.remaining:\n        return\n    if not seen_all",
-        "    if stop is None or len(stop.remaining) > 1:\n        return\n    if not seen_all",
+        "    if stop is None or stop.held or has_queued(turn, stop):\n        return\n    if not seen_all",
+        "    if stop is None or len(stop.held) > 1 or has_queued(turn, stop):\n        return\n    if not seen_all",
     ),
     Mutant(
         "a stop does not wait for the caller's spawns",
