@@ -53,10 +53,11 @@ class ScopeIndex:
         timeline_id: str | None,
         runtime: str,
     ) -> None:
-        """Take out tasks that were added under these labels."""
+        """Take out tasks that were added under these labels: one by one, for then no large set is made anew."""
         for key in _keys(kind, tenant_id, timeline_id, runtime):
             members = self._sets[key]
-            members.difference_update(task_ids)
+            for task_id in task_ids:
+                members.remove(task_id)
             if not members:
                 del self._sets[key]
 

@@ -61,11 +61,13 @@ class Lane:
             self.members, self.line, self.back = set(), deque(), []
             return members
         out = members & task_ids
-        members -= out
         task_ids -= out
         if 8 * len(out) > len(members):
+            members -= out
             self._sort()
         else:
+            for task_id in out:  # so that no large set is made anew
+                members.remove(task_id)
             self._tidy()
         return out
 
