@@ -176,18 +176,21 @@ def _freeze_spawn(row: SpawnRow, keep: Keep) -> Frozen:
 
 
 def _freeze_task(task: Task, volatile: bool, keep: Keep) -> Frozen:
-    ask = task.ask
+    ask, spawn = task.ask, task.spawn
+    plain = type(spawn.function) is bytes and type(spawn.arguments) is bytes
     return (
         task.id,
-        _freeze_spawn(task.spawn, keep),
+        spawn if plain else _freeze_spawn(spawn, keep),
         task.created_at,
-        str(task.state),
+        task.state._value_,  # what `str` would make a copy of, of each
         _get_task(task),
         _get_task_volatile(task) if volatile else None,
         None if ask is None else _get_ask(ask),
         None if ask is None or not volatile else _get_ask_volatile(ask),
         task.watchers,
-        tuple([(session, _freeze_spawn(row, keep)) for session, row in task.parked]),
+        tuple([(session, _freeze_spawn(row, keep)) for session, row in task.parked])
+        if task.parked
+        else (),
     )
 
 
