@@ -42,8 +42,8 @@ SYNCED: Final[frozenset[type]] = frozenset(
         fact_types.SystemStopping,
     }
 )
-#: Bytes of one piece of a snapshot, of one part of a blob, and rows deleted at once.
-CHUNK: Final = 128 * 1024
+#: Bytes of one piece of a snapshot (no commit comes in between), of one part of a blob, and rows deleted at once.
+CHUNK: Final = 32 * 1024
 PART: Final = 8 * 2**20
 SLICE: Final = 500
 #: Seconds between a snapshot that was given up and the next.
@@ -163,7 +163,13 @@ class Store:
 
     def _sync_found(self) -> None:
         """What was read may be in the machine's memory alone, if a broker was killed before its sync: from now on
-        others are told of it, and the head says that it is there. (SQLite locks its file, not its log.)
+        others are told of it, and the head says that it is there.
+        """
+        self.sync_log()
+
+    def sync_log(self) -> None:
+        """Have what is in SQLite's log on the disk. Commits may go on meanwhile, unlike while SQLite does so before
+        it moves its log. (It locks its file, not its log.)
         """
         try:
             fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
