@@ -368,11 +368,14 @@ class Store:
         when there is little room left: the rest of it, and the reserve, are for commits.
         """
         cut, facts, size = self.last, self.tail_facts, self.tail_bytes
+        heavy = weight(frozen)
         self._since_cut = set()
         names: set[int] = set()
+        chunks = self._chunks(frozen, names)
+        del frozen
         first = self._next_chunk
         checksum, number, written = cut.checksum, 0, 0
-        for body in self._chunks(frozen, names):
+        for body in chunks:
             self.space.look(len(body) + self._fresh_size(), now=True)
             if not self.space.roomy:
                 yield from self._give_up(first, number)
@@ -391,7 +394,7 @@ class Store:
         # From here on it counts.
         self.tail_facts -= facts
         self.tail_bytes -= size
-        self.snapshot_weight = weight(frozen)
+        self.snapshot_weight = heavy
         self.snapshot_bytes = written + sum(
             ref.size for ref in self._known.values() if ref.id in names
         )
@@ -427,7 +430,9 @@ class Store:
         pieces: list[bytes] = []
         size = 0
         self._naming = names
-        for piece in self._packer.frozen(frozen):
+        packed = self._packer.frozen(frozen)
+        del frozen
+        for piece in packed:
             pieces.append(piece)
             size += len(piece)
             if size + self._fresh_size() >= CHUNK:
@@ -474,7 +479,7 @@ class Store:
             if free < 4096 or free < pages / 2:
                 return
             # A page with each step of the statement; `execute` would take but one.
-            self._connection.executescript("PRAGMA incremental_vacuum(2048)")
+            self._connection.executescript("PRAGMA incremental_vacuum(256)")
             yield
 
 

@@ -7,8 +7,10 @@ Payloads are never looked at: bytes are kept, anything else is kept as its lengt
 journal, all are kept as they are.
 """
 
-from collections.abc import Callable, Sized
+import itertools
+from collections.abc import Callable, Mapping, Sized
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.registry.ended import EndedTask
@@ -121,13 +123,27 @@ _get_closure: Final = attrgetter("scope", *_CLOSURE)
 _get_ended: Final = attrgetter(*_ENDED)
 
 
-def freeze(registry: "Registry", *, volatile: bool = True, payloads: bool = False) -> Frozen:
-    """All of its state. Without the volatile part: what the facts alone say. `payloads`: kept as they are."""
+def freeze(
+    registry: "Registry",
+    *,
+    volatile: bool = True,
+    payloads: bool = False,
+    ready: Mapping[TaskId, Frozen] = MappingProxyType({}),
+) -> Frozen:
+    """All of its state. Without the volatile part: what the facts alone say. `payloads`: kept as they are. `ready`:
+    tasks that are frozen so already.
+    """
     state = registry.state
     keep = _keep if payloads else _payload
+    rows = map(ready.get, state.tasks) if ready else itertools.repeat(None)
     return (
         _get_state(state),
-        tuple([_freeze_task(task, volatile, keep) for task in state.tasks.values()]),
+        tuple(
+            [
+                row or _freeze_task(task, volatile, keep)
+                for task, row in zip(state.tasks.values(), rows, strict=False)
+            ]
+        ),
         tuple([(name, queue.turns()) for name, queue in state.queues.items() if len(queue)]),
         tuple([_freeze_worker(worker, volatile) for worker in state.workers.values()]),
         tuple([_freeze_supervisor(each, volatile) for each in state.supervisors.values()]),
@@ -192,6 +208,11 @@ def _freeze_task(task: Task, volatile: bool, keep: Keep) -> Frozen:
         if task.parked
         else (),
     )
+
+
+def freeze_for_journal(task: Task) -> Frozen:
+    """One task, without what is volatile, with its payloads."""
+    return _freeze_task(task, volatile=False, keep=_keep)
 
 
 def _freeze_worker(worker: Worker, volatile: bool) -> Frozen:

@@ -48,6 +48,18 @@ MUTANTS: Final = (
         "            state.stops[stop_id].held.difference_update([row.id for row in ended])\n",
     ),
     Mutant(
+        "a stop does not wait for what another has marked",
+        "registry/matching.py",
+        "        for batch in state.marked\n",
+        "        for batch in ()\n",
+    ),
+    Mutant(
+        "a stop of a timeline waits for what another has marked, and the other does no more",
+        "registry/marked.py",
+        "                self.add(batch.place, Lane(out), batch.stops | {stop_id})\n",
+        "                self.add(batch.place, Lane(out), frozenset({stop_id}))\n",
+    ),
+    Mutant(
         "a kept scope is reopened early",
         "registry/apply_stops.py",
         "        elif stop.keep_closed or stop.hold:\n",
@@ -249,6 +261,24 @@ MUTANTS: Final = (
         "registry/recovery.py",
         '        turn.timers.set(("stop", stop.id), turn.now.tick + left)\n',
         "",
+    ),
+    Mutant(
+        "a task that was frozen ahead, and is joined, is written as it was",
+        "registry/ahead.py",
+        "(facts.TaskAssigned, facts.SpawnJoined)",
+        "(facts.TaskAssigned,)",
+    ),
+    Mutant(
+        "a task that was frozen ahead, and is assigned, is written as it was",
+        "registry/ahead.py",
+        "(facts.TaskAssigned, facts.SpawnJoined)",
+        "(facts.SpawnJoined,)",
+    ),
+    Mutant(
+        "a task that was frozen ahead, and has something parked behind it, is written as it was",
+        "registry/ahead.py",
+        "                self._rows.pop(TaskId(fact.holder), None)\n",
+        "                pass\n",
     ),
     Mutant(
         "the loop commits what a snapshot will hold already",

@@ -433,6 +433,43 @@ def test_a_stop_takes_its_tasks_out_of_whatever_lanes(stops: dict[str, str]) -> 
     assert {row[0] for row in desk.ends()} == matched
 
 
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A held task, and five queued ones frozen ahead in slices of two; the second of these holds a unique key."""
+    monkeypatch.setattr("quiesce.registry.ahead.SLICE", 2)
+    monkeypatch.setattr("quiesce.registry.stopping.SLICE", 1)
+    desk = Desk()
+    desk.thorough = False
+    desk.session()
+    desk.session("B")
+    desk.running(desk.worker("solo"), {"runtime": "solo"})
+    desk.spawn(*[{"runtime": "solo", "unique_key": key} for key in (None, "k", None, None, None)])
+    frozen = [desk.registry.ahead.go_on() for _ in range(4)]
+    assert frozen == [False, False, False, True]
+    return desk
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda desk: desk.spawn({"runtime": "solo", "unique_key": "k"}, session="B"),
+        lambda desk: desk.end(2, 1),
+        lambda desk: (desk.stop(runtime="solo"), desk.spawn({"unique_key": "k"})),
+        lambda desk: desk.spawn({"runtime": "solo"}),
+    ],
+    ids=["joined", "assigned", "parked behind", "new"],
+)
+def test_what_changes_after_it_was_frozen_ahead_is_frozen_again(
+    ahead: Desk, change: Callable[[Desk], object]
+) -> None:
+    before = ahead.registry.freeze(volatile=False, payloads=True)
+    change(ahead)
+    whole = ahead.registry.freeze(volatile=False, payloads=True)
+    assert whole[1] != before[1]
+    assert ahead.registry.snapshot() == whole
+    assert not ahead.registry.ahead.begun
+
+
 def test_limits_are_checked() -> None:
     for wrong in (-1.0, math.nan):
         with pytest.raises(ValueError, match="stop_grace of kind 'gc' must be 0 or more"):
