@@ -195,11 +195,24 @@ class Core:
         if self._doubtful and self.registry.state.certain_at is None:
             self._doubtful = False
             self._journal.vouch()
-        if self._journal.wants_snapshot():
-            self._journal.snapshot(self.registry.freeze(volatile=False, payloads=True))
+        self._care_for_snapshot()
         self.outgoing.flush(self._now().tick)
         if self.peers.full:
             self.peers.flush()
+
+    def _care_for_snapshot(self) -> None:
+        """Freeze some of what is there, until the snapshot can be had at once."""
+        ahead = self.registry.ahead
+        if self._journal.wants_snapshot():
+            if ahead.go_on():
+                self._journal.snapshot(self.registry.snapshot())
+        elif ahead.begun:
+            ahead.take()  # there is no room for it any more
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to be done in the next turn, whatever else comes."""
+        return self.outgoing.busy or self.registry.ahead.begun
 
     def say_goodbye(self) -> None:
         """The system has stopped: the last words to clients."""

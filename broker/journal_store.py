@@ -42,8 +42,8 @@ SYNCED: Final[frozenset[type]] = frozenset(
         fact_types.SystemStopping,
     }
 )
-#: Bytes of one piece of a snapshot, of one part of a blob, and rows deleted at once.
-CHUNK: Final = 128 * 1024
+#: Bytes of one piece of a snapshot (no commit comes in between), of one part of a blob, and rows deleted at once.
+CHUNK: Final = 32 * 1024
 PART: Final = 8 * 2**20
 SLICE: Final = 500
 #: Seconds between a snapshot that was given up and the next.
@@ -163,7 +163,13 @@ class Store:
 
     def _sync_found(self) -> None:
         """What was read may be in the machine's memory alone, if a broker was killed before its sync: from now on
-        others are told of it, and the head says that it is there. (SQLite locks its file, not its log.)
+        others are told of it, and the head says that it is there.
+        """
+        self.sync_log()
+
+    def sync_log(self) -> None:
+        """Have what is in SQLite's log on the disk. Commits may go on meanwhile, unlike while SQLite does so before
+        it moves its log. (It locks its file, not its log.)
         """
         try:
             fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
@@ -362,11 +368,14 @@ class Store:
         when there is little room left: the rest of it, and the reserve, are for commits.
         """
         cut, facts, size = self.last, self.tail_facts, self.tail_bytes
+        heavy = weight(frozen)
         self._since_cut = set()
         names: set[int] = set()
+        chunks = self._chunks(frozen, names)
+        del frozen
         first = self._next_chunk
         checksum, number, written = cut.checksum, 0, 0
-        for body in self._chunks(frozen, names):
+        for body in chunks:
             self.space.look(len(body) + self._fresh_size(), now=True)
             if not self.space.roomy:
                 yield from self._give_up(first, number)
@@ -385,7 +394,7 @@ class Store:
         # From here on it counts.
         self.tail_facts -= facts
         self.tail_bytes -= size
-        self.snapshot_weight = weight(frozen)
+        self.snapshot_weight = heavy
         self.snapshot_bytes = written + sum(
             ref.size for ref in self._known.values() if ref.id in names
         )
@@ -421,7 +430,9 @@ class Store:
         pieces: list[bytes] = []
         size = 0
         self._naming = names
-        for piece in self._packer.frozen(frozen):
+        packed = self._packer.frozen(frozen)
+        del frozen
+        for piece in packed:
             pieces.append(piece)
             size += len(piece)
             if size + self._fresh_size() >= CHUNK:
@@ -468,7 +479,7 @@ class Store:
             if free < 4096 or free < pages / 2:
                 return
             # A page with each step of the statement; `execute` would take but one.
-            self._connection.executescript("PRAGMA incremental_vacuum(2048)")
+            self._connection.executescript("PRAGMA incremental_vacuum(256)")
             yield
 
 

@@ -300,7 +300,11 @@ class DiskJournal:
                     self._cut_due = False
                     ended = time.monotonic()
                     go_on_at = ended + min(LONGEST_REST, REST * (ended - began))
-                self._store.keep_short()
+            if self._store.is_long:
+                self._store.sync_log()  # the loop may commit meanwhile; the rest takes less long
+            with self._store_lock:
+                if self._failure is None:
+                    self._store.keep_short()
 
     def _take(self, until: float | None) -> tuple[list[_Turn], _Snapshot | _Word | None]:
         """All turns that are there, at most a group of facts, up to a word; and that word. Waits for the first,

@@ -155,7 +155,7 @@ class Broker:
 
     def _timeout(self, longest: float) -> int:
         """Milliseconds until something is due."""
-        if self._core.outgoing.busy:
+        if self._core.busy:
             return 0
         waits = [longest]
         deadline = self._core.due()

@@ -66,7 +66,7 @@ def _plain(fact: Fact) -> dict[str, Any]:
     """The fact's plain fields; what was spawned by its labels, payloads not at all."""
     data: dict[str, Any] = {}
     for field, value in fact._asdict().items():
-        if field in ("task_id", "result", "session", "members"):
+        if field in ("task_id", "result", "session", "members", "queued"):
             continue
         if isinstance(value, SpawnRow):
             data.update(
@@ -91,7 +91,7 @@ def _add_labels(data: dict[str, Any], fact: Fact, state: State) -> None:
     if task_id:
         _add_task(data, TaskId(task_id), state)
     if isinstance(fact, facts.StopOpened):
-        data["matched"] = len(fact.members)
+        data["matched"] = len(fact.members) + (fact.queued or 0)
     elif isinstance(fact, facts.StopEnded):
         ended = state.stops_ended_now[StopId(fact.stop_id)]
         data.update(

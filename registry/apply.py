@@ -219,7 +219,7 @@ def task_asked(state: State, fact: facts.TaskAsked) -> None:
     task = state.tasks[TaskId(fact.task_id)]
     task.ask = Ask(fact.at, fact.reason, fact.force_at)
     task.ask.timed_out = fact.timed_out
-    task.ask.stopped = task.id in state.waited
+    task.ask.stopped = bool(state.stops_for(task))
 
 
 def force_moved(state: State, fact: facts.ForceMoved) -> None:
@@ -265,7 +265,7 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         fact.result,
     )
     leave_sessions(state, task, result)
-    stops = state.waited.pop(task.id, None)
+    stops = state.leave_stops(task)
     if stops:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
         for stop_id in stops:

@@ -47,7 +47,7 @@ def end(
         return
     if task.ask is not None:
         at = max(at, task.ask.at, task.ask.delivered_at or 0.0, task.ask.observed_at or 0.0)
-    if state.waited:
+    if state.waited:  # a worker held it
         turn.touched.update(state.waited.get(task.id, ()))
     turn.emit(
         facts.TaskEnded(
@@ -187,7 +187,7 @@ def may_run_again(turn: Turn, task: Task) -> bool:
 
 
 def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: str) -> None:
-    """End queued tasks that a stop has marked. They hold nothing that others could get now."""
+    """End queued tasks that the same stops have marked. They hold nothing that others could get now."""
     state = turn.state
     watched: dict[SessionId, list[TaskId]] = {}
     for task_id in task_ids:
@@ -196,8 +196,7 @@ def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: st
             watched.setdefault(session_id, []).append(task_id)
         if task.parked:
             turn.unparked.extend(task.parked)
-    for stops in set(map(state.waited.__getitem__, task_ids)):
-        turn.touched.update(stops)
+    turn.touched.update(state.stops_for(state.tasks[task_ids[0]]))
     at = max(turn.now.wall, asked_at)
     turn.emit(facts.TasksNeverRan([*task_ids], asked_at, reason, at, NEVER_BEGAN))
     for session_id, ended in watched.items():

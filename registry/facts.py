@@ -261,8 +261,10 @@ class ResultsForgotten(NamedTuple):
 
 
 class StopOpened(NamedTuple):
-    """A stop begins: the scope is closed (unless `task_id`) and `members` are what it waits for.
+    """A stop begins: the scope is closed (unless `task_id`).
 
+    `members`: what it waits for and workers hold. Beside these it waits for all queued tasks that match, so many
+    as `queued` says; which they are follows from the state. (None, in older journals: `members` are all.)
     `session` is empty for the system's own stops.
     """
 
@@ -280,6 +282,7 @@ class StopOpened(NamedTuple):
     caller: int | None
     members: list[int]
     at: float
+    queued: int | None = None
 
 
 class TaskCollateral(NamedTuple):

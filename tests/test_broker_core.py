@@ -3,6 +3,8 @@
 from collections import deque
 from typing import Any
 
+import pytest
+
 from quiesce.broker.core import Core
 from quiesce.broker.journal import MemoryJournal, Recovered
 from quiesce.broker.outgoing import PIECE
@@ -133,6 +135,29 @@ def test_a_long_report_holds_nobody_up() -> None:
     done, report = answers[-2:]
     assert done == to_client.Done(2)
     assert [row.id for row in report.tasks] == list(range(1, many + 1))
+
+
+def test_a_snapshot_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds is frozen in slices, a turn each; and given up when the journal has no room for it any more."""
+    monkeypatch.setattr("quiesce.registry.ahead.SLICE", 2)
+    broker = Broker()
+    taken: list[Any] = []
+    monkeypatch.setattr(broker.journal, "wants_snapshot", lambda: True)
+    monkeypatch.setattr(broker.journal, "snapshot", taken.append)
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    common = spawn_row(1, tenant_id="x")
+    broker.core.hear("data", b"2", from_client.SpawnMany(0, common, [b""] * 4))
+    broker.turn(commit=True)
+    assert broker.core.busy
+    monkeypatch.setattr(broker.journal, "wants_snapshot", lambda: False)
+    broker.turn(commit=True)
+    assert not broker.core.registry.ahead.begun
+    monkeypatch.setattr(broker.journal, "wants_snapshot", lambda: True)
+    for _ in range(3):
+        assert not taken
+        broker.turn(commit=True)
+    assert taken == [broker.core.registry.freeze(volatile=False, payloads=True)]
 
 
 def test_a_slice_is_told_as_what_it_means_for_each_task() -> None:

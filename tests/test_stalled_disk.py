@@ -77,6 +77,34 @@ def test_while_the_thread_writes_the_loop_does_not(
     assert numbers(take(journal, 2)) == [1, 2]
 
 
+def test_while_the_thread_syncs_a_long_log_the_loop_commits(
+    journal: DiskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is synced before the log is moved into its file holds nobody up then."""
+    entered, go_on, moved = threading.Event(), threading.Event(), threading.Event()
+    sync_log, checkpoint = journal._store.sync_log, journal._store._checkpoint
+
+    def slow() -> None:
+        entered.set()
+        assert go_on.wait(20)
+        sync_log()
+
+    def move(how: str) -> None:
+        checkpoint(how)
+        moved.set()
+
+    monkeypatch.setattr(journal._store, "sync_log", slow)
+    monkeypatch.setattr(journal._store, "_checkpoint", move)
+    monkeypatch.setattr(journal._store, "_logged", 2**30)
+    for number in range(5):
+        journal.append([begun(number)], [effect(number)])
+        assert numbers(journal.committed()) == [number]
+        assert entered.wait(20)
+    assert not moved.is_set()
+    go_on.set()
+    assert moved.wait(20)
+
+
 @pytest.mark.parametrize("pending", [True, False])
 def test_a_snapshot_holds_what_is_open_and_nothing_that_comes(
     journal: DiskJournal, run_folder: Path, pending: bool

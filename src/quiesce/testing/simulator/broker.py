@@ -96,7 +96,7 @@ class Broker:
             self.journal.close()
             self.up.broker_ended(0)
             return
-        if core.outgoing.busy:
+        if core.busy:
             self.wake()
         self._plan()
 
