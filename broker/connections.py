@@ -100,6 +100,8 @@ class Connections:
         self._by_fd: dict[int, _Connection] = {}
         self._other = 0
         self._count_at = self._look_at = -1.0
+        #: The last look has left something to be taken: the monitor's descriptor won't tell of it again.
+        self._behind = False
         #: Nobody else comes in just now.
         self.shut = False
         self.times_shut = self.cut_off = 0
@@ -120,6 +122,8 @@ class Connections:
 
     def due(self) -> float | None:
         """The tick at which to look again, whatever happens; None: not before something happens."""
+        if self._behind:
+            return self._tick()
         return self._look_at if self._by_fd or self.shut else None
 
     def heard(self, fd: int, route: bytes) -> None:
@@ -130,6 +134,7 @@ class Connections:
 
     def look(self) -> None:
         """Take in who has come and gone; now and then look at all, and do what has to be done."""
+        self._behind = False
         for channel, monitor in self.monitors.items():
             self._take(channel, monitor)
         tick = self._tick()
@@ -161,6 +166,7 @@ class Connections:
                 # The other channel may have got the number since, and have told so before.
                 if connection is not None and connection.channel == channel:
                     del self._by_fd[fd]
+        self._behind = True
 
     def _accepted(self, channel: Channel, fd: int) -> None:
         inode = _inode(fd)

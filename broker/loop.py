@@ -65,10 +65,13 @@ class Broker:
             time.monotonic,
         )
         self._wakeup = wakeup
-        self._poller = zmq.Poller()
-        self._monitors = frozenset(self._connections.monitors.values())
-        #: Whether the last turn found messages, and how many turns have not polled.
-        self._drained = False
+        #: What it sleeps on: descriptors, for ZeroMQ's own poller looks at each socket several times. That of a socket
+        #: tells of what comes until the socket is used; so before each sleep both are looked at.
+        self._poll = select.poll()
+        self._monitors = frozenset(
+            int(monitor.getsockopt(zmq.FD)) for monitor in self._connections.monitors.values()
+        )
+        #: How many turns have not polled.
         self._hurried = 0
         self._journal = journal
         self._complaints: deque[float] = deque()
@@ -116,13 +119,13 @@ class Broker:
             JournalFailedError: nothing can be written any more. What is not acknowledged is given up; whoever
                 starts the broker again goes on from what was written.
         """
-        for socket in self._sockets.values():
-            self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(self._wakeup, zmq.POLLIN)
-        for monitor in self._connections.monitors.values():
-            self._poller.register(monitor, zmq.POLLIN)
+        descriptors = [int(socket.getsockopt(zmq.FD)) for socket in self._sockets.values()]
+        descriptors += [self._wakeup, *self._monitors]
         if self._journal.fileno() >= 0:
-            self._poller.register(self._journal.fileno(), zmq.POLLIN)
+            descriptors.append(self._journal.fileno())
+        for descriptor in descriptors:
+            self._poll.register(descriptor, select.POLLIN)
+        self._connections.look()  # a socket's descriptor tells of what comes once the socket was found empty
         if isinstance(self._journal, DiskJournal):
             self._stand_in = StandIn(self._turn)
             self._journal.commit_here(self._stand_in.aside)
@@ -136,20 +139,21 @@ class Broker:
 
     def _turn(self, longest: float) -> None:
         """Serve once, having waited at most so many seconds for something to do."""
-        # Under load most turns follow a busy one: then the sockets are looked at as they are, a few times in a row.
-        if self._hurried < IN_A_ROW and self._drained:
+        # Under load there is always more: then all else is looked at only after a few turns in a row.
+        more = any(map(wire.is_readable, self._sockets.values()))
+        if more and self._hurried < IN_A_ROW:
             self._hurried += 1
         else:
             self._hurried = 0
-            for what, _ in self._poller.poll(self._timeout(longest)):
+            for what, _ in self._poll.poll(0 if more else self._timeout(longest)):
                 if what == self._wakeup:
                     self._take_signals()
                 elif what in self._monitors:
                     self._connections.look()
         if self._is_time_to_look():
             self._connections.look()
-        heard = self._drain("control", CONTROL_CAP)
-        self._drained = self._drain("data", DATA_CAP) or heard
+        self._drain("control", CONTROL_CAP)
+        self._drain("data", DATA_CAP)
         self._core.pass_time()
         self._core.leave()
 
@@ -171,22 +175,19 @@ class Broker:
             waits.append(look - time.monotonic())
         return max(0, int(min(waits) * 1000) + 1)
 
-    def _drain(self, channel: Channel, cap: int) -> bool:
-        """Take what has arrived, so many messages at most and not for long. Whether there was any."""
+    def _drain(self, channel: Channel, cap: int) -> None:
+        """Take what has arrived, so many messages at most and not for long."""
         socket = self._sockets[channel]
         enough = time.monotonic() + LONG
         for count in range(cap):
-            if count and time.monotonic() > enough:
-                return True
-            if not wire.is_readable(socket):
-                return count > 0
+            if (count and time.monotonic() > enough) or not wire.is_readable(socket):
+                return
             route = socket.recv()
             if self._peers.at(channel, route) is None:
                 self._hear_stranger(channel, route)
                 continue
             frames = wire.receive_frames(socket) if socket.getsockopt(zmq.RCVMORE) else []
             self._core.incoming.take(channel, [route, *frames])
-        return True
 
     def _hear_stranger(self, channel: Channel, route: bytes) -> None:
         """A message of nobody that is known, perhaps a hello: then its connection is somebody's."""
