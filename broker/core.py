@@ -178,7 +178,8 @@ class Core:
         if deadline is not None and deadline <= tick:
             self.handle(events.Tick())
         self.queries.stacks.expire()
-        self.admission.sweep()
+        if tick >= self.admission.sweep_at:
+            self.admission.sweep()
         while self._graves and self._graves[0][0] <= tick:
             self.peers.forget(self._graves.popleft()[1])
 

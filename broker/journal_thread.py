@@ -73,6 +73,8 @@ class DiskJournal:
         #: Guards what follows, and `_done`.
         self._lock = threading.Lock()
         self._ready: list[Effect] = []
+        #: The loop was told of them.
+        self._woken = False
         self._failure: str | None = None
         self._failure_said = False
         #: What the journal's thread has done, counted by it alone.
@@ -126,9 +128,9 @@ class DiskJournal:
             return []
         with self._lock:
             ready, self._ready = self._ready, []
+            if self._woken and self._failure is None:
+                self.clear_wakeup()
             if ready:
-                if self._failure is None:
-                    self.clear_wakeup()
                 return ready
             if self._failure is not None:
                 self._failure_said = True
@@ -156,6 +158,8 @@ class DiskJournal:
                 except Exception as error:
                     self._fail(error)
                     return
+            with self._lock:
+                self._ready += self._done_with(turns)  # nobody is to be woken: they are asked for now
         finally:
             self._store_lock.release()
         if long:
@@ -187,6 +191,7 @@ class DiskJournal:
         """Make it unreadable."""
         if self._closed:
             return
+        self._woken = False
         try:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
@@ -281,6 +286,8 @@ class DiskJournal:
                     return
                 if turns:
                     self._commit(turns)
+                    with self._lock:
+                        self._hand_back(self._done_with(turns))
                 if word is _CLOSE:
                     self._store.close()
                     return
@@ -328,14 +335,17 @@ class DiskJournal:
             self._store.commit(facts)
             self._commits.add(time.perf_counter() - began)
             self._facts += len(facts)
-        with self._lock:
-            self._done += len(turns)
-            self._hand_back([effect for turn in turns for effect in turn[1]])
+
+    def _done_with(self, turns: list[_Turn]) -> list[Effect]:
+        """Under the lock: their effects."""
+        self._done += len(turns)
+        return [effect for turn in turns for effect in turn[1]]
 
     def _hand_back(self, effects: list[Effect]) -> None:
         """Under the lock."""
         if effects:
-            if not self._ready:
+            if not self._woken:
+                self._woken = True
                 os.eventfd_write(self._eventfd, 1)
             self._ready += effects
 
