@@ -84,7 +84,7 @@ class Admission:
             self._handle(events.SessionGoodbye(session.id))
 
     def sweep(self) -> None:
-        """Once `sweep_at` has come: forget the peers whose session, worker or supervisor has long not been there."""
+        """At `sweep_at`: forget the peers whose session, worker or supervisor has not been there for a while."""
         self.sweep_at = self._tick() + SWEEP
         unknown = {key for key in self._peers.by_key if not self._knows(key)}
         for key in unknown & self._unknown:

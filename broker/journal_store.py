@@ -354,7 +354,7 @@ class Store:
         return ref
 
     def _fresh_size(self) -> int:
-        return sum(ref.size for ref, _ in self._fresh)
+        return sum(ref.size for ref, _ in self._fresh) if self._fresh else 0
 
     # --- snapshots --------------------------------------------------------------------------------
 

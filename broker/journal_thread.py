@@ -159,7 +159,9 @@ class DiskJournal:
                     self._fail(error)
                     return
             with self._lock:
-                self._ready += self._done_with(turns)  # nobody is to be woken: they are asked for now
+                self._ready += self._done_with(
+                    turns
+                )  # nobody is to be woken: they are asked for now
         finally:
             self._store_lock.release()
         if long:
