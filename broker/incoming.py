@@ -25,9 +25,10 @@ from quiesce.protocol import (
 )
 from quiesce.protocol.codec import Decoder, peek_version
 from quiesce.registry import events
-from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, SpawnNumber, StopId, TaskId
+from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.machine import HalfDoneError
+from quiesce.registry.rows import SpawnRow
 from quiesce.registry.scope import Scope
 
 Speaks: Final = frozenset({PROTOCOL_VERSION, PROTOCOL_VERSION - 1})
@@ -227,10 +228,10 @@ class Incoming:
 
     def spawn_many(self, peer: Peer, message: from_client.SpawnMany) -> None:
         self._heard(peer, message.answered_through)
-        first = message.common.number
+        first, *same, _ = message.common
         rows = [
-            message.common._replace(number=SpawnNumber(first + place), arguments=arguments)
-            for place, arguments in enumerate(message.arguments)
+            SpawnRow._make((number, *same, arguments))
+            for number, arguments in enumerate(message.arguments, first)
         ]
         self._handle(events.SpawnsAsked(_session(peer), rows, True))
 

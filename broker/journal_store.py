@@ -29,7 +29,7 @@ from quiesce.broker.journal_space import Space, is_full
 from quiesce.protocol.fact_codec import FORMAT, BlobRef, FactPacker
 from quiesce.protocol.frames import Frame, Payload
 from quiesce.registry import facts as fact_types
-from quiesce.registry.facts import Fact
+from quiesce.registry.facts import Fact, weight as fact_weight
 
 #: Epochs, closures and completed stops are on the disk before anyone hears of them, in every mode.
 SYNCED: Final[frozenset[type]] = frozenset(
@@ -110,7 +110,7 @@ class Store:
         self._naming = self._since_cut
         self._fresh: list[tuple[BlobRef, Payload]] = []
         self._packer = FactPacker(self._place)
-        self.tail_facts = sum(len(row.facts) for row in found.rows)
+        self.tail_facts = sum(fact_weight(fact) for row in found.rows for fact in row.facts)
         self.tail_bytes = found.tail_bytes
         self.snapshot_weight = weight(found.frozen or ())
         self.snapshot_bytes = found.snapshot_bytes
@@ -224,7 +224,7 @@ class Store:
         if sync:
             self._synced = seq
         self._persist(self._write_head, sync)
-        self.tail_facts += len(facts)
+        self.tail_facts += sum(map(fact_weight, facts))
         self.tail_bytes += size
         self._logged += size + _OVERHEAD
 

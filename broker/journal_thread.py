@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -25,11 +25,19 @@ from quiesce.broker.journal_space import PACE, is_full
 from quiesce.broker.journal_store import SYNCED, Store
 from quiesce.protocol.fact_codec import FactError
 from quiesce.protocol.frames import Frame
+from quiesce.registry import facts as fact_types
 from quiesce.registry.effects import Effect
-from quiesce.registry.facts import Fact, TaskEnded, TaskRegistered
+from quiesce.registry.facts import Fact, weight
 
 #: Facts that the loop commits itself, at most.
 SMALL: Final = 2_000
+#: Facts with payloads, and which these are.
+_PAYLOADS: Final[dict[type, Callable[[Any], Iterable[object]]]] = {
+    fact_types.TaskRegistered: lambda fact: fact.row[-2:],
+    fact_types.TasksRegistered: lambda fact: (*fact.row[-2:], *fact.arguments),
+    fact_types.TaskEnded: lambda fact: (fact.result,),
+    fact_types.TasksCompleted: lambda fact: fact.results,
+}
 
 #: Between two pieces of a snapshot: so many times what the last one took, at most so many seconds. The loop's
 #: thread needs the interpreter meanwhile: a snapshot of a million tasks takes seconds of it.
@@ -170,20 +178,17 @@ class DiskJournal:
     @staticmethod
     def _is_small(turns: list[_Turn]) -> bool:
         """Whether these turns take neither a sync nor long."""
-        count = 0
+        size = 0
         for facts, _ in turns:
-            count += len(facts)
             for fact in facts:
                 kind = type(fact)
                 if kind in SYNCED:
                     return False
-                if kind is TaskRegistered:
-                    row = fact.row  # type: ignore[union-attr]  # narrowed by kind
-                    if type(row.function) is Frame or type(row.arguments) is Frame:
-                        return False
-                elif kind is TaskEnded and type(fact.result) is Frame:  # type: ignore[union-attr]  # as above
+                payloads = _PAYLOADS.get(kind)
+                if payloads is not None and Frame in map(type, payloads(fact)):
                     return False
-        return count <= SMALL
+                size += weight(fact)
+        return size <= SMALL
 
     def fileno(self) -> int:
         """Readable when there is something to take, and for ever once the journal has failed."""

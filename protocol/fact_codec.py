@@ -69,6 +69,9 @@ NUMBERED: Final[tuple[type[Any], ...]] = (
     facts.SupervisorArmed,
     facts.ForceMoved,
     facts.TasksNeverRan,
+    facts.TasksRegistered,
+    facts.TasksAssigned,
+    facts.TasksCompleted,
 )
 _NUMBERS: Final = {fact: number for number, fact in enumerate(NUMBERED, 1)}
 

@@ -7,7 +7,7 @@ transition that is not in `states.LEGAL` raises RegistryFault with the task's st
 from collections.abc import Callable
 from typing import Any, Final
 
-from quiesce.registry import apply_slices, apply_stops, facts
+from quiesce.registry import apply_alike, apply_slices, apply_stops, facts
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import (
     AssignNumber,
@@ -375,10 +375,12 @@ APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
     facts.SessionClosed: session_closed,
     facts.AnswersForgotten: answers_forgotten,
     facts.TaskRegistered: task_registered,
+    facts.TasksRegistered: apply_alike.tasks_registered,
     facts.SpawnRefused: spawn_refused,
     facts.SpawnJoined: spawn_joined,
     facts.SpawnParked: spawn_parked,
     facts.TaskAssigned: task_assigned,
+    facts.TasksAssigned: apply_alike.tasks_assigned,
     facts.TaskBegan: task_began,
     facts.TaskRequeued: task_requeued,
     facts.TaskAssociated: task_associated,
@@ -389,6 +391,7 @@ APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
     facts.StopObserved: stop_observed,
     facts.TaskLingering: task_lingering,
     facts.TaskEnded: task_ended,
+    facts.TasksCompleted: apply_alike.tasks_completed,
     facts.TasksNeverRan: apply_slices.tasks_never_ran,
     facts.ResultsForgotten: results_forgotten,
     facts.StopOpened: apply_stops.stop_opened,

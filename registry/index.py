@@ -45,6 +45,18 @@ class ScopeIndex:
             if not members:
                 del self._sets[key]
 
+    def add_many(
+        self,
+        task_ids: Collection[TaskId],
+        kind: str,
+        tenant_id: str | None,
+        timeline_id: str | None,
+        runtime: str,
+    ) -> None:
+        """Enter live tasks that all have these labels."""
+        for key in _keys(kind, tenant_id, timeline_id, runtime):
+            self._sets.setdefault(key, set()).update(task_ids)
+
     def remove_many(
         self,
         task_ids: Collection[TaskId],

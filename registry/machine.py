@@ -29,7 +29,7 @@ from quiesce.registry.facts import Fact
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.scheduling import schedule
-from quiesce.registry.state import State
+from quiesce.registry.state import ALIKE, State
 from quiesce.registry.system import SystemStop
 from quiesce.registry.timers import Timers
 from quiesce.registry.turn import Turn
@@ -88,6 +88,7 @@ class Registry:
         payload_limit: bytes of function and arguments that one spawn may have.
         lease: seconds for which a supervisor lives without the broker.
         lease_bound: seconds after which its silence proves it dead; see `leases`.
+        alike: so many tasks of which the same is said make one fact; see `facts.singly`.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Registry:
         payload_limit: int = 64 * 1024 * 1024,
         lease: float = leases.LEASE,
         lease_bound: float | None = None,
+        alike: int = ALIKE,
     ) -> None:
         self.state = State(
             {runtime.name: runtime for runtime in runtimes},
@@ -110,6 +112,7 @@ class Registry:
             payload_limit=payload_limit,
             lease=lease,
             lease_bound=lease_bound,
+            alike=alike,
         )
         self.timers = Timers()
         self.system = SystemStop(shutdown_order, stop_timeout)

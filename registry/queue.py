@@ -6,7 +6,8 @@ others.
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 from quiesce.registry.ids import TaskId
 
@@ -33,6 +34,20 @@ class Lane:
             self.line.append(task_id)
         else:
             heapq.heappush(self.back, task_id)
+
+    def push_many(self, task_ids: Sequence[TaskId]) -> None:
+        """Stand in line, in this order, which is that of the ids."""
+        if self.line and task_ids[0] <= self.line[-1]:
+            for task_id in task_ids:
+                self.push(task_id)
+        else:
+            self.members.update(task_ids)
+            self.line.extend(task_ids)
+
+    def take_many(self, task_ids: Sequence[TaskId]) -> None:
+        """These, of those that wait here the first, leave."""
+        self.members.difference_update(task_ids)
+        self._tidy()
 
     def remove(self, task_id: TaskId) -> None:
         """Leave, from wherever: a stop takes a timeline's tasks out of the middle of long lanes."""
@@ -69,6 +84,13 @@ class Lane:
             self._tidy()
         return len(out)
 
+    def in_order(self) -> Iterator[TaskId]:
+        """All who wait here, the next first."""
+        there: Iterable[TaskId] = self.line
+        if self.back:  # what came back may still stand in the line, too
+            there = (each for each, _ in groupby(heapq.merge(self.line, sorted(self.back))))
+        return filter(self.members.__contains__, there)
+
     def first(self) -> TaskId:
         """The next; there is one."""
         if not self.back:
@@ -93,6 +115,15 @@ class RuntimeQueue:
 
     def push(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Stand in line."""
+        self._lane(tenant, kind).push(task_id)
+        self._size += 1
+
+    def push_many(self, task_ids: Sequence[TaskId], tenant: Tenant, kind: str) -> None:
+        """All these stand in line, in the order of their ids."""
+        self._lane(tenant, kind).push_many(task_ids)
+        self._size += len(task_ids)
+
+    def _lane(self, tenant: Tenant, kind: str) -> Lane:
         lanes = self._lanes.get(tenant)
         if lanes is None:
             lanes = self._lanes[tenant] = {}
@@ -100,8 +131,17 @@ class RuntimeQueue:
         lane = lanes.get(kind)
         if lane is None:
             lane = lanes[kind] = Lane()
-        lane.push(task_id)
-        self._size += 1
+        return lane
+
+    def alike(self) -> tuple[str, Iterator[TaskId]] | None:
+        """If all are of one tenant and kind: the kind, and they in their order."""
+        if len(self._lanes) != 1:
+            return None
+        (lanes,) = self._lanes.values()
+        if len(lanes) != 1:
+            return None
+        ((kind, lane),) = lanes.items()
+        return kind, lane.in_order()
 
     def peek(self, allowed: Callable[[Tenant, str], bool]) -> TaskId | None:
         """The next task whose (tenant, kind) is allowed, or None if there is none."""
@@ -114,13 +154,23 @@ class RuntimeQueue:
 
     def take(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line to be run: the tenant's turn goes to the end."""
+        self._had_turn(tenant)
+        self.remove(task_id, tenant, kind)
+
+    def take_many(self, task_ids: Sequence[TaskId], tenant: Tenant, kind: str) -> None:
+        """The first of this lane leave the line to be run."""
+        self._had_turn(tenant)
+        self._lanes[tenant][kind].take_many(task_ids)
+        self._size -= len(task_ids)
+        self._drop_empty(tenant, kind)
+
+    def _had_turn(self, tenant: Tenant) -> None:
         turns = self._turns
         if turns[0] == tenant:  # as a rule: else all before it are at their limits
             turns.rotate(-1)
         else:
             turns.remove(tenant)
             turns.append(tenant)
-        self.remove(task_id, tenant, kind)
 
     def remove(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line."""

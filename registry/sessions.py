@@ -26,16 +26,14 @@ def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
         turn.timers.set(("session", event.session), turn.now.tick + LOOK)
     session.last_heard = turn.now.tick
     turn.send(effects.WelcomeSession(event.session, known))
-    for row in session.results.values():
-        turn.send_result(event.session, row)
+    turn.send_results(event.session, session.results.values())
 
 
 def on_session_attached(turn: Turn, event: events.SessionAttached) -> None:
     """Its results, by way of the journal: an end that it does not hold yet may still be lost."""
     session = turn.state.sessions.get(event.session)
     if session is not None:
-        for row in session.results.values():
-            turn.send_result(event.session, row)
+        turn.send_results(event.session, session.results.values())
 
 
 def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:

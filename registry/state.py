@@ -4,6 +4,7 @@
 """
 
 from collections import OrderedDict, deque
+from typing import Final
 
 from quiesce.registry import leases
 from quiesce.registry.ended import EndedTask
@@ -21,6 +22,9 @@ from quiesce.registry.records import (
 )
 from quiesce.registry.scope import Scope
 from quiesce.registry.stop_history import EndedStop
+
+#: So many tasks of which the same is said make one fact.
+ALIKE: Final = 4
 
 
 class Queues(dict[str, RuntimeQueue]):
@@ -56,11 +60,13 @@ class State:
         payload_limit: int,
         lease: float = leases.LEASE,
         lease_bound: float | None = None,
+        alike: int = ALIKE,
     ) -> None:
         self.runtimes = runtimes
         self.kinds = kinds
         self.history_limit = history_limit
         self.payload_limit = payload_limit
+        self.alike = alike
         #: L and Lb of `leases`.
         self.lease = lease
         self.lease_bound = leases.default_bound(lease) if lease_bound is None else lease_bound

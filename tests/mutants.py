@@ -268,6 +268,43 @@ MUTANTS: Final = (
         "            if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):\n",
         "            if not is_quick(worker, state.tasks[task_id]):\n",
     ),
+    # --- many at once
+    Mutant(
+        "what waits in one's hand counts as calm",
+        "registry/scheduling.py",
+        "all_quick(state, worker, (*worker.tasks, *hand))",
+        "all_quick(state, worker, worker.tasks)",
+    ),
+    Mutant(
+        "many are assigned past a limit",
+        "registry/scheduling.py",
+        "    if alike is not None and not state.kind(alike[0]).is_limited:\n",
+        "    if alike is not None:\n",
+    ),
+    Mutant(
+        "an end that a stop waits for is one of many",
+        "registry/ending.py",
+        "        and task.ask is None\n",
+        "",
+    ),
+    Mutant(
+        "an end that is said twice counts twice",
+        "registry/attempts.py",
+        "        if task is None or task.id in plain:\n",
+        "        if task is None:\n",
+    ),
+    Mutant(
+        "many are registered in a closed scope",
+        "registry/spawning.py",
+        "    if row.unique_key is not None or _refusal(state, _largest(rows)):\n",
+        "    if row.unique_key is not None:\n",
+    ),
+    Mutant(
+        "a worker keeps in hand what has completed",
+        "registry/apply_alike.py",
+        "        state.held.difference_update(task_ids)\n",
+        "",
+    ),
     Mutant(
         "closures are not synced",
         "broker/journal_store.py",
