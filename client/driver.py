@@ -248,7 +248,7 @@ class Driver:
 
     def _loop(self) -> None:
         beat_at = time.monotonic() + HEARTBEAT
-        #: By when results are acknowledged that wait for something else to be said.
+        #: By when results are acknowledged that wait for others.
         taken_at = math.inf
         while True:
             self._take_commands()
