@@ -167,9 +167,8 @@ class DiskJournal:
                     self._fail(error)
                     return
             with self._lock:
-                self._ready += self._done_with(
-                    turns
-                )  # nobody is to be woken: they are asked for now
+                # Nobody is to be woken: they are asked for now.
+                self._ready += self._done_with(turns)
         finally:
             self._store_lock.release()
         if long:

@@ -151,8 +151,7 @@ class Broker:
                     self._take_signals()
                 elif what in self._monitors:
                     self._connections.look()
-            look = self._connections.due()
-            if look is not None and look <= time.monotonic():
+            if self._connections.look_at <= time.monotonic():
                 self._connections.look()
             arrived = self._arrived()
         for channel in arrived:
@@ -164,19 +163,16 @@ class Broker:
         """Milliseconds until something is due."""
         if self._core.outgoing.busy:
             return 0
-        waits = [longest]
+        wait = min(longest, self._connections.look_at - time.monotonic())
         deadline = self._core.due()
         if deadline is not None:
-            waits.append(deadline - time.clock_gettime(time.CLOCK_BOOTTIME))
+            wait = min(wait, deadline - time.clock_gettime(time.CLOCK_BOOTTIME))
         stacks = self._core.queries.stacks.next_deadline()
         if stacks is not None:
-            waits.append(stacks - time.monotonic())
+            wait = min(wait, stacks - time.monotonic())
         if self._core.peers.full:
-            waits.append(RETRY)
-        look = self._connections.due()
-        if look is not None:
-            waits.append(look - time.monotonic())
-        return max(0, int(min(waits) * 1000) + 1)
+            wait = min(wait, RETRY)
+        return max(0, int(wait * 1000) + 1)
 
     def _arrived(self) -> list[Channel]:
         """Where there is something to take, control first."""
