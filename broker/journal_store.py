@@ -229,7 +229,7 @@ class Store:
         self._epoch = epoch
         if sync:
             self._synced = seq
-        self._persist(lambda: self._write_head(sync=sync))
+        self._persist(self._write_head, sync)
         self.tail_facts += sum(map(fact_weight, facts))
         self.tail_bytes += size
         self._logged += size + _OVERHEAD
@@ -267,13 +267,13 @@ class Store:
 
     def _write(self, statement: str, values: tuple[Any, ...], *, reserved: bool = True) -> None:
         """One row, with the blobs that it was the first to name; if need be where the reserve was."""
+        if not self._fresh:
+            self._persist(self._connection.execute, statement, values, reserved=reserved)
+            return
         blobs, self._fresh = self._fresh, []
 
         def write() -> None:
             execute = self._connection.execute
-            if not blobs:
-                execute(statement, values)
-                return
             execute("BEGIN IMMEDIATE")
             for ref, payload in blobs:
                 view = memoryview(payload.data if isinstance(payload, Frame) else payload)
@@ -290,10 +290,12 @@ class Store:
                 del self._known[ref.digest]  # it stands nowhere
             raise
 
-    def _persist(self, write: Callable[[], object], *, reserved: bool = True) -> None:
+    def _persist(
+        self, write: Callable[..., object], *arguments: Any, reserved: bool = True
+    ) -> None:
         """Write; once more where the reserve was, if the disk is full."""
         try:
-            write()
+            write(*arguments)
         except (sqlite3.Error, OSError) as error:
             if not is_full(error):
                 raise
@@ -301,18 +303,19 @@ class Store:
                 self._connection.execute("ROLLBACK")
             if not reserved or not self.space.give_up():
                 raise
-            write()
+            write(*arguments)
 
-    def _write_head(self, *, sync: bool, both: bool = False, clean: bool = False) -> None:
+    def _write_head(self, sync: bool, both: bool = False, clean: bool = False) -> None:
+        last = self.last
         head = Head(
-            seq=self.last.seq,
-            synced=self._synced,
-            checksum=self.last.checksum,
-            epoch=self._epoch,
-            mode=MODES[self._mode],
-            clean=clean,
-            doubtful=self._doubtful,
-            boot=self._boot,
+            last.seq,
+            self._synced,
+            last.checksum,
+            self._epoch,
+            MODES[self._mode],
+            clean,
+            self._doubtful,
+            self._boot,
         )
         self._head.write(head, sync=sync, both=both)
 
@@ -357,7 +360,7 @@ class Store:
         return ref
 
     def _fresh_size(self) -> int:
-        return sum(ref.size for ref, _ in self._fresh)
+        return sum(ref.size for ref, _ in self._fresh) if self._fresh else 0
 
     # --- snapshots --------------------------------------------------------------------------------
 

@@ -81,6 +81,8 @@ class DiskJournal:
         #: Guards what follows, and `_done`.
         self._lock = threading.Lock()
         self._ready: list[Effect] = []
+        #: The loop was told of them.
+        self._woken = False
         self._failure: str | None = None
         self._failure_said = False
         #: What the journal's thread has done, counted by it alone.
@@ -134,9 +136,9 @@ class DiskJournal:
             return []
         with self._lock:
             ready, self._ready = self._ready, []
+            if self._woken and self._failure is None:
+                self.clear_wakeup()
             if ready:
-                if self._failure is None:
-                    self.clear_wakeup()
                 return ready
             if self._failure is not None:
                 self._failure_said = True
@@ -164,6 +166,9 @@ class DiskJournal:
                 except Exception as error:
                     self._fail(error)
                     return
+            with self._lock:
+                # Nobody is to be woken: they are asked for now.
+                self._ready += self._done_with(turns)
         finally:
             self._store_lock.release()
         if long:
@@ -192,6 +197,7 @@ class DiskJournal:
         """Make it unreadable."""
         if self._closed:
             return
+        self._woken = False
         try:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
@@ -286,6 +292,8 @@ class DiskJournal:
                     return
                 if turns:
                     self._commit(turns)
+                    with self._lock:
+                        self._hand_back(self._done_with(turns))
                 if word is _CLOSE:
                     self._store.close()
                     return
@@ -337,14 +345,17 @@ class DiskJournal:
             self._store.commit(facts)
             self._commits.add(time.perf_counter() - began)
             self._facts += len(facts)
-        with self._lock:
-            self._done += len(turns)
-            self._hand_back([effect for turn in turns for effect in turn[1]])
+
+    def _done_with(self, turns: list[_Turn]) -> list[Effect]:
+        """Under the lock: their effects."""
+        self._done += len(turns)
+        return [effect for turn in turns for effect in turn[1]]
 
     def _hand_back(self, effects: list[Effect]) -> None:
         """Under the lock."""
         if effects:
-            if not self._ready:
+            if not self._woken:
+                self._woken = True
                 os.eventfd_write(self._eventfd, 1)
             self._ready += effects
 

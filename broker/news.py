@@ -44,8 +44,6 @@ _LABELS: Final = ("kind", "name", "runtime", "tenant_id", "timeline_id")
 def tell(peers: Peers, happened: list[Fact], now: float, state: State) -> None:
     """Send what happened to every subscriber; one that is too slow misses some, and is told how many."""
     subscribers = list(peers.subscribers.values())
-    if not subscribers:
-        return
     for fact in singly(happened):
         name = NEWS.get(type(fact))
         if name is None:

@@ -248,14 +248,14 @@ class Driver:
 
     def _loop(self) -> None:
         beat_at = time.monotonic() + HEARTBEAT
-        #: By when results are acknowledged that wait for something else to be said.
+        #: By when results are acknowledged that wait for others.
         taken_at = math.inf
         while True:
-            spoke = self._take_commands()
+            self._take_commands()
             more = self._read()
             now = time.monotonic()
             if self._session.taken and self._session.channels[DATA] == READY:
-                if spoke or now >= taken_at or len(self._session.taken) >= _ACK_MANY:
+                if now >= taken_at or len(self._session.taken) >= _ACK_MANY:
                     self._handle(TurnEnded())
                     taken_at = math.inf
                 else:
@@ -287,10 +287,10 @@ class Driver:
         self._connection.flush()
         return True
 
-    def _take_commands(self) -> bool:
-        """Spawns that wait together travel together; none waits for another to come. Whether there was anything."""
+    def _take_commands(self) -> None:
+        """Spawns that wait together travel together; none waits for another to come."""
         if not self._mail.commands:
-            return False
+            return
         spawns: list[mailbox.Spawn] = []
         for _ in range(_TURN):
             try:
@@ -312,7 +312,6 @@ class Driver:
                 self._handle(RequestAbandoned(command.reply.key))
                 self._ledger.forget_reply(command.reply)
         self._take_spawns(spawns)
-        return True
 
     def _take_spawns(self, spawns: list[mailbox.Spawn]) -> None:
         if spawns:

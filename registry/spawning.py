@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quiesce.registry import effects, events, facts
+from quiesce.registry import effects, events, facts, sessions
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.names import Refusal, undeclared
@@ -14,11 +14,9 @@ from quiesce.registry.turn import Turn
 
 def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
     """Decide on each spawn that is new; answer again what was decided before."""
-    session = turn.state.sessions.get(event.session)
+    session = sessions.heard(turn, event.session, event.answered_through)
     if session is None:
-        turn.send(effects.WantHello(event.session))
         return
-    session.last_heard = turn.now.tick
     new = [row for row in event.rows if row.number > session.spawned]
     if any(row.number != session.spawned + place for place, row in enumerate(new, 1)):
         turn.send(effects.WantHello(event.session))
@@ -41,6 +39,7 @@ def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
                 decide(turn, event.session, row)
     # Stops of this session that waited for these spawns to arrive are looked at again.
     turn.touched.update(session.requests.values())
+    sessions.forget_answers(turn, session, event.answered_through)
 
 
 def on_room_said(turn: Turn, event: events.RoomSaid) -> None:

@@ -7,13 +7,14 @@ import pytest
 
 from quiesce.broker.core import Core
 from quiesce.broker.journal import MemoryJournal, Recovered
-from quiesce.broker.outgoing import PIECE
+from quiesce.broker.outgoing import LATER, MANY, PIECE, Outgoing
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
-from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client
-from quiesce.registry.effects import Effect
+from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client, to_worker
+from quiesce.registry.effects import AssignTasks, Effect, TakeEnds
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
+from quiesce.registry.ids import Incarnation
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from registry_helpers import session_id, spawn_row
 
@@ -188,3 +189,26 @@ def test_a_slice_is_told_as_what_it_means_for_each_task() -> None:
     )
     (row,) = broker.core.queries.times()["stop"]["rows"]
     assert (row["kind"], sum(row["counts"])) == ("gc", 2)
+
+
+def test_acknowledgements_of_ends_wait_for_company() -> None:
+    """A task that goes to the worker meanwhile takes none along: that would be a message for each."""
+    peers = RecordingPeers()
+    peers.is_worker(peers.introduce(("worker", (b"s", 1)), "data", b"1"), 7)
+    worker = Incarnation(7)
+    outgoing = Outgoing(peers, payload_limit=1, patience=LATER)
+
+    def leaves(*effects: Effect, tick: float) -> list[Any]:
+        for effect in effects:
+            outgoing.carry_out(effect)
+        outgoing.flush(tick)
+        sent, peers.sent = peers.sent, []
+        return [message for _, _, message in sent]
+
+    assert leaves(TakeEnds(worker, [(1, 1)]), tick=1.0) == []
+    (assigned,) = leaves(AssignTasks(worker, []), TakeEnds(worker, [(2, 1)]), tick=1.0 + LATER / 2)
+    assert type(assigned) is to_worker.Assign
+    assert outgoing.later_at == 1.0 + LATER
+    assert leaves(tick=1.0 + LATER) == [to_worker.EndedTaken([(1, 1), (2, 1)])]
+    many = [(task, 1) for task in range(MANY)]
+    assert leaves(TakeEnds(worker, many), tick=2.0) == [to_worker.EndedTaken(many)]

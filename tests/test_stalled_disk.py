@@ -1,6 +1,7 @@
 """The loop commits what is small by itself; and a disk that stalls holds up neither leases nor requests to stop."""
 
 import contextlib
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +37,17 @@ def test_what_is_small_is_committed_at_once(journal: DiskJournal) -> None:
     journal.append([], [effect(2)])
     assert numbers(journal.committed()) == [1, 2]
     assert journal.committed() == []
+
+
+def test_who_commits_by_itself_is_not_woken(journal: DiskJournal) -> None:
+    journal.append([begun(1)], [effect(1)])
+    assert numbers(journal.committed()) == [1]
+    assert select.select([journal.fileno()], [], [], 0)[0] == []
+    journal.append([SYNCED], [effect(2)])
+    assert journal.committed() == []
+    assert select.select([journal.fileno()], [], [], 20)[0] == [journal.fileno()]
+    assert numbers(take(journal, 1)) == [2]
+    assert select.select([journal.fileno()], [], [], 0)[0] == []
 
 
 def test_whatever_commits_them_effects_keep_their_order(
