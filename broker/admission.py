@@ -84,9 +84,7 @@ class Admission:
             self._handle(events.SessionGoodbye(session.id))
 
     def sweep(self) -> None:
-        """Now and then: forget the peers whose session, worker or supervisor has not been there for a while."""
-        if self._tick() < self.sweep_at:
-            return
+        """At `sweep_at`: forget the peers whose session, worker or supervisor has not been there for a while."""
         self.sweep_at = self._tick() + SWEEP
         unknown = {key for key in self._peers.by_key if not self._knows(key)}
         for key in unknown & self._unknown:

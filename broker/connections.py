@@ -13,6 +13,7 @@ something connects anew, and says hello.
 
 import contextlib
 import logging
+import math
 import os
 import resource
 import socket as sockets
@@ -99,7 +100,9 @@ class Connections:
             self.monitors[channel] = monitor
         self._by_fd: dict[int, _Connection] = {}
         self._other = 0
-        self._count_at = self._look_at = -1.0
+        self._count_at = self._tend_at = -1.0
+        #: The tick at which to look again, whatever happens; infinite: not before something happens.
+        self.look_at = math.inf
         #: Nobody else comes in just now.
         self.shut = False
         self.times_shut = self.cut_off = 0
@@ -118,10 +121,6 @@ class Connections:
             "times_shut": self.times_shut,
         }
 
-    def due(self) -> float | None:
-        """The tick at which to look again, whatever happens; None: not before something happens."""
-        return self._look_at if self._by_fd or self.shut else None
-
     def heard(self, fd: int, route: bytes) -> None:
         """A message has come over this descriptor by this route."""
         connection = self._by_fd.get(fd)
@@ -130,29 +129,35 @@ class Connections:
 
     def look(self) -> None:
         """Take in who has come and gone; now and then look at all, and do what has to be done."""
-        for channel, monitor in self.monitors.items():
-            self._take(channel, monitor)
+        taken = [self._take(channel, monitor) for channel, monitor in self.monitors.items()]
         tick = self._tick()
-        if tick < self._look_at and len(self._by_fd) + self._other < HIGH * self._limit:
-            return
+        if tick >= self._tend_at or len(self._by_fd) + self._other >= HIGH * self._limit:
+            self._tend(tick)
+        if not all(taken):
+            self.look_at = tick  # a monitor's descriptor won't tell again of what was left
+        else:
+            self.look_at = self._tend_at if self._by_fd or self.shut else math.inf
+
+    def _tend(self, tick: float) -> None:
         if tick >= self._count_at:
             self._count_at = tick + COUNT_PACE
             self._count()
         used = len(self._by_fd) + self._other
         if not self.shut and used >= HIGH * self._limit:
             self._shut(used)
-        if tick >= self._look_at:
-            self._look_at = tick + PACE
+        if tick >= self._tend_at:
+            self._tend_at = tick + PACE
             self._cut_off_idle(tick)
             if self.shut and used < LOW * self._limit:
                 self._open(used)
 
     # --- who comes and goes -----------------------------------------------------------------------
 
-    def _take(self, channel: Channel, monitor: "zmq.Socket[bytes]") -> None:
+    def _take(self, channel: Channel, monitor: "zmq.Socket[bytes]") -> bool:
+        """Whether that was all."""
         for _ in range(_CAP):
             if not is_readable(monitor):
-                return
+                return True
             event, fd = read_event(monitor)
             if event == zmq.EVENT_ACCEPTED:
                 self._accepted(channel, fd)
@@ -161,6 +166,7 @@ class Connections:
                 # The other channel may have got the number since, and have told so before.
                 if connection is not None and connection.channel == channel:
                     del self._by_fd[fd]
+        return False
 
     def _accepted(self, channel: Channel, fd: int) -> None:
         inode = _inode(fd)

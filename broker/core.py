@@ -89,6 +89,8 @@ class Core:
         self.peers = peers
         self._journal = journal
         self._now = now
+        #: The last look at that clock.
+        self._tick = now().tick
         self.registry = recover(settings, recovered)
         self.queries = Queries(
             self.registry,
@@ -138,6 +140,7 @@ class Core:
     def handle(self, event: events.Event) -> None:
         """One event into the registry; what must not wait for the journal is done at once."""
         now = self._now()
+        self._tick = now.tick
         facts, caused = self.registry.handle(event, now)
         patient = []
         for effect in caused:
@@ -152,7 +155,8 @@ class Core:
             self._journal.append(facts, patient)
         if facts:
             self._tally.take(facts)
-            news.tell(self.peers, facts, now.wall, self.registry.state)
+            if self.peers.subscribers:
+                news.tell(self.peers, facts, now.wall, self.registry.state)
             for fact in facts:
                 if type(fact) is SessionClosed:
                     self.peers.forget(("session", fact.session))
@@ -173,12 +177,13 @@ class Core:
         """What time brings, and the next slice of a long stop. After the inbox: it may hold what is awaited."""
         if self.outgoing.again:  # one slice in each turn, however many stops are under way
             self.handle(events.Continue(self.outgoing.again.popleft()))
-        tick = self._now().tick
+        tick = self._tick = self._now().tick
         deadline = self.registry.next_deadline()
         if deadline is not None and deadline <= tick:
             self.handle(events.Tick())
         self.queries.stacks.expire()
-        self.admission.sweep()
+        if tick >= self.admission.sweep_at:
+            self.admission.sweep()
         while self._graves and self._graves[0][0] <= tick:
             self.peers.forget(self._graves.popleft()[1])
 
@@ -195,11 +200,24 @@ class Core:
         if self._doubtful and self.registry.state.certain_at is None:
             self._doubtful = False
             self._journal.vouch()
-        if self._journal.wants_snapshot():
-            self._journal.snapshot(self.registry.freeze(volatile=False, payloads=True))
-        self.outgoing.flush(self._now().tick)
+        self._care_for_snapshot()
+        self.outgoing.flush(self._tick)
         if self.peers.full:
             self.peers.flush()
+
+    def _care_for_snapshot(self) -> None:
+        """Freeze some of what is there, until the snapshot can be had at once."""
+        ahead = self.registry.ahead
+        if self._journal.wants_snapshot():
+            if ahead.go_on():
+                self._journal.snapshot(self.registry.snapshot())
+        elif ahead.begun:
+            ahead.take()  # there is no room for it any more
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to be done in the next turn, whatever else comes."""
+        return self.outgoing.busy or self.registry.ahead.begun
 
     def say_goodbye(self) -> None:
         """The system has stopped: the last words to clients."""

@@ -25,9 +25,10 @@ from quiesce.protocol import (
 )
 from quiesce.protocol.codec import Decoder, peek_version
 from quiesce.registry import events
-from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, SpawnNumber, StopId, TaskId
+from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.machine import HalfDoneError
+from quiesce.registry.rows import SpawnRow
 from quiesce.registry.scope import Scope
 
 Speaks: Final = frozenset({PROTOCOL_VERSION, PROTOCOL_VERSION - 1})
@@ -222,24 +223,21 @@ class Incoming:
     # --- clients ----------------------------------------------------------------------------------
 
     def spawn(self, peer: Peer, message: from_client.Spawn) -> None:
-        self._heard(peer, message.answered_through)
-        self._handle(events.SpawnsAsked(_session(peer), message.rows, False))
+        through = message.answered_through
+        self._handle(events.SpawnsAsked(_session(peer), message.rows, False, through))
 
     def spawn_many(self, peer: Peer, message: from_client.SpawnMany) -> None:
-        self._heard(peer, message.answered_through)
-        first = message.common.number
+        first, *same, _ = message.common
         rows = [
-            message.common._replace(number=SpawnNumber(first + place), arguments=arguments)
-            for place, arguments in enumerate(message.arguments)
+            SpawnRow._make((number, *same, arguments))
+            for number, arguments in enumerate(message.arguments, first)
         ]
-        self._handle(events.SpawnsAsked(_session(peer), rows, True))
+        through = message.answered_through
+        self._handle(events.SpawnsAsked(_session(peer), rows, True, through))
 
     def heartbeat(self, peer: Peer, message: from_client.Heartbeat) -> None:
-        self._heard(peer, message.answered_through)
+        self._handle(events.SessionHeard(_session(peer), message.answered_through))
         self._peers.send(peer, "control", to_client.Alive(self.epoch))
-
-    def _heard(self, peer: Peer, answered_through: int) -> None:
-        self._handle(events.SessionHeard(_session(peer), answered_through))
 
     def results_taken(self, peer: Peer, message: from_client.ResultsTaken) -> None:
         self._handle(events.ResultsTaken(_session(peer), message.task_ids))

@@ -42,7 +42,7 @@ class JournalLimits:
     snapshot_facts: int = 20_000
     snapshot_bytes: int = 128 * 2**20
     group: int = 5_000
-    checkpoint: int = 8 * 2**20
+    checkpoint: int = 2 * 2**20
     reserve: int = 8 * 2**20
     margin: int = 32 * 2**20
 

@@ -9,10 +9,9 @@ Two slots are written in turn, each with a digest of itself: a torn write leaves
 
 import os
 import struct
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 NAME: Final = "head"
 MODES: Final = ("none", "crash", "power-loss")
@@ -23,8 +22,7 @@ _DIGEST: Final = 16
 _APART: Final = 512
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """`seq`, `checksum`: the last committed row. `synced`: the last row that has been on the disk, whatever
     happens to the machine. `epoch`: of the last row. `mode`: the durability of who wrote this; `boot`: when.
     `clean`: the end was in order. `doubtful`: something may be missing, and nobody has vouched for it since.

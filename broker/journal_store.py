@@ -29,7 +29,7 @@ from quiesce.broker.journal_space import Space, is_full
 from quiesce.protocol.fact_codec import FORMAT, BlobRef, FactPacker
 from quiesce.protocol.frames import Frame, Payload
 from quiesce.registry import facts as fact_types
-from quiesce.registry.facts import Fact
+from quiesce.registry.facts import Fact, weight as fact_weight
 
 #: Epochs, closures and completed stops are on the disk before anyone hears of them, in every mode.
 SYNCED: Final[frozenset[type]] = frozenset(
@@ -42,8 +42,8 @@ SYNCED: Final[frozenset[type]] = frozenset(
         fact_types.SystemStopping,
     }
 )
-#: Bytes of one piece of a snapshot, of one part of a blob, and rows deleted at once.
-CHUNK: Final = 128 * 1024
+#: Bytes of one piece of a snapshot (no commit comes in between), of one part of a blob, and rows deleted at once.
+CHUNK: Final = 32 * 1024
 PART: Final = 8 * 2**20
 SLICE: Final = 500
 #: Seconds between a snapshot that was given up and the next.
@@ -110,7 +110,7 @@ class Store:
         self._naming = self._since_cut
         self._fresh: list[tuple[BlobRef, Payload]] = []
         self._packer = FactPacker(self._place)
-        self.tail_facts = sum(len(row.facts) for row in found.rows)
+        self.tail_facts = sum(fact_weight(fact) for row in found.rows for fact in row.facts)
         self.tail_bytes = found.tail_bytes
         self.snapshot_weight = weight(found.frozen or ())
         self.snapshot_bytes = found.snapshot_bytes
@@ -163,7 +163,13 @@ class Store:
 
     def _sync_found(self) -> None:
         """What was read may be in the machine's memory alone, if a broker was killed before its sync: from now on
-        others are told of it, and the head says that it is there. (SQLite locks its file, not its log.)
+        others are told of it, and the head says that it is there.
+        """
+        self.sync_log()
+
+    def sync_log(self) -> None:
+        """Have what is in SQLite's log on the disk. Commits may go on meanwhile, unlike while SQLite does so before
+        it moves its log. (It locks its file, not its log.)
         """
         try:
             fd = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
@@ -223,8 +229,8 @@ class Store:
         self._epoch = epoch
         if sync:
             self._synced = seq
-        self._persist(lambda: self._write_head(sync=sync))
-        self.tail_facts += len(facts)
+        self._persist(self._write_head, sync)
+        self.tail_facts += sum(map(fact_weight, facts))
         self.tail_bytes += size
         self._logged += size + _OVERHEAD
 
@@ -261,13 +267,13 @@ class Store:
 
     def _write(self, statement: str, values: tuple[Any, ...], *, reserved: bool = True) -> None:
         """One row, with the blobs that it was the first to name; if need be where the reserve was."""
+        if not self._fresh:
+            self._persist(self._connection.execute, statement, values, reserved=reserved)
+            return
         blobs, self._fresh = self._fresh, []
 
         def write() -> None:
             execute = self._connection.execute
-            if not blobs:
-                execute(statement, values)
-                return
             execute("BEGIN IMMEDIATE")
             for ref, payload in blobs:
                 view = memoryview(payload.data if isinstance(payload, Frame) else payload)
@@ -284,10 +290,12 @@ class Store:
                 del self._known[ref.digest]  # it stands nowhere
             raise
 
-    def _persist(self, write: Callable[[], object], *, reserved: bool = True) -> None:
+    def _persist(
+        self, write: Callable[..., object], *arguments: Any, reserved: bool = True
+    ) -> None:
         """Write; once more where the reserve was, if the disk is full."""
         try:
-            write()
+            write(*arguments)
         except (sqlite3.Error, OSError) as error:
             if not is_full(error):
                 raise
@@ -295,18 +303,19 @@ class Store:
                 self._connection.execute("ROLLBACK")
             if not reserved or not self.space.give_up():
                 raise
-            write()
+            write(*arguments)
 
-    def _write_head(self, *, sync: bool, both: bool = False, clean: bool = False) -> None:
+    def _write_head(self, sync: bool, both: bool = False, clean: bool = False) -> None:
+        last = self.last
         head = Head(
-            seq=self.last.seq,
-            synced=self._synced,
-            checksum=self.last.checksum,
-            epoch=self._epoch,
-            mode=MODES[self._mode],
-            clean=clean,
-            doubtful=self._doubtful,
-            boot=self._boot,
+            last.seq,
+            self._synced,
+            last.checksum,
+            self._epoch,
+            MODES[self._mode],
+            clean,
+            self._doubtful,
+            self._boot,
         )
         self._head.write(head, sync=sync, both=both)
 
@@ -351,7 +360,7 @@ class Store:
         return ref
 
     def _fresh_size(self) -> int:
-        return sum(ref.size for ref, _ in self._fresh)
+        return sum(ref.size for ref, _ in self._fresh) if self._fresh else 0
 
     # --- snapshots --------------------------------------------------------------------------------
 
@@ -362,11 +371,14 @@ class Store:
         when there is little room left: the rest of it, and the reserve, are for commits.
         """
         cut, facts, size = self.last, self.tail_facts, self.tail_bytes
+        heavy = weight(frozen)
         self._since_cut = set()
         names: set[int] = set()
+        chunks = self._chunks(frozen, names)
+        del frozen
         first = self._next_chunk
         checksum, number, written = cut.checksum, 0, 0
-        for body in self._chunks(frozen, names):
+        for body in chunks:
             self.space.look(len(body) + self._fresh_size(), now=True)
             if not self.space.roomy:
                 yield from self._give_up(first, number)
@@ -385,7 +397,7 @@ class Store:
         # From here on it counts.
         self.tail_facts -= facts
         self.tail_bytes -= size
-        self.snapshot_weight = weight(frozen)
+        self.snapshot_weight = heavy
         self.snapshot_bytes = written + sum(
             ref.size for ref in self._known.values() if ref.id in names
         )
@@ -421,7 +433,9 @@ class Store:
         pieces: list[bytes] = []
         size = 0
         self._naming = names
-        for piece in self._packer.frozen(frozen):
+        packed = self._packer.frozen(frozen)
+        del frozen
+        for piece in packed:
             pieces.append(piece)
             size += len(piece)
             if size + self._fresh_size() >= CHUNK:
@@ -468,7 +482,7 @@ class Store:
             if free < 4096 or free < pages / 2:
                 return
             # A page with each step of the statement; `execute` would take but one.
-            self._connection.executescript("PRAGMA incremental_vacuum(2048)")
+            self._connection.executescript("PRAGMA incremental_vacuum(256)")
             yield
 
 

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -25,11 +25,19 @@ from quiesce.broker.journal_space import PACE, is_full
 from quiesce.broker.journal_store import SYNCED, Store
 from quiesce.protocol.fact_codec import FactError
 from quiesce.protocol.frames import Frame
+from quiesce.registry import facts as fact_types
 from quiesce.registry.effects import Effect
-from quiesce.registry.facts import Fact, TaskEnded, TaskRegistered
+from quiesce.registry.facts import Fact, weight
 
 #: Facts that the loop commits itself, at most.
 SMALL: Final = 2_000
+#: Facts with payloads, and which these are.
+_PAYLOADS: Final[dict[type, Callable[[Any], Iterable[object]]]] = {
+    fact_types.TaskRegistered: lambda fact: fact.row[-2:],
+    fact_types.TasksRegistered: lambda fact: (*fact.row[-2:], *fact.arguments),
+    fact_types.TaskEnded: lambda fact: (fact.result,),
+    fact_types.TasksCompleted: lambda fact: fact.results,
+}
 
 #: Between two pieces of a snapshot: so many times what the last one took, at most so many seconds. The loop's
 #: thread needs the interpreter meanwhile: a snapshot of a million tasks takes seconds of it.
@@ -73,6 +81,8 @@ class DiskJournal:
         #: Guards what follows, and `_done`.
         self._lock = threading.Lock()
         self._ready: list[Effect] = []
+        #: The loop was told of them.
+        self._woken = False
         self._failure: str | None = None
         self._failure_said = False
         #: What the journal's thread has done, counted by it alone.
@@ -126,9 +136,9 @@ class DiskJournal:
             return []
         with self._lock:
             ready, self._ready = self._ready, []
+            if self._woken and self._failure is None:
+                self.clear_wakeup()
             if ready:
-                if self._failure is None:
-                    self.clear_wakeup()
                 return ready
             if self._failure is not None:
                 self._failure_said = True
@@ -156,6 +166,9 @@ class DiskJournal:
                 except Exception as error:
                     self._fail(error)
                     return
+            with self._lock:
+                # Nobody is to be woken: they are asked for now.
+                self._ready += self._done_with(turns)
         finally:
             self._store_lock.release()
         if long:
@@ -164,20 +177,17 @@ class DiskJournal:
     @staticmethod
     def _is_small(turns: list[_Turn]) -> bool:
         """Whether these turns take neither a sync nor long."""
-        count = 0
+        size = 0
         for facts, _ in turns:
-            count += len(facts)
             for fact in facts:
                 kind = type(fact)
                 if kind in SYNCED:
                     return False
-                if kind is TaskRegistered:
-                    row = fact.row  # type: ignore[union-attr]  # narrowed by kind
-                    if type(row.function) is Frame or type(row.arguments) is Frame:
-                        return False
-                elif kind is TaskEnded and type(fact.result) is Frame:  # type: ignore[union-attr]  # as above
+                payloads = _PAYLOADS.get(kind)
+                if payloads is not None and Frame in map(type, payloads(fact)):
                     return False
-        return count <= SMALL
+                size += weight(fact)
+        return size <= SMALL
 
     def fileno(self) -> int:
         """Readable when there is something to take, and for ever once the journal has failed."""
@@ -187,6 +197,7 @@ class DiskJournal:
         """Make it unreadable."""
         if self._closed:
             return
+        self._woken = False
         try:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
@@ -281,6 +292,8 @@ class DiskJournal:
                     return
                 if turns:
                     self._commit(turns)
+                    with self._lock:
+                        self._hand_back(self._done_with(turns))
                 if word is _CLOSE:
                     self._store.close()
                     return
@@ -295,7 +308,11 @@ class DiskJournal:
                     self._cut_due = False
                     ended = time.monotonic()
                     go_on_at = ended + min(LONGEST_REST, REST * (ended - began))
-                self._store.keep_short()
+            if self._store.is_long:
+                self._store.sync_log()  # the loop may commit meanwhile; the rest takes less long
+            with self._store_lock:
+                if self._failure is None:
+                    self._store.keep_short()
 
     def _take(self, until: float | None) -> tuple[list[_Turn], _Snapshot | _Word | None]:
         """All turns that are there, at most a group of facts, up to a word; and that word. Waits for the first,
@@ -328,14 +345,17 @@ class DiskJournal:
             self._store.commit(facts)
             self._commits.add(time.perf_counter() - began)
             self._facts += len(facts)
-        with self._lock:
-            self._done += len(turns)
-            self._hand_back([effect for turn in turns for effect in turn[1]])
+
+    def _done_with(self, turns: list[_Turn]) -> list[Effect]:
+        """Under the lock: their effects."""
+        self._done += len(turns)
+        return [effect for turn in turns for effect in turn[1]]
 
     def _hand_back(self, effects: list[Effect]) -> None:
         """Under the lock."""
         if effects:
-            if not self._ready:
+            if not self._woken:
+                self._woken = True
                 os.eventfd_write(self._eventfd, 1)
             self._ready += effects
 

@@ -28,8 +28,7 @@ log: Final = logging.getLogger("quiesce.broker")
 #: Messages that one turn takes from a socket, and seconds after which it takes no more: what follows from them
 #: leaves at its end, and somebody waits for that.
 LONG: Final = 0.001
-CONTROL_CAP: Final = 1000
-DATA_CAP: Final = 200
+CAP: Final[dict[Channel, int]] = {"control": 1000, "data": 200}
 #: Turns that follow each other without a look at anything but the sockets, as long as each finds messages there.
 IN_A_ROW: Final = 10
 #: Seconds between two tries of a full connection.
@@ -56,6 +55,8 @@ class Broker:
     ) -> None:
         """`recovered`: what the journal held. The broker of `epoch` goes on from there."""
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {"control": control, "data": data}
+        self._channels: dict[object, Channel] = {control: "control", data: "data"}
+        self._both = [(control, zmq.POLLIN), (data, zmq.POLLIN)]
         self._peers = Peers(control, data)
         self._connections = Connections(
             control.context,
@@ -65,10 +66,13 @@ class Broker:
             time.monotonic,
         )
         self._wakeup = wakeup
-        self._poller = zmq.Poller()
-        self._monitors = frozenset(self._connections.monitors.values())
-        #: Whether the last turn found messages, and how many turns have not polled.
-        self._drained = False
+        #: What it sleeps on: descriptors, for ZeroMQ's own poller looks at each socket several times. That of a
+        #: socket tells of what comes until the socket is used; so before each sleep both are looked at.
+        self._poll = select.poll()
+        self._monitors = frozenset(
+            int(monitor.getsockopt(zmq.FD)) for monitor in self._connections.monitors.values()
+        )
+        #: How many turns have not polled.
         self._hurried = 0
         self._journal = journal
         self._complaints: deque[float] = deque()
@@ -116,13 +120,13 @@ class Broker:
             JournalFailedError: nothing can be written any more. What is not acknowledged is given up; whoever
                 starts the broker again goes on from what was written.
         """
-        for socket in self._sockets.values():
-            self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(self._wakeup, zmq.POLLIN)
-        for monitor in self._connections.monitors.values():
-            self._poller.register(monitor, zmq.POLLIN)
+        descriptors = [int(socket.getsockopt(zmq.FD)) for socket in self._sockets.values()]
+        descriptors += [self._wakeup, *self._monitors]
         if self._journal.fileno() >= 0:
-            self._poller.register(self._journal.fileno(), zmq.POLLIN)
+            descriptors.append(self._journal.fileno())
+        for descriptor in descriptors:
+            self._poll.register(descriptor, select.POLLIN)
+        self._connections.look()  # a socket's descriptor tells of what comes once the socket was found empty
         if isinstance(self._journal, DiskJournal):
             self._stand_in = StandIn(self._turn)
             self._journal.commit_here(self._stand_in.aside)
@@ -136,57 +140,57 @@ class Broker:
 
     def _turn(self, longest: float) -> None:
         """Serve once, having waited at most so many seconds for something to do."""
-        # Under load most turns follow a busy one: then the sockets are looked at as they are, a few times in a row.
-        if self._hurried < IN_A_ROW and self._drained:
+        # Under load there is always more: then all else is looked at only after a few turns in a row.
+        arrived = self._arrived()
+        if arrived and self._hurried < IN_A_ROW:
             self._hurried += 1
         else:
             self._hurried = 0
-            for what, _ in self._poller.poll(self._timeout(longest)):
+            for what, _ in self._poll.poll(0 if arrived else self._timeout(longest)):
                 if what == self._wakeup:
                     self._take_signals()
                 elif what in self._monitors:
                     self._connections.look()
-        if self._is_time_to_look():
-            self._connections.look()
-        heard = self._drain("control", CONTROL_CAP)
-        self._drained = self._drain("data", DATA_CAP) or heard
+            if self._connections.look_at <= time.monotonic():
+                self._connections.look()
+            arrived = self._arrived()
+        for channel in arrived:
+            self._drain(channel, CAP[channel])
         self._core.pass_time()
         self._core.leave()
 
     def _timeout(self, longest: float) -> int:
         """Milliseconds until something is due."""
-        if self._core.outgoing.busy:
+        if self._core.busy:
             return 0
-        waits = [longest]
+        wait = min(longest, self._connections.look_at - time.monotonic())
         deadline = self._core.due()
         if deadline is not None:
-            waits.append(deadline - time.clock_gettime(time.CLOCK_BOOTTIME))
+            wait = min(wait, deadline - time.clock_gettime(time.CLOCK_BOOTTIME))
         stacks = self._core.queries.stacks.next_deadline()
         if stacks is not None:
-            waits.append(stacks - time.monotonic())
+            wait = min(wait, stacks - time.monotonic())
         if self._core.peers.full:
-            waits.append(RETRY)
-        look = self._connections.due()
-        if look is not None:
-            waits.append(look - time.monotonic())
-        return max(0, int(min(waits) * 1000) + 1)
+            wait = min(wait, RETRY)
+        return max(0, int(wait * 1000) + 1)
 
-    def _drain(self, channel: Channel, cap: int) -> bool:
-        """Take what has arrived, so many messages at most and not for long. Whether there was any."""
+    def _arrived(self) -> list[Channel]:
+        """Where there is something to take, control first."""
+        return [self._channels[socket] for socket, _ in zmq.zmq_poll(self._both, 0)]
+
+    def _drain(self, channel: Channel, cap: int) -> None:
+        """Take what has arrived: one message, then others up to so many, but not for long."""
         socket = self._sockets[channel]
         enough = time.monotonic() + LONG
-        for count in range(cap):
-            if count and time.monotonic() > enough:
-                return True
-            if not wire.is_readable(socket):
-                return count > 0
+        for _ in range(cap):
             route = socket.recv()
             if self._peers.at(channel, route) is None:
                 self._hear_stranger(channel, route)
-                continue
-            frames = wire.receive_frames(socket) if socket.getsockopt(zmq.RCVMORE) else []
-            self._core.incoming.take(channel, [route, *frames])
-        return True
+            else:
+                # A route never comes alone.
+                self._core.incoming.take(channel, [route, *wire.receive_frames(socket)])
+            if time.monotonic() > enough or not wire.is_readable(socket):
+                return
 
     def _hear_stranger(self, channel: Channel, route: bytes) -> None:
         """A message of nobody that is known, perhaps a hello: then its connection is somebody's."""
@@ -196,10 +200,6 @@ class Broker:
         except zmq.ZMQError:
             pass  # it speaks a ZMTP older than any of ours, or something that looks like it
         self._core.incoming.take(channel, [route, *[frame.bytes for frame in frames]])
-
-    def _is_time_to_look(self) -> bool:
-        look = self._connections.due()
-        return look is not None and look <= time.monotonic()
 
     def _take_signals(self) -> None:
         for number in _read_signals(self._wakeup):

@@ -44,8 +44,6 @@ _LABELS: Final = ("kind", "name", "runtime", "tenant_id", "timeline_id")
 def tell(peers: Peers, happened: list[Fact], now: float, state: State) -> None:
     """Send what happened to every subscriber; one that is too slow misses some, and is told how many."""
     subscribers = list(peers.subscribers.values())
-    if not subscribers:
-        return
     for fact in singly(happened):
         name = NEWS.get(type(fact))
         if name is None:
@@ -66,7 +64,7 @@ def _plain(fact: Fact) -> dict[str, Any]:
     """The fact's plain fields; what was spawned by its labels, payloads not at all."""
     data: dict[str, Any] = {}
     for field, value in fact._asdict().items():
-        if field in ("task_id", "result", "session", "members"):
+        if field in ("task_id", "result", "session", "members", "queued"):
             continue
         if isinstance(value, SpawnRow):
             data.update(
@@ -91,7 +89,7 @@ def _add_labels(data: dict[str, Any], fact: Fact, state: State) -> None:
     if task_id:
         _add_task(data, TaskId(task_id), state)
     if isinstance(fact, facts.StopOpened):
-        data["matched"] = len(fact.members)
+        data["matched"] = len(fact.members) + (fact.queued or 0)
     elif isinstance(fact, facts.StopEnded):
         ended = state.stops_ended_now[StopId(fact.stop_id)]
         data.update(

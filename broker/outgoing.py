@@ -20,8 +20,8 @@ from quiesce.registry.ids import StopId
 log: Final = logging.getLogger("quiesce.broker")
 #: Rows of one message, so that none grows without bound.
 ROWS: Final = 1024
-#: What a peer need not know soon: it keeps something till then, and would be woken for nothing else. It goes with
-#: the next message to it, or after so many rows or seconds. To the peer that is a slow network.
+#: What a peer need not know soon: it keeps something till then. It goes after so many rows or seconds, as one
+#: message for many. To the peer that is a slow network.
 PATIENT: Final = frozenset({to_worker.EndedTaken, to_worker.GivenBackTaken})
 MANY: Final = 64
 LATER: Final = 0.005
@@ -80,11 +80,12 @@ class Outgoing:
                 self._keep(kind, key, batch, tick)
                 continue
             self._send_rows(kind, channel, key, batch)
-            if key in self._later and channel == "data":
-                self._send_later(key)
 
     def _send_rows(self, kind: type, channel: Channel, key: Any, rows: list[Any]) -> None:
         peer = self._peer(key)
+        if len(rows) <= ROWS:
+            self._peers.send(peer, channel, self._message(kind, rows))
+            return
         for start in range(0, len(rows), ROWS):
             self._peers.send(peer, channel, self._message(kind, rows[start : start + ROWS]))
 

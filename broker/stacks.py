@@ -145,10 +145,14 @@ class Stacks:
 
     def next_deadline(self) -> float | None:
         """When there is something to do, on the monotonic clock."""
-        return min((wait.due() for wait in self._waits.values()), default=None)
+        if not self._waits:
+            return None
+        return min(wait.due() for wait in self._waits.values())
 
     def expire(self) -> None:
         """Ask the supervisors for what is late; end the waits that are over."""
+        if not self._waits:
+            return
         now = time.monotonic()
         for number, wait in list(self._waits.items()):
             if wait.due() > now:

@@ -7,10 +7,9 @@ in now and then takes turns in its place once a commit takes long. (ZeroMQ socke
 with a full fence in between: the lock is one.)
 """
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 #: Seconds between two looks, and of a commit after which it has been too long.
@@ -37,21 +36,22 @@ class StandIn:
         self._thread = threading.Thread(target=self._run, name="quiesce stand-in", daemon=True)
         self._thread.start()
 
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Lend the turn: what is in here may take long.
+    def aside(self) -> "StandIn":
+        """Lend the turn, by `with`: what is in there may take long.
 
         Raises:
             BaseException: what failed meanwhile in a turn of the stand-in.
         """
+        return self
+
+    def __enter__(self) -> None:
         self._since = time.monotonic()
         self._lock.release()
-        try:
-            yield
-        finally:
-            self._since = 0.0
-            self._lock.acquire()
-        if self._failure is not None:
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._since = 0.0
+        self._lock.acquire()
+        if self._failure is not None and kind is None:
             raise self._failure
 
     def close(self) -> None:

@@ -112,6 +112,17 @@ class Tally:
                 histograms["stop_observation"].add(observed - delivered)
                 histograms["stop_end"].add(fact.at - observed)
 
+    def on_completed(self, fact: facts.TasksCompleted) -> None:
+        """Nobody had asked them to stop."""
+        ended_now = self._state.ended_now
+        rows = zip(map(TaskId, fact.task_ids), fact.started_at, fact.at, strict=True)
+        for task_id, started_at, at in rows:
+            ended = ended_now[task_id]
+            histograms = self._of(ended.runtime, ended.kind)
+            if ended.attempt == 1:
+                histograms["queue"].add(started_at - ended.created_at)
+            histograms["run"].add(at - started_at)
+
     def on_never_ran(self, fact: facts.TasksNeverRan) -> None:
         """As if each had been asked, and had ended then: nothing else is measured of it."""
         ended = map(self._state.ended_now.__getitem__, map(TaskId, fact.task_ids))
@@ -136,5 +147,6 @@ _COUNTED: Final[dict[type, Callable[[Tally, Any], None]]] = {
     facts.StopObserved: Tally.on_observed,
     facts.TaskRequeued: Tally.on_requeued,
     facts.TaskEnded: Tally.on_ended,
+    facts.TasksCompleted: Tally.on_completed,
     facts.TasksNeverRan: Tally.on_never_ran,
 }

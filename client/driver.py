@@ -61,10 +61,8 @@ from quiesce.values import Event as PublicEvent
 
 #: Seconds between heartbeats.
 HEARTBEAT: Final = 5.0
-#: Results are acknowledged with what is said so many seconds after the first of them; alone, if nothing is said for
-#: so many more; at once when there are so many.
+#: Seconds for which an acknowledgement of results waits for company, and results that do.
 _ACK_AFTER: Final = 0.005
-_ACK_ALONE: Final = 0.005
 _ACK_MANY: Final = 512
 #: Commands taken, and messages read from one socket, in one turn.
 _TURN: Final = 1024
@@ -260,20 +258,20 @@ class Driver:
 
     def _loop(self) -> None:
         beat_at = time.monotonic() + HEARTBEAT
-        #: From when on results are acknowledged with what is said next.
-        ack_at = math.inf
+        #: By when results are acknowledged that wait for others.
+        taken_at = math.inf
         while True:
-            spoke = self._take_commands()
+            self._take_commands()
             more = self._read()
             now = time.monotonic()
             taken = len(self._session.taken)
             if not taken or self._session.channels[DATA] != READY:
-                ack_at = math.inf
+                taken_at = math.inf
             else:
-                ack_at = min(ack_at, now + _ACK_AFTER)
-                if now >= ack_at + (0 if spoke else _ACK_ALONE) or taken >= _ACK_MANY:
+                taken_at = min(taken_at, now + _ACK_AFTER)
+                if now >= taken_at or taken >= _ACK_MANY:
                     self._handle(TurnEnded())
-                    ack_at = math.inf
+                    taken_at = math.inf
             self._connection.flush()
             self._ledger.ring()
             # Before the look: `may_sleep` tells if it has changed since.
@@ -283,7 +281,7 @@ class Driver:
             if now >= beat_at:
                 beat_at = now + HEARTBEAT
                 self._handle(HeartbeatDue())
-            until = min(beat_at, ack_at + _ACK_ALONE, math.inf if deadline is None else deadline)
+            until = min(beat_at, taken_at if deadline is None else min(taken_at, deadline))
             asleep = self._mail.may_sleep(more=more, deadline=deadline)
             self._connection.poll(until - now if asleep else 0)
             self._mail.awake()
@@ -301,10 +299,10 @@ class Driver:
         self._connection.flush()
         return True
 
-    def _take_commands(self) -> bool:
-        """Spawns that wait together travel together; none waits for another to come. Whether there was anything."""
+    def _take_commands(self) -> None:
+        """Spawns that wait together travel together; none waits for another to come."""
         if not self._mail.commands:
-            return False
+            return
         spawns: list[SpawnRecord] = []
         for _ in range(_TURN):
             try:
@@ -326,7 +324,6 @@ class Driver:
                 self._handle(RequestAbandoned(command.reply.key))
                 self._ledger.forget_reply(command.reply)
         self._take_spawns(spawns)
-        return True
 
     def _take_spawns(self, records: list[SpawnRecord]) -> None:
         if records:

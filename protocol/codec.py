@@ -30,7 +30,7 @@ from quiesce.protocol import (
     to_worker,
 )
 from quiesce.protocol.frames import Frame
-from quiesce.protocol.runs import ROWS_IN, RUN, RUNS, pack_with_runs
+from quiesce.protocol.runs import MOST, ROWS_IN, RUN, RUNS, pack_with_runs
 
 #: A message: a NamedTuple of one of the six direction modules.
 Message = tuple[Any, ...]
@@ -268,7 +268,7 @@ class Compiler:
         if origin in (Union, types.UnionType):
             return _union([self.field(argument) for argument in arguments])
         if origin is list and arguments[0] in RUNS:
-            return Field({tuple: runs_check(self.row(arguments[0]))}, "an array")
+            return Field({tuple: runs_check(self.row(arguments[0]), arguments[0])}, "an array")
         if origin is list:
             return Field({tuple: list_check(self.field(arguments[0]))}, "an array")
         if origin is tuple and Ellipsis not in arguments:
@@ -349,24 +349,31 @@ def list_check(field: Field) -> Check:
     return check
 
 
-def runs_check(check: Check) -> Check:
-    """Checks an array of rows and of runs of them, and gives all rows."""
-    new = tuple.__new__
+def runs_check(check: Check, kind: type[tuple[Any, ...]]) -> Check:
+    """Checks an array of rows of this kind and of runs of them, and gives all rows."""
+    new, width, most = tuple.__new__, RUNS[kind], MOST.get(kind, math.inf)
 
     def expand(run: tuple[Any, ...], found: list[Any]) -> None:
         row = check(run[0])
         numbers = run[1:]
         if not _NUMBERS.issuperset(map(type, numbers)):
             raise RefusedError("expected integers after the first of a run")
+        if len(numbers) % width:
+            raise RefusedError(f"expected {width} integers for each row of a run")
+        if len(found) + len(numbers) > most:
+            raise RefusedError(f"expected at most {most} rows in runs")
         found.append(row)
-        found.extend(map(new, repeat(type(row)), zip(numbers, *map(repeat, row[1:]), strict=False)))
+        fields = [numbers[place::width] for place in range(width)]
+        rest = map(repeat, row[width:])
+        found.extend(map(new, repeat(kind), zip(*fields, *rest, strict=False)))
 
     def check_all(values: tuple[Any, ...]) -> list[Any]:
         found: list[Any] = []
         try:
             for value in values:
                 if type(value) is not tuple:
-                    raise RefusedError(f"expected an array, got {_describe(value)}")
+                    expected = f"expected an array, a {kind.__name__}"
+                    raise RefusedError(f"{expected}, got {_describe(value)}")
                 if value and type(value[0]) is tuple:
                     expand(value, found)
                 else:

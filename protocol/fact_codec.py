@@ -69,6 +69,9 @@ NUMBERED: Final[tuple[type[Any], ...]] = (
     facts.SupervisorArmed,
     facts.ForceMoved,
     facts.TasksNeverRan,
+    facts.TasksRegistered,
+    facts.TasksAssigned,
+    facts.TasksCompleted,
 )
 _NUMBERS: Final = {fact: number for number, fact in enumerate(NUMBERED, 1)}
 
@@ -134,16 +137,21 @@ class FactPacker:
         return body
 
     def frozen(self, frozen: tuple[Any, ...]) -> Iterator[bytes]:
-        """The pieces of a frozen registry, in order; each a small one."""
+        """The pieces of a frozen registry, in order; each a small one.
+
+        What is packed is let go, if nobody else has it: to free all of it at once takes long.
+        """
         if not _is_long(frozen):
             yield self._pack(frozen)
             return
         yield _OPEN
-        for item in frozen:
-            if isinstance(item, tuple):
-                yield from self.frozen(item)
+        left = [*reversed(frozen)]
+        del frozen
+        while left:
+            if isinstance(left[-1], tuple):
+                yield from self.frozen(left.pop())
             else:
-                yield self._pack(item)
+                yield self._pack(left.pop())
         yield _CLOSE
 
     def _pack(self, value: Any) -> bytes:

@@ -1,7 +1,8 @@
-"""Rows that are alike, in messages that may have many: the ends of one stop, above all.
+"""Rows that are alike, in messages that may have many: a batch of spawns, the ends of one stop.
 
 In a list of rows of RUNS, `[row, number, number, ...]` stands for the row, and for more that differ from it by
-their first field alone. Whoever sends and who receives such a message sees all rows.
+their first fields alone, which are numbers: one field or more, as RUNS says, each row's after the other's. Whoever
+sends and who receives such a message sees all rows.
 """
 
 from collections.abc import Callable
@@ -9,16 +10,31 @@ from typing import Any, Final
 
 import msgpack
 
-from quiesce.protocol import to_client
-from quiesce.registry.rows import ResultRow, StoppedRow
+from quiesce.protocol import from_client, to_client, to_worker
+from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, SpawnRow, StoppedRow
 
-#: Rows whose first field is a number, and which may be alike otherwise; how many at least make a run.
-RUNS: Final[frozenset[type]] = frozenset({ResultRow, StoppedRow})
+#: Rows whose first fields are numbers, and which may be alike otherwise: how many fields these are.
+RUNS: Final[dict[type, int]] = {
+    SpawnRow: 1,
+    SpawnAnswer: 2,
+    AssignRow: 2,
+    ResultRow: 1,
+    StoppedRow: 1,
+}
+#: How many rows at least make a run.
 RUN: Final = 4
+#: How many rows a message may have that has runs, where a peer could make a few bytes of very many.
+MOST: Final[dict[type, int]] = {SpawnRow: 10_000}
 #: Messages that are looked through for runs, and the place of their rows.
 ROWS_IN: Final[dict[type, int]] = {
-    to_client.Ended: to_client.Ended._fields.index("rows"),
-    to_client.StopReport: to_client.StopReport._fields.index("tasks"),
+    message: message._fields.index(field)
+    for message, field in (
+        (from_client.Spawn, "rows"),
+        (to_client.SpawnAnswers, "rows"),
+        (to_client.Ended, "rows"),
+        (to_client.StopReport, "tasks"),
+        (to_worker.Assign, "rows"),
+    )
 }
 
 
@@ -74,21 +90,21 @@ def pack_with_runs(
 def _in_runs(rows: list[Any]) -> list[Any]:
     """The same with runs in place of rows that are alike."""
     items: list[Any] = []
-    run: list[Any] = []
-    rest: tuple[Any, ...] = ()
-    for row in rows:
-        if run and row[1:] == rest:
-            run.append(row[0])
-            continue
-        _add_run(items, run, rest)
-        run, rest = [row], row[1:]
-    _add_run(items, run, rest)
+    width = RUNS[type(rows[0])] if rows else 0
+    start, rest = 0, ()
+    for place, row in enumerate(rows):
+        if row[width:] != rest:
+            _add_run(items, rows[start:place], width)
+            start, rest = place, row[width:]
+    _add_run(items, rows[start:], width)
     return items
 
 
-def _add_run(items: list[Any], run: list[Any], rest: tuple[Any, ...]) -> None:
-    if len(run) >= RUN:
-        items.append(run)
+def _add_run(items: list[Any], rows: list[Any], width: int) -> None:
+    if len(rows) < RUN:
+        items += rows
     else:
-        items += run[:1]
-        items += [(number, *rest) for number in run[1:]]
+        run = [rows[0]]
+        for row in rows[1:]:
+            run += row[:width]
+        items.append(run)

@@ -12,6 +12,11 @@ import zmq
 _IN: Final = int(zmq.POLLIN)
 _LAST: Final = int(zmq.DONTWAIT)
 _MORE: Final = int(zmq.DONTWAIT | zmq.SNDMORE)
+#: Of a context with both channels each has an I/O thread of its own (ZMQ_AFFINITY), so that what is said on control
+#: does not wait while the data connection moves a large payload.
+IO_THREADS: Final = 2
+CONTROL_IO: Final = 1
+DATA_IO: Final = 2
 #: Above this size pyzmq's bookkeeping costs less than a copy.
 _NO_COPY_ABOVE: Final = 64 * 1024
 #: The first frame of what a monitor says. (pyzmq's own reader imports asyncio.)

@@ -7,7 +7,7 @@ transition that is not in `states.LEGAL` raises RegistryFault with the task's st
 from collections.abc import Callable
 from typing import Any, Final
 
-from quiesce.registry import apply_slices, apply_stops, facts
+from quiesce.registry import apply_alike, apply_slices, apply_stops, facts
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import (
     AssignNumber,
@@ -219,7 +219,7 @@ def task_asked(state: State, fact: facts.TaskAsked) -> None:
     task = state.tasks[TaskId(fact.task_id)]
     task.ask = Ask(fact.at, fact.reason, fact.force_at)
     task.ask.timed_out = fact.timed_out
-    task.ask.stopped = task.id in state.waited
+    task.ask.stopped = bool(state.stops_for(task))
 
 
 def force_moved(state: State, fact: facts.ForceMoved) -> None:
@@ -265,7 +265,7 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         fact.result,
     )
     leave_sessions(state, task, result)
-    stops = state.waited.pop(task.id, None)
+    stops = state.leave_stops(task)
     if stops:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
         for stop_id in stops:
@@ -375,10 +375,12 @@ APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
     facts.SessionClosed: session_closed,
     facts.AnswersForgotten: answers_forgotten,
     facts.TaskRegistered: task_registered,
+    facts.TasksRegistered: apply_alike.tasks_registered,
     facts.SpawnRefused: spawn_refused,
     facts.SpawnJoined: spawn_joined,
     facts.SpawnParked: spawn_parked,
     facts.TaskAssigned: task_assigned,
+    facts.TasksAssigned: apply_alike.tasks_assigned,
     facts.TaskBegan: task_began,
     facts.TaskRequeued: task_requeued,
     facts.TaskAssociated: task_associated,
@@ -389,6 +391,7 @@ APPLY: Final[dict[type, Callable[[State, Any], None]]] = {
     facts.StopObserved: stop_observed,
     facts.TaskLingering: task_lingering,
     facts.TaskEnded: task_ended,
+    facts.TasksCompleted: apply_alike.tasks_completed,
     facts.TasksNeverRan: apply_slices.tasks_never_ran,
     facts.ResultsForgotten: results_forgotten,
     facts.StopOpened: apply_stops.stop_opened,

@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 from quiesce.registry import facts
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.marked import Batch
 from quiesce.registry.moving import RegistryFault, count, leave_sessions, move, story
 from quiesce.registry.records import Ask, stopped_row
 from quiesce.registry.rows import ResultRow, StoppedRow
@@ -26,6 +27,8 @@ class _Labels(NamedTuple):
 
 def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
     """As `facts.singly` has it. A stop took them out of their queue when it marked them."""
+    batch: Batch | None = None
+    left: dict[Batch, set[TaskId]] = {}
     ask = Ask(fact.asked_at, fact.reason)  # theirs alone, and none outlives this step
     ask.stopped = True
     alike: dict[_Labels, list[TaskId]] = {}
@@ -39,9 +42,15 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
         spawn = task.spawn
         labels = _Labels(spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
         alike.setdefault(labels, []).append(task.id)
-        stops = state.waited.pop(task.id)
+        if batch is None or task.id not in batch.lane.members:
+            batch = state.marked.find(task)
+            if batch is None:
+                raise RegistryFault(
+                    f"a slice of a stop ends only what it has marked: {story(task)}"
+                )
+        left.setdefault(batch, set()).add(task.id)
         row = stopped_row(task, _CANCELLED, _NEVER_RAN, None, fact.at)
-        rows.setdefault(stops, []).append(row)
+        rows.setdefault(batch.stops, []).append(row)
         result = ResultRow(task.id, task.attempt, _CANCELLED, _NEVER_RAN, None, fact.text, b"")
         leave_sessions(state, task, result)
         state.history[task.id] = state.ended_now[task.id] = EndedTask(
@@ -54,6 +63,8 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
             host="",
             worker_pid=None,
         )
+    for batch, gone in left.items():
+        state.marked.leave(batch, gone)
     for labels, task_ids in alike.items():
         state.index.remove_many(task_ids, *labels)
         pool = (labels.runtime, labels.kind)

@@ -4,6 +4,8 @@ from typing import Final, cast
 
 from quiesce.registry import facts
 from quiesce.registry.ids import RequestNumber, SessionId, StopId, TaskId
+from quiesce.registry.matching import listed, mark, match
+from quiesce.registry.moving import RegistryFault
 from quiesce.registry.records import Closure, Session, Stop, Task, stopped_row
 from quiesce.registry.state import State
 from quiesce.registry.states import Evidence, Outcome
@@ -32,20 +34,25 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
         reason=fact.reason,
         last_spawn=fact.last_spawn,
         caller=None if caller is None else stopped_row(caller),
-        members=cast("list[TaskId]", fact.members),
+        held=cast("list[TaskId]", fact.members),
         at=fact.at,
     )
     asker = state.sessions.get(stop.session)
     stop.by = "the system" if asker is None else f"process {asker.pid} on {asker.host}"
     state.stops[stop_id] = stop
     state.open_stops[stop_id] = stop
-    held = stop.remaining & state.held
-    for member in held:
+    if fact.queued is None:  # an older journal, where members are all
+        found = listed(stop.held & state.held, stop.held - state.held)
+        stop.held = found.held
+    else:
+        found = match(state, stop.scope, stop.task_id)
+        if found.queued != fact.queued:
+            raise RegistryFault(
+                f"stop {stop_id} matched {fact.queued} queued tasks, and now matches {found.queued}"
+            )
+    mark(state, found, stop_id)
+    for member in stop.held:
         _wait_for(state, state.tasks[member], stop_id)
-    queued = stop.remaining - held if held else stop.remaining
-    state.unqueue(queued)
-    state.wait_for(queued, stop_id)
-    stop.todo = sorted(queued, reverse=True)
     if stop.closes:
         closure = Closure(
             fact.scope,
@@ -64,12 +71,12 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
 
 def stop_joined(state: State, fact: facts.StopJoined) -> None:
     stop_id, task_id = StopId(fact.stop_id), TaskId(fact.task_id)
-    state.stops[stop_id].remaining.add(task_id)
+    state.stops[stop_id].held.add(task_id)
     _wait_for(state, state.tasks[task_id], stop_id)
 
 
 def _wait_for(state: State, task: Task, stop_id: StopId) -> None:
-    state.wait_for({task.id}, stop_id)
+    state.wait_for(task.id, stop_id)
     if task.ask is not None:
         task.ask.stopped = True
 
@@ -86,9 +93,8 @@ def stop_ended(state: State, fact: facts.StopEnded) -> None:
     stop.timed_out = fact.timed_out
     stop.completed_at = fact.at
     session = state.sessions.get(stop.session)
-    remaining = tuple(sorted(stop.remaining))
-    stop.remaining.clear()
-    stop.todo.clear()
+    remaining = tuple(sorted(stop.held))
+    stop.held.clear()
     for member, waiting_for in zip(remaining, fact.waiting, strict=True):
         task = state.tasks[member]
         state.wait_no_more(member, stop.id)

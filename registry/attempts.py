@@ -1,7 +1,7 @@
 """What workers say of attempts: begun, lingering, associated, given back, ended."""
 
 from quiesce.registry import effects, events, facts, stopping
-from quiesce.registry.ending import end, never_ran
+from quiesce.registry.ending import Completed, complete, end, is_plain, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Ask, Task
 from quiesce.registry.scheduling import paced, stuck
@@ -70,31 +70,41 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
     if event.rows:
         ends: list[tuple[int, int]] = [(row.task_id, row.attempt) for row in event.rows]
         turn.send(effects.TakeEnds(event.worker, ends))
+    plain: dict[TaskId, Completed] = {}
     for row in event.rows:
         task = held(turn, event.worker, row.task_id, row.attempt)
-        if task is None:
+        if task is None or task.id in plain:
             continue  # known already, or of an attempt that has been given up
+        begun = task.started_at
+        if row.begun_age is not None:
+            took.append((task, row.begun_age - row.ended_age))
+            if begun is None:
+                begun = max(task.created_at, now - row.begun_age)
+        at = max(now - row.ended_age, begun or task.created_at)
+        if begun is not None and is_plain(worker, task, row):
+            plain[task.id] = Completed(task, begun, at, row.result)
+            continue
+        if plain:  # in the order in which they ended
+            complete(turn, worker, plain)
+            plain = {}
         if task.ask is not None:
             # The acknowledgement may still be on its way, on the other socket.
             if row.delivered_age is not None and task.ask.delivered_at is None:
                 turn.emit(facts.StopDelivered(task.id, _placed(turn, task.ask, row.delivered_age)))
             if row.observed_age is not None and task.ask.observed_at is None:
                 _observed(turn, task, task.ask, row.observed_age)
-        begun = task.started_at
-        if row.begun_age is not None:
-            took.append((task, row.begun_age - row.ended_age))
-            if begun is None:
-                begun = max(task.created_at, now - row.begun_age)
         end(
             turn,
             task,
             outcome=row.outcome,
             evidence=row.evidence,
             started_at=begun,
-            at=max(now - row.ended_age, begun or task.created_at),
+            at=at,
             text=row.text,
             result=row.result,
         )
+    if plain:
+        complete(turn, worker, plain)
     if took:
         paced(worker, took)
 

@@ -35,7 +35,7 @@ def waits_of(state: State, task: Task) -> list[TaskId]:
         for stop in stops:
             found += [
                 member
-                for member in sorted(stop.remaining)
+                for member in sorted(stop.held)  # who is queued waits for nobody
                 if member in askers or state.tasks[member].waits_on
             ]
     return found

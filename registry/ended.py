@@ -30,7 +30,6 @@ class EndedTask:
     def __init__(
         self,
         task: Task,
-        *,
         outcome: str,
         evidence: str,
         exit_status: int | None,
@@ -41,13 +40,15 @@ class EndedTask:
     ) -> None:
         self.id = task.id
         self.attempt = task.attempt
-        self.kind = task.spawn.kind
-        self.name = task.spawn.name
-        self.runtime = task.spawn.runtime
+        spawn = task.spawn
+        self.kind = spawn.kind
+        self.name = spawn.name
+        self.runtime = spawn.runtime
         self.tenant_id = task.tenant_id
         self.timeline_id = task.timeline_id
-        self.stopping = task.ask is not None
-        self.ask_reason = task.ask.reason if task.ask else ""
+        ask = task.ask
+        self.stopping = ask is not None
+        self.ask_reason = ask.reason if ask else ""
         self.created_at = task.created_at
         self.started_at = started_at
         self.ended_at = ended_at

@@ -1,12 +1,12 @@
 """The end of an attempt, and what it leads to: a retry, a result, a stop's proof, a stop of the system."""
 
 from collections.abc import Sized
-from typing import Final
+from typing import Final, NamedTuple
 
 from quiesce.registry import facts
 from quiesce.registry.ids import SessionId, TaskId
-from quiesce.registry.records import Task
-from quiesce.registry.rows import LEASE_OVER, TIMED_OUT
+from quiesce.registry.records import Task, Worker
+from quiesce.registry.rows import LEASE_OVER, TIMED_OUT, EndedRow
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.registry.turn import Turn
 
@@ -47,7 +47,7 @@ def end(
         return
     if task.ask is not None:
         at = max(at, task.ask.at, task.ask.delivered_at or 0.0, task.ask.observed_at or 0.0)
-    if state.waited:
+    if state.waited:  # a worker held it
         turn.touched.update(state.waited.get(task.id, ()))
     turn.emit(
         facts.TaskEnded(
@@ -55,9 +55,7 @@ def end(
         )
     )
     for session_id in task.watchers:
-        session = state.sessions.get(session_id)
-        if session is not None:
-            turn.send_result(session_id, session.results[task.id])
+        _send_results(turn, session_id, [task.id])
     if task.parked:
         turn.unparked.extend(task.parked)
     if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
@@ -65,6 +63,62 @@ def end(
             f"task {task.id} {task.spawn.kind} {task.spawn.name!r}, marked "
             f"shutdown_process_on_error, {outcome}"
         )
+
+
+class Completed(NamedTuple):
+    """An attempt that has returned, of which no more is to be said."""
+
+    task: Task
+    started_at: float
+    at: float
+    result: Sized
+
+
+def is_plain(worker: Worker, task: Task, row: EndedRow) -> bool:
+    """Whether nothing follows from this end but its result: no stop waits for it, for it was not asked to stop, and
+    nothing comes after it.
+    """
+    spawn = task.spawn
+    return (
+        row.outcome == Outcome.COMPLETED
+        and row.evidence == Evidence.RETURNED
+        and not row.text
+        and task.ask is None
+        and not task.parked
+        and spawn.timeout is None
+        and spawn.unique_key is None
+        and spawn.restart != "always"
+        and worker.status is None
+    )
+
+
+def complete(turn: Turn, worker: Worker, ended: dict[TaskId, Completed]) -> None:
+    """End these, which are plain, as `end` would."""
+    rows = ended.values()
+    if len(rows) < turn.state.alike:
+        for task, started_at, at, result in rows:
+            end(
+                turn,
+                task,
+                outcome=Outcome.COMPLETED,
+                evidence=Evidence.RETURNED,
+                started_at=started_at,
+                at=at,
+                result=result,
+            )
+        return
+    kinds: set[str] = set()
+    watched: dict[tuple[SessionId, ...], list[TaskId]] = {}
+    for task, _, _, _ in rows:
+        if task.spawn.kind not in kinds:
+            kinds.add(task.spawn.kind)
+            turn.let_go(task)
+        watched.setdefault(task.watchers, []).append(task.id)
+    _, *columns = map(list, zip(*rows, strict=True))
+    turn.emit(facts.TasksCompleted(worker.incarnation, [*ended], *columns))
+    for sessions, task_ids in watched.items():
+        for session_id in sessions:
+            _send_results(turn, session_id, task_ids)
 
 
 def _goes_on(turn: Turn, task: Task, outcome: str, *, interrupted: bool) -> bool:
@@ -133,7 +187,7 @@ def may_run_again(turn: Turn, task: Task) -> bool:
 
 
 def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: str) -> None:
-    """End queued tasks that a stop has marked. They hold nothing that others could get now."""
+    """End queued tasks that the same stops have marked. They hold nothing that others could get now."""
     state = turn.state
     watched: dict[SessionId, list[TaskId]] = {}
     for task_id in task_ids:
@@ -142,14 +196,17 @@ def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: st
             watched.setdefault(session_id, []).append(task_id)
         if task.parked:
             turn.unparked.extend(task.parked)
-    for stops in set(map(state.waited.__getitem__, task_ids)):
-        turn.touched.update(stops)
+    turn.touched.update(state.stops_for(state.tasks[task_ids[0]]))
     at = max(turn.now.wall, asked_at)
     turn.emit(facts.TasksNeverRan([*task_ids], asked_at, reason, at, NEVER_BEGAN))
     for session_id, ended in watched.items():
-        session = state.sessions.get(session_id)
-        if session is not None:
-            turn.send_results(session_id, list(map(session.results.__getitem__, ended)))
+        _send_results(turn, session_id, ended)
+
+
+def _send_results(turn: Turn, session_id: SessionId, task_ids: list[TaskId]) -> None:
+    session = turn.state.sessions.get(session_id)
+    if session is not None:
+        turn.send_results(session_id, list(map(session.results.__getitem__, task_ids)))
 
 
 def never_ran(turn: Turn, task: Task) -> None:

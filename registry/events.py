@@ -52,11 +52,12 @@ class SessionGoodbye(NamedTuple):
 
 
 class SpawnsAsked(NamedTuple):
-    """Spawns of one session, numbers consecutive. `atomic`: all or none."""
+    """Spawns of one session, numbers consecutive. `atomic`: all or none. `answered_through` as in SessionHeard."""
 
     session: SessionId
     rows: list[SpawnRow]
     atomic: bool
+    answered_through: int = 0
 
 
 class ResultsTaken(NamedTuple):

@@ -7,12 +7,16 @@ Payloads are never looked at: bytes are kept, anything else is kept as its lengt
 journal, all are kept as they are.
 """
 
-from collections.abc import Callable, Sized
+import itertools
+from collections.abc import Callable, Mapping, Sized
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.registry.ended import EndedTask
-from quiesce.registry.ids import TaskId
+from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.marked import Place, place_of
+from quiesce.registry.queue import Lane
 from quiesce.registry.records import (
     Ask,
     Blob,
@@ -119,13 +123,27 @@ _get_closure: Final = attrgetter("scope", *_CLOSURE)
 _get_ended: Final = attrgetter(*_ENDED)
 
 
-def freeze(registry: "Registry", *, volatile: bool = True, payloads: bool = False) -> Frozen:
-    """All of its state. Without the volatile part: what the facts alone say. `payloads`: kept as they are."""
+def freeze(
+    registry: "Registry",
+    *,
+    volatile: bool = True,
+    payloads: bool = False,
+    ready: Mapping[TaskId, Frozen] = MappingProxyType({}),
+) -> Frozen:
+    """All of its state. Without the volatile part: what the facts alone say. `payloads`: kept as they are. `ready`:
+    tasks that are frozen so already.
+    """
     state = registry.state
     keep = _keep if payloads else _payload
+    rows = map(ready.get, state.tasks) if ready else itertools.repeat(None)
     return (
         _get_state(state),
-        tuple([_freeze_task(task, volatile, keep) for task in state.tasks.values()]),
+        tuple(
+            [
+                row or _freeze_task(task, volatile, keep)
+                for task, row in zip(state.tasks.values(), rows, strict=False)
+            ]
+        ),
         tuple([(name, queue.turns()) for name, queue in state.queues.items() if len(queue)]),
         tuple([_freeze_worker(worker, volatile) for worker in state.workers.values()]),
         tuple([_freeze_supervisor(each, volatile) for each in state.supervisors.values()]),
@@ -174,19 +192,27 @@ def _freeze_spawn(row: SpawnRow, keep: Keep) -> Frozen:
 
 
 def _freeze_task(task: Task, volatile: bool, keep: Keep) -> Frozen:
-    ask = task.ask
+    ask, spawn = task.ask, task.spawn
+    plain = type(spawn.function) is bytes and type(spawn.arguments) is bytes
     return (
         task.id,
-        _freeze_spawn(task.spawn, keep),
+        spawn if plain else _freeze_spawn(spawn, keep),
         task.created_at,
-        str(task.state),
+        task.state._value_,  # what `str` would make a copy of, of each
         _get_task(task),
         _get_task_volatile(task) if volatile else None,
         None if ask is None else _get_ask(ask),
         None if ask is None or not volatile else _get_ask_volatile(ask),
         task.watchers,
-        tuple([(session, _freeze_spawn(row, keep)) for session, row in task.parked]),
+        tuple([(session, _freeze_spawn(row, keep)) for session, row in task.parked])
+        if task.parked
+        else (),
     )
+
+
+def freeze_for_journal(task: Task) -> Frozen:
+    """One task, without what is volatile, with its payloads."""
+    return _freeze_task(task, volatile=False, keep=_keep)
 
 
 def _freeze_worker(worker: Worker, volatile: bool) -> Frozen:
@@ -222,8 +248,8 @@ def _freeze_session(session: Session, volatile: bool, keep: Keep) -> Frozen:
 def _freeze_stop(stop: Stop, state: State, volatile: bool) -> Frozen:
     return (
         _get_stop(stop),
-        tuple(sorted(stop.remaining)),
-        tuple([task_id for task_id in stop.todo if task_id in state.tasks]),
+        tuple(state.first_left(stop)),
+        (),  # in older ones, the queued of these
         tuple(stop.rows),
         tuple(stop.collateral),
         tuple(stop.left),
@@ -285,7 +311,9 @@ def _thaw_rest(registry: "Registry", frozen: Frozen) -> None:
 def _derive(state: State) -> None:
     """What follows from the tasks and stops."""
     for stop in state.open_stops.values():
-        state.wait_for(stop.remaining, stop.id)
+        for member in stop.held:
+            state.wait_for(member, stop.id)
+    marked: dict[tuple[Place, frozenset[StopId]], list[TaskId]] = {}
     for task in state.tasks.values():
         spawn = task.spawn
         pool = (spawn.runtime, spawn.kind)
@@ -302,8 +330,14 @@ def _derive(state: State) -> None:
             state.held_kind[spawn.kind] = state.held_kind.get(spawn.kind, 0) + 1
             state.held_tenant[held] = state.held_tenant.get(held, 0) + 1
             state.held.add(task.id)
-        elif task.id not in state.waited:
+        elif task.id in state.waited:
+            marked.setdefault((place_of(task), state.waited.pop(task.id)), []).append(task.id)
+        else:
             state.queues[spawn.runtime].push(task.id, task.tenant_id, spawn.kind)
+    for (place, stops), task_ids in marked.items():
+        state.marked.add(place, Lane(task_ids), stops)
+    for stop in state.open_stops.values():
+        stop.held &= state.held
 
 
 def _set(record: object, names: tuple[str, ...], values: Frozen) -> None:
@@ -379,15 +413,14 @@ def _thaw_session(state: State, frozen: Frozen) -> None:
 
 
 def _thaw_stop(state: State, frozen: Frozen) -> None:
-    plain, remaining, todo, rows, collateral, left, volatile = frozen
+    plain, remaining, _, rows, collateral, left, volatile = frozen
     stop_id, *fields = plain
     named = dict(zip(_STOP, fields, strict=False))
     named["scope"] = Scope(*named["scope"])
     if named["caller"] is not None:
         named["caller"] = StoppedRow(*named["caller"])
-    stop = Stop(stop_id, members=remaining, **named)
+    stop = Stop(stop_id, held=remaining, **named)  # `_derive` finds out which are
     _set(stop, _STOP_MORE, tuple(fields[len(_STOP) :]))
-    stop.todo = list(todo)
     stop.report([StoppedRow(*row) for row in rows])
     stop.collateral = [StoppedRow(*row) for row in collateral]
     stop.left = [StoppedRow(*row) for row in left]

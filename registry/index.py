@@ -45,6 +45,18 @@ class ScopeIndex:
             if not members:
                 del self._sets[key]
 
+    def add_many(
+        self,
+        task_ids: Collection[TaskId],
+        kind: str,
+        tenant_id: str | None,
+        timeline_id: str | None,
+        runtime: str,
+    ) -> None:
+        """Enter live tasks that all have these labels."""
+        for key in _keys(kind, tenant_id, timeline_id, runtime):
+            self._sets.setdefault(key, set()).update(task_ids)
+
     def remove_many(
         self,
         task_ids: Collection[TaskId],
@@ -53,10 +65,11 @@ class ScopeIndex:
         timeline_id: str | None,
         runtime: str,
     ) -> None:
-        """Take out tasks that were added under these labels."""
+        """Take out tasks that were added under these labels: one by one, for then no large set is made anew."""
         for key in _keys(kind, tenant_id, timeline_id, runtime):
             members = self._sets[key]
-            members.difference_update(task_ids)
+            for task_id in task_ids:
+                members.remove(task_id)
             if not members:
                 del self._sets[key]
 
@@ -64,8 +77,14 @@ class ScopeIndex:
         """Whether a live task is of this kind, or this runtime."""
         return ("k", kind) in self._sets or ("r", runtime) in self._sets
 
-    def find(self, scope: Scope, tasks: dict[TaskId, Task]) -> set[TaskId]:
-        """The ids of all tasks in the scope."""
+    def find(
+        self,
+        scope: Scope,
+        tasks: dict[TaskId, Task],
+        *,
+        among: AnySet[TaskId] | None = None,
+    ) -> set[TaskId]:
+        """The ids of all tasks in the scope, or of those `among` these."""
         keys: list[Key] = []
         if scope.tenant_id is not None and scope.kind is not None:
             keys.append(("tk", scope.tenant_id, scope.kind))
@@ -78,8 +97,10 @@ class ScopeIndex:
         if scope.timeline_id is not None:
             keys.append(("l", scope.timeline_id))
         if not keys:
-            return set(tasks)
+            return set(tasks if among is None else among)
         sets: list[AnySet[TaskId]] = [self._sets.get(key, _NONE) for key in keys]
+        if among is not None:
+            sets.append(among)
         smallest, *others = sorted(sets, key=len)
         found = set(smallest)
         if others:

@@ -13,6 +13,7 @@ from quiesce.registry.apply_stops import REPORTS_KEPT
 from quiesce.registry.forcing import KILL_STEP
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
+from quiesce.registry.marked import place_of
 from quiesce.registry.moving import RegistryFault, story
 from quiesce.registry.records import Stop, Task, Worker
 from quiesce.registry.scheduling import MOST, may_follow, takes
@@ -84,7 +85,7 @@ def _tasks(state: State) -> None:
 def _each_task(state: State, task: Task) -> None:
     queued = task.state is TaskState.QUEUED
     ask = task.ask
-    stops = state.waited.get(task.id, frozenset())
+    stops = state.stops_for(task)
     for what, holds in (
         ("a task is held iff it has a worker", queued == (task.worker == 0)),
         ("a task has an assignment iff it is held", queued == (task.assign_number == 0)),
@@ -124,7 +125,7 @@ def _queues(state: State) -> None:
     for runtime, queue in state.queues.items():
         waiting: dict[tuple[str | None, str], list[TaskId]] = {}
         for task in state.tasks.values():
-            marked = task.id in state.waited
+            marked = bool(state.stops_for(task))
             if task.state is TaskState.QUEUED and task.spawn.runtime == runtime and not marked:
                 waiting.setdefault((task.tenant_id, task.spawn.kind), []).append(task.id)
         found = {(tenant, kind): ids for tenant, kind, ids in queue.lanes()}
@@ -282,19 +283,38 @@ def _stops(state: State) -> None:
     _same("open stops are all and only those that wait", state.open_stops, waiting)
     _same("stops wait for live tasks", state.waited.keys() - state.tasks.keys(), set())
     _same("what is waited for has stops", all(state.waited.values()), True)
+    _same("what stops wait for in `waited` is held", state.waited.keys() - state.held, set())
+    _marked(state)
     _same("open stops stand by id", list(state.open_stops), sorted(state.open_stops))
     for stop_id, stop in state.stops.items():
         _same("a stop stands under its id", stop_id, stop.id)
         _each_stop(state, stop)
 
 
+def _marked(state: State) -> None:
+    for batch in state.marked:
+        tale = f"batch {batch.place} of stops {sorted(batch.stops)}"
+        _same(f"the {tale} has tasks", bool(batch.lane.members), True)
+        _same(f"the stops of {tale} are open", batch.stops - state.open_stops.keys(), set())
+        _same(f"the {tale} knows its order", batch.lane.firsts(None), sorted(batch.lane.members))
+        for task_id in batch.lane.members:
+            task = state.tasks.get(task_id)
+            if task is None:
+                raise _fault(f"the {tale} has live tasks", f"task {task_id}")
+            if task.state is not TaskState.QUEUED or place_of(task) != batch.place:
+                raise _fault(f"the {tale} has queued tasks of its place", story(task))
+    twice = Counter((batch.place, batch.stops) for batch in state.marked)
+    _same("there is one batch of a place for the same stops", set(twice.values()) <= {1}, True)
+    members = Counter(task_id for batch in state.marked for task_id in batch.lane.members)
+    _same("a marked task is in one batch", set(members.values()) <= {1}, True)
+
+
 def _each_stop(state: State, stop: Stop) -> None:
     tale = f"stop {stop.id} of [{stop.scope}], task {stop.task_id}"
     waiting = {task_id for task_id, stops in state.waited.items() if stop.id in stops}
-    _same(f"{tale} waits for all and only the tasks that say so", stop.remaining, waiting)
-    queued = {task_id for task_id in waiting if state.tasks[task_id].state is TaskState.QUEUED}
-    todo = [task_id for task_id in stop.todo if task_id in state.tasks]
-    _same(f"the slices of {tale} have all its queued tasks", sorted(todo), sorted(queued))
+    _same(f"{tale} waits for all and only the held tasks that say so", stop.held, waiting)
+    left = state.first_left(stop)
+    _same(f"{tale} knows how many are left", state.left_of(stop), len(left))
     reported = {row.id for row in stop.rows}
     _same(f"{tale} reports each end once", len(reported), len(stop.rows))
     _same(f"{tale} reports ends", reported & state.tasks.keys(), set())
@@ -305,7 +325,7 @@ def _each_stop(state: State, stop: Stop) -> None:
         told = [time for time in times if time is not None]
         _same(f"the four times of task {row.id} in {tale} are in order", told, sorted(told))
     if not stop.open:
-        _same(f"{tale} has ended", (stop.todo, stop.completed_at is None), ([], False))
+        _same(f"{tale} has ended", (left, stop.completed_at is None), ([], False))
         _same(f"{tale} timed out iff something was left", stop.timed_out or not stop.left, True)
         known = stop.session in state.sessions
         _same(f"the session of {tale} may ask for its report", known, True)
@@ -316,10 +336,11 @@ def _each_stop(state: State, stop: Stop) -> None:
         return
     _same(f"the closure of {tale}", (closure.holder, closure.scope), ("stop", stop.scope))
     caller = None if stop.caller is None else stop.caller.id
+    waited = set(left)
     for task in state.tasks.values():
         spawn = task.spawn
         covered = stop.scope.matches(spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
-        if covered and task.id not in stop.remaining and task.id != caller:
+        if covered and task.id not in waited and task.id != caller:
             raise _fault(f"{tale} covers a live task that it does not wait for", story(task))
 
 
@@ -347,7 +368,7 @@ def _settled(state: State) -> None:
     if state.certain_at is not None:
         return
     for stop in state.open_stops.values():
-        if not stop.remaining and seen_all(state.sessions.get(stop.session), stop.last_spawn):
+        if not state.left_of(stop) and seen_all(state.sessions.get(stop.session), stop.last_spawn):
             raise _fault("a stop that is complete has ended", f"stop {stop.id} of [{stop.scope}]")
 
 

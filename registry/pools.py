@@ -193,7 +193,7 @@ def on_worker_attached(turn: Turn, event: events.WorkerAttached) -> None:
         for task_id in worker.tasks:
             task = turn.state.tasks[task_id]
             if task.assign_number > worker.arrived:
-                turn.assign(event.worker, assign_row(task))
+                turn.assign(event.worker, [assign_row(task)])
     if turn.state.leaving:
         worker.exiting = True
         turn.send(effects.ExitWorker(event.worker))

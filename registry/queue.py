@@ -5,8 +5,9 @@ others.
 """
 
 import heapq
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from quiesce.registry.ids import TaskId
 
@@ -18,12 +19,12 @@ class Lane:
 
     __slots__ = ("back", "line", "members")
 
-    def __init__(self) -> None:
+    def __init__(self, members: Iterable[TaskId] = ()) -> None:
         #: All and only the ids that wait here.
-        self.members: set[TaskId] = set()
+        self.members: set[TaskId] = set(members)
         #: Those that came in their order, and (a heap) those that came back, all of them; and in both some that
         #: have left from the middle, never one of these first.
-        self.line: deque[TaskId] = deque()
+        self.line: deque[TaskId] = deque(sorted(self.members))
         self.back: list[TaskId] = []
 
     def push(self, task_id: TaskId) -> None:
@@ -33,6 +34,21 @@ class Lane:
             self.line.append(task_id)
         else:
             heapq.heappush(self.back, task_id)
+
+    def push_many(self, task_ids: Sequence[TaskId]) -> None:
+        """Stand in line, in this order, which is that of the ids."""
+        if self.line and task_ids[0] <= self.line[-1]:
+            for task_id in task_ids:
+                self.push(task_id)
+        else:
+            self.members.update(task_ids)
+            self.line.extend(task_ids)
+
+    def take_many(self, task_ids: Sequence[TaskId]) -> None:
+        """These, of those that wait here the first, leave."""
+        for task_id in task_ids:  # so that no large set is made anew
+            self.members.remove(task_id)
+        self._tidy()
 
     def remove(self, task_id: TaskId) -> None:
         """Leave, from wherever: a stop takes a timeline's tasks out of the middle of long lanes."""
@@ -52,28 +68,42 @@ class Lane:
     def _sort(self) -> None:
         self.line, self.back = deque(sorted(self.members)), []
 
-    def remove_many(self, task_ids: set[TaskId]) -> int:
-        """Those of them that wait here leave both; how many. Costs what the smaller holds."""
+    def remove_many(self, task_ids: set[TaskId]) -> set[TaskId]:
+        """Those of them that wait here leave both. Costs what the smaller holds."""
         members = self.members
         if members <= task_ids:
             task_ids -= members
-            count = len(members)
             self.members, self.line, self.back = set(), deque(), []
-            return count
+            return members
         out = members & task_ids
-        members -= out
         task_ids -= out
         if 8 * len(out) > len(members):
+            members -= out
             self._sort()
         else:
+            for task_id in out:  # so that no large set is made anew
+                members.remove(task_id)
             self._tidy()
-        return len(out)
+        return out
+
+    def in_order(self) -> Iterator[TaskId]:
+        """All who wait here, the next first."""
+        there: Iterable[TaskId] = self.line
+        if self.back:  # what came back may still stand in the line, too
+            there = (
+                each for each, _ in itertools.groupby(heapq.merge(self.line, sorted(self.back)))
+            )
+        return filter(self.members.__contains__, there)
 
     def first(self) -> TaskId:
         """The next; there is one."""
         if not self.back:
             return self.line[0]
         return min(self.line[0], self.back[0]) if self.line else self.back[0]
+
+    def firsts(self, count: int | None) -> list[TaskId]:
+        """The next so many, or all."""
+        return list(itertools.islice(self.in_order(), count))
 
 
 class RuntimeQueue:
@@ -93,6 +123,15 @@ class RuntimeQueue:
 
     def push(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Stand in line."""
+        self._lane(tenant, kind).push(task_id)
+        self._size += 1
+
+    def push_many(self, task_ids: Sequence[TaskId], tenant: Tenant, kind: str) -> None:
+        """All these stand in line, in the order of their ids."""
+        self._lane(tenant, kind).push_many(task_ids)
+        self._size += len(task_ids)
+
+    def _lane(self, tenant: Tenant, kind: str) -> Lane:
         lanes = self._lanes.get(tenant)
         if lanes is None:
             lanes = self._lanes[tenant] = {}
@@ -100,8 +139,17 @@ class RuntimeQueue:
         lane = lanes.get(kind)
         if lane is None:
             lane = lanes[kind] = Lane()
-        lane.push(task_id)
-        self._size += 1
+        return lane
+
+    def alike(self) -> tuple[str, Iterator[TaskId]] | None:
+        """If all are of one tenant and kind: the kind, and they in their order."""
+        if len(self._lanes) != 1:
+            return None
+        (lanes,) = self._lanes.values()
+        if len(lanes) != 1:
+            return None
+        ((kind, lane),) = lanes.items()
+        return kind, lane.in_order()
 
     def peek(self, allowed: Callable[[Tenant, str], bool]) -> TaskId | None:
         """The next task whose (tenant, kind) is allowed, or None if there is none."""
@@ -114,13 +162,23 @@ class RuntimeQueue:
 
     def take(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line to be run: the tenant's turn goes to the end."""
+        self._had_turn(tenant)
+        self.remove(task_id, tenant, kind)
+
+    def take_many(self, task_ids: Sequence[TaskId], tenant: Tenant, kind: str) -> None:
+        """The first of this lane leave the line to be run."""
+        self._had_turn(tenant)
+        self._lanes[tenant][kind].take_many(task_ids)
+        self._size -= len(task_ids)
+        self._drop_empty(tenant, kind)
+
+    def _had_turn(self, tenant: Tenant) -> None:
         turns = self._turns
         if turns[0] == tenant:  # as a rule: else all before it are at their limits
             turns.rotate(-1)
         else:
             turns.remove(tenant)
             turns.append(tenant)
-        self.remove(task_id, tenant, kind)
 
     def remove(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line."""
@@ -128,20 +186,24 @@ class RuntimeQueue:
         self._size -= 1
         self._drop_empty(tenant, kind)
 
-    def remove_many(self, task_ids: set[TaskId], tenant: Tenant, kind: str) -> int:
-        """Those that wait in this lane leave it, and `task_ids`; how many."""
-        lane = self._lanes.get(tenant, {}).get(kind)
-        if lane is None:
-            return 0
-        out = lane.remove_many(task_ids)
-        self._size -= out
+    def remove_many(self, task_ids: set[TaskId], tenant: Tenant, kind: str) -> set[TaskId]:
+        """Those that wait in this lane leave it, and `task_ids`."""
+        out = self._lanes[tenant][kind].remove_many(task_ids)
+        self._size -= len(out)
         self._drop_empty(tenant, kind)
         return out
 
-    def length(self, tenant: Tenant, kind: str) -> int:
-        """How many wait in this lane."""
-        lane = self._lanes.get(tenant, {}).get(kind)
-        return 0 if lane is None else len(lane.members)
+    def remove_lanes(self, places: Iterable[tuple[Tenant, str]]) -> list[Lane]:
+        """These lanes, each with all that wait in it, are taken out."""
+        out = []
+        for tenant, kind in places:
+            lanes = self._lanes[tenant]
+            out.append(lanes.pop(kind))
+            self._size -= len(out[-1].members)
+            if not lanes:
+                del self._lanes[tenant]
+        self._turns = deque(tenant for tenant in self._turns if tenant in self._lanes)
+        return out
 
     def _drop_empty(self, tenant: Tenant, kind: str) -> None:
         lanes = self._lanes[tenant]

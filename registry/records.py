@@ -315,6 +315,7 @@ class Stop:
         "done",
         "ends",
         "grace",
+        "held",
         "hold",
         "id",
         "keep_closed",
@@ -322,7 +323,6 @@ class Stop:
         "left",
         "open",
         "reason",
-        "remaining",
         "request",
         "rows",
         "scope",
@@ -330,7 +330,6 @@ class Stop:
         "task_id",
         "timed_out",
         "timeout",
-        "todo",
     )
 
     def __init__(
@@ -348,7 +347,7 @@ class Stop:
         reason: str,
         last_spawn: int,
         caller: StoppedRow | None,
-        members: Iterable[TaskId],
+        held: Iterable[TaskId],
         at: float,
     ) -> None:
         self.id = stop_id
@@ -363,11 +362,9 @@ class Stop:
         self.reason = reason
         self.last_spawn = last_spawn
         self.caller = caller
-        #: While open: all and only the matched tasks without evidence of their end. Then empty.
-        self.remaining: set[TaskId] = set(members)
-        #: While open: all queued members, which slices have still to end, and some that have ended; the
-        #: next one last.
-        self.todo: list[TaskId] = []
+        #: While open: all and only the tasks without evidence of their end that it waits for and workers hold.
+        #: (The queued ones are in `State.marked`.) Then empty.
+        self.held: set[TaskId] = set(held)
         #: What remained when it timed out.
         self.left: list[StoppedRow] = []
         self.rows: list[StoppedRow] = []
@@ -388,7 +385,7 @@ class Stop:
 
     def report(self, rows: list[StoppedRow]) -> None:
         """These have ended; those that it waited for, it does no more."""
-        self.remaining.difference_update([row.id for row in rows])
+        self.held.difference_update([row.id for row in rows])
         self.rows += rows
         for row in rows:
             self.ends[row.outcome, row.evidence] += 1

@@ -7,7 +7,8 @@ functions whose last call there was short are handed over ahead, and only behind
 """
 
 import heapq
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
+from functools import partial
 from typing import Final
 
 from quiesce.registry import facts
@@ -42,30 +43,41 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     if not len(queue):
         return
     free = [
-        (len(worker.tasks), worker.incarnation)
+        (len(worker.tasks), worker.incarnation, room(worker))
         for worker in state.pool[runtime].values()
         if takes(state, worker)
     ]
     heapq.heapify(free)
+    #: What each of them is to get, all at once: where no turns of tenants and no limits matter.
+    hands: dict[Incarnation, list[TaskId]] | None = None
+    following = partial(queue.peek, state.allowed)
+    alike = queue.alike() if free and len(queue) >= state.alike else None
+    if alike is not None and not state.kind(alike[0]).is_limited:
+        hands, following = {}, partial(next, alike[1], None)
     #: The workers of which it is known in this turn whether anything may wait behind what they hold.
     calm: dict[Incarnation, bool] = {}
-    while free and len(queue):
-        held, incarnation = free[0]
-        task_id = queue.peek(state.allowed)
-        if task_id is None:
-            return
+    task_id = following()
+    while free and task_id is not None:
+        held, incarnation, most = free[0]
+        hand = [] if hands is None else hands.setdefault(incarnation, [])
         worker = state.workers[incarnation]
         if held and worker.slots == 1:
             if incarnation not in calm:
-                calm[incarnation] = all_quick(state, worker)
+                calm[incarnation] = all_quick(state, worker, (*worker.tasks, *hand))
             if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):
                 heapq.heappop(free)
                 continue
-        assign(turn, task_id, incarnation)
-        if held + 1 < room(worker):
-            heapq.heapreplace(free, (held + 1, incarnation))
+        hand.append(task_id)
+        if hands is None:
+            assign(turn, hand, incarnation)
+        task_id = following()
+        if held + 1 < most:
+            heapq.heapreplace(free, (held + 1, incarnation, most))
         else:
             heapq.heappop(free)
+    for incarnation, hand in (hands or {}).items():
+        if hand:
+            assign(turn, hand, incarnation)
 
 
 def room(worker: Worker) -> int:
@@ -90,16 +102,16 @@ def is_quick(worker: Worker, task: Task) -> bool:
     return task.spawn.function in worker.quick
 
 
-def all_quick(state: State, worker: Worker) -> bool:
-    """Whether something may be handed to it behind all that it holds."""
-    return all(is_quick(worker, state.tasks[each]) for each in worker.tasks)
+def all_quick(state: State, worker: Worker, held: Iterable[TaskId]) -> bool:
+    """Whether something may be handed to it behind all these."""
+    return all(is_quick(worker, state.tasks[each]) for each in held)
 
 
 def may_follow(state: State, worker: Worker, task: Task) -> bool:
     """Whether this task may be handed to this worker with what it holds."""
     if not worker.tasks or worker.slots > 1:
         return True
-    return is_quick(worker, task) and all_quick(state, worker)
+    return is_quick(worker, task) and all_quick(state, worker, worker.tasks)
 
 
 def _note(worker: Worker, function: Sized, *, quick: bool) -> None:
@@ -123,11 +135,16 @@ def takes(state: State, worker: Worker) -> bool:
     return supervisor.armed and supervisor.silent_since is None
 
 
-def assign(turn: Turn, task_id: TaskId, incarnation: Incarnation) -> None:
-    """Hand one queued task to a worker, under the worker's next number."""
-    number = turn.state.workers[incarnation].last_assign + 1
-    turn.emit(facts.TaskAssigned(task_id, incarnation, number))
-    turn.assign(incarnation, assign_row(turn.state.tasks[task_id]))
+def assign(turn: Turn, task_ids: list[TaskId], incarnation: Incarnation) -> None:
+    """Hand queued tasks, of one tenant and kind if many, to a worker, under its next numbers."""
+    state = turn.state
+    number = state.workers[incarnation].last_assign + 1
+    if len(task_ids) < turn.state.alike:
+        for place, task_id in enumerate(task_ids):
+            turn.emit(facts.TaskAssigned(task_id, incarnation, number + place))
+    else:
+        turn.emit(facts.TasksAssigned(incarnation, number, list[int](task_ids)))
+    turn.assign(incarnation, [assign_row(state.tasks[task_id]) for task_id in task_ids])
 
 
 def assign_row(task: Task) -> AssignRow:

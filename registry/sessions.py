@@ -26,24 +26,29 @@ def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
         turn.timers.set(("session", event.session), turn.now.tick + LOOK)
     session.last_heard = turn.now.tick
     turn.send(effects.WelcomeSession(event.session, known))
-    for row in session.results.values():
-        turn.send_result(event.session, row)
+    turn.send_results(event.session, session.results.values())
 
 
 def on_session_attached(turn: Turn, event: events.SessionAttached) -> None:
     """Its results, by way of the journal: an end that it does not hold yet may still be lost."""
     session = turn.state.sessions.get(event.session)
     if session is not None:
-        for row in session.results.values():
-            turn.send_result(event.session, row)
+        turn.send_results(event.session, session.results.values())
 
 
 def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:
-    session = turn.state.sessions.get(event.session)
+    session = heard(turn, event.session, event.answered_through)
+    if session is not None:
+        forget_answers(turn, session, event.answered_through)
+
+
+def heard(turn: Turn, session_id: SessionId, answered_through: int) -> Session | None:
+    """A client is alive, and says that it has all answers up to this one. None: its session is over; it is told."""
+    session = turn.state.sessions.get(session_id)
     if session is None:
-        turn.send(effects.WantHello(event.session))
-        return
-    if event.answered_through > session.spawned:
+        turn.send(effects.WantHello(session_id))
+        return None
+    if answered_through > session.spawned:
         # It has answers to spawns that are not known here: the journal has lost them, as durability "crash" may
         # when the machine goes down. Their numbers leave a gap that nobody can fill, so the session is over.
         turn.log(
@@ -52,10 +57,10 @@ def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:
             "forgotten",
         )
         close(turn, session)
-        turn.send(effects.WantHello(event.session))
-        return
+        turn.send(effects.WantHello(session_id))
+        return None
     session.last_heard = turn.now.tick
-    forget_answers(turn, session, event.answered_through)
+    return session
 
 
 def forget_answers(turn: Turn, session: Session, through: int) -> None:

@@ -1,6 +1,8 @@
 """Spawns: checked, registered, refused, joined to the holder of their unique key, or parked behind it."""
 
-from quiesce.registry import effects, events, facts
+from typing import Any
+
+from quiesce.registry import effects, events, facts, sessions
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.names import Refusal, undeclared
@@ -12,11 +14,9 @@ from quiesce.registry.turn import Turn
 
 def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
     """Decide on each spawn that is new; answer again what was decided before."""
-    session = turn.state.sessions.get(event.session)
+    session = sessions.heard(turn, event.session, event.answered_through)
     if session is None:
-        turn.send(effects.WantHello(event.session))
         return
-    session.last_heard = turn.now.tick
     new = [row for row in event.rows if row.number > session.spawned]
     if any(row.number != session.spawned + place for place, row in enumerate(new, 1)):
         turn.send(effects.WantHello(event.session))
@@ -26,16 +26,20 @@ def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
             answer = session.answers.get(row.number)
             if answer is not None:
                 turn.answer_spawn(event.session, answer)
+    runs = _alike(new)
     if event.atomic and new:
-        refusal = _whole(turn.state, new)
+        refusal = _whole(turn.state, runs, len(new))
         if refusal is not None:
             for row in new:
                 _refuse(turn, event.session, row.number, refusal)
-            new = []
-    for row in new:
-        decide(turn, event.session, row)
+            runs = []
+    for rows in runs:
+        if len(rows) < turn.state.alike or not _register(turn, event.session, rows):
+            for row in rows:
+                decide(turn, event.session, row)
     # Stops of this session that waited for these spawns to arrive are looked at again.
     turn.touched.update(session.requests.values())
+    sessions.forget_answers(turn, session, event.answered_through)
 
 
 def on_room_said(turn: Turn, event: events.RoomSaid) -> None:
@@ -44,6 +48,45 @@ def on_room_said(turn: Turn, event: events.RoomSaid) -> None:
         turn.state.full = not event.room
         what = "has room again" if event.room else "has no room on its disk: spawns are refused"
         turn.log("WARNING", f"the journal {what}")
+
+
+def _alike(rows: list[SpawnRow]) -> list[list[SpawnRow]]:
+    """The same in runs of rows that differ in their numbers and arguments alone."""
+    runs: list[list[SpawnRow]] = []
+    rest: tuple[Any, ...] = ()
+    for row in rows:
+        if row[1:-1] == rest:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+            rest = row[1:-1]
+    return runs
+
+
+def _largest(rows: list[SpawnRow]) -> SpawnRow:
+    return max(rows, key=lambda row: len(row.arguments))
+
+
+def _register(turn: Turn, session: SessionId, rows: list[SpawnRow]) -> bool:
+    """Register rows that are alike, all at once; False if that takes a closer look at each."""
+    state, row = turn.state, rows[0]
+    if row.unique_key is not None or _refusal(state, _largest(rows)):
+        return False
+    if _full(state, row, len(rows)):
+        return False
+    arguments = [each.arguments for each in rows]
+    if all(each == row.arguments for each in arguments):
+        arguments = []
+    last = state.last_task_id
+    turn.emit(
+        facts.TasksRegistered(
+            last + 1, last + len(rows), session, row.number, turn.now.wall, row, arguments
+        )
+    )
+    answers = state.sessions[session].answers
+    turn.answer_spawns(session, [answers[each.number] for each in rows])
+    turn.dirty.add(row.runtime)
+    return True
 
 
 def decide(turn: Turn, session: SessionId, row: SpawnRow) -> None:
@@ -78,13 +121,13 @@ def _refuse(turn: Turn, session: SessionId, number: SpawnNumber, refusal: Refusa
     turn.answer_spawn(session, SpawnAnswer(number, TaskId(0), *refusal))
 
 
-def _whole(state: State, rows: list[SpawnRow]) -> Refusal | None:
-    """Why none of these rows may be spawned, if one may not."""
-    for row in rows:
-        refusal = _refusal(state, row)
+def _whole(state: State, runs: list[list[SpawnRow]], count: int) -> Refusal | None:
+    """Why none of these rows, so many in all, may be spawned, if one may not."""
+    for rows in runs:
+        refusal = _refusal(state, _largest(rows))
         if refusal is not None:
             return refusal
-    return _full(state, rows[0], len(rows))
+    return _full(state, runs[0][0], count)
 
 
 def _refusal(state: State, row: SpawnRow) -> Refusal | None:

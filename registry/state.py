@@ -3,13 +3,16 @@
 `quiesce.registry.apply` is the only writer. Telemetry aside, the same facts give the same state.
 """
 
+import itertools
 from collections import OrderedDict, deque
+from typing import Final
 
 from quiesce.registry import leases
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import Epoch, Incarnation, SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
 from quiesce.registry.limits import KindLimits, RuntimeLimits
+from quiesce.registry.marked import Marked
 from quiesce.registry.queue import RuntimeQueue
 from quiesce.registry.records import (
     Closure,
@@ -21,6 +24,10 @@ from quiesce.registry.records import (
 )
 from quiesce.registry.scope import Scope
 from quiesce.registry.stop_history import EndedStop
+
+#: So many tasks of which the same is said make one fact.
+ALIKE: Final = 4
+_NO_STOPS: Final[frozenset[StopId]] = frozenset()
 
 
 class Queues(dict[str, RuntimeQueue]):
@@ -56,11 +63,13 @@ class State:
         payload_limit: int,
         lease: float = leases.LEASE,
         lease_bound: float | None = None,
+        alike: int = ALIKE,
     ) -> None:
         self.runtimes = runtimes
         self.kinds = kinds
         self.history_limit = history_limit
         self.payload_limit = payload_limit
+        self.alike = alike
         #: L and Lb of `leases`.
         self.lease = lease
         self.lease_bound = leases.default_bound(lease) if lease_bound is None else lease_bound
@@ -83,8 +92,10 @@ class State:
         self.queues = Queues({name: RuntimeQueue() for name in runtimes})
         #: All and only the unique keys of live tasks, and who holds each.
         self.unique: dict[tuple[str, str | None, str | None, str], TaskId] = {}
-        #: For each task that open stops wait for, all and only these.
+        #: For each held task that open stops wait for, all and only these.
         self.waited: dict[TaskId, frozenset[StopId]] = {}
+        #: The queued tasks that open stops wait for.
+        self.marked = Marked()
         #: All and only the tasks that workers hold.
         self.held: set[TaskId] = set()
         #: How many tasks of a kind, and of a (kind, tenant), workers hold. No zeros.
@@ -162,27 +173,18 @@ class State:
                         found.extend(closed.get(Scope(k, t, line, r), ()))
         return sorted(found)
 
+    def stops_for(self, task: Task) -> frozenset[StopId]:
+        """The open stops that wait for it."""
+        batch = self.marked.find(task) if self.marked else None
+        return self.waited.get(task.id, _NO_STOPS) if batch is None else batch.stops
+
     def is_stopping(self, task: Task) -> bool:
         """Whether it is asked to stop, or will be."""
-        return task.ask is not None or task.id in self.waited
+        return task.ask is not None or bool(self.stops_for(task))
 
-    def wait_for(self, members: set[TaskId], stop_id: StopId) -> None:
-        """From now on this open stop waits for these, too. Many share one set of stops, which is quickly given."""
-        waited = self.waited
-        joined: dict[frozenset[StopId], frozenset[StopId]] = {}
-        others = () if waited.keys().isdisjoint(members) else members & waited.keys()
-        alone = dict.fromkeys(
-            members.difference(others) if others else members, frozenset((stop_id,))
-        )
-        if waited:
-            waited.update(alone)
-        else:
-            self.waited = alone
-        for member in others:
-            stops = waited[member]
-            if stops not in joined:
-                joined[stops] = stops | {stop_id}
-            waited[member] = joined[stops]
+    def wait_for(self, member: TaskId, stop_id: StopId) -> None:
+        """From now on this open stop waits for this held task, too."""
+        self.waited[member] = self.waited.get(member, _NO_STOPS) | {stop_id}
 
     def wait_no_more(self, member: TaskId, stop_id: StopId) -> None:
         """The stop has given it up."""
@@ -192,23 +194,26 @@ class State:
         else:
             del self.waited[member]
 
-    def unqueue(self, members: set[TaskId]) -> None:
-        """Take those of them that no stop waits for yet out of their queues: by lanes, as long as many stand in
-        each, else one by one.
-        """
-        waited, in_vain = self.waited, 0
-        left = members.difference(waited) if waited else set(members)
-        while left:
-            task = self.tasks[left.pop()]
-            queue, tenant, kind = self.queues[task.spawn.runtime], task.tenant_id, task.spawn.kind
-            queue.remove(task.id, tenant, kind)
-            if in_vain < 8:
-                looked = min(queue.length(tenant, kind), len(left))
-                out = queue.remove_many(left, tenant, kind)
-                in_vain += 32 * out < looked
+    def leave_stops(self, task: Task) -> frozenset[StopId]:
+        """It has ended: those that waited for it."""
+        batch = self.marked.find(task) if self.marked else None
+        if batch is None:
+            return self.waited.pop(task.id, _NO_STOPS)
+        self.marked.leave(batch, {task.id})
+        return batch.stops
+
+    def left_of(self, stop: Stop) -> int:
+        """How many tasks an open stop still waits for."""
+        return len(stop.held) + self.marked.count(stop.id)
+
+    def first_left(self, stop: Stop, count: int | None = None) -> list[TaskId]:
+        """Those that an open stop still waits for, by id: all, or the first so many."""
+        batches = self.marked.of(stop.id)
+        left = itertools.chain(stop.held, *(batch.lane.firsts(count) for batch in batches))
+        return sorted(left)[:count]
 
     def unfinished(self, scope: Scope) -> set[TaskId]:
-        """The live tasks that stops of this scope, or of scopes within it, still wait for or gave up on.
+        """The held tasks that stops of this scope, or of scopes within it, still wait for or gave up on.
 
         Such a task may have left the scope by associate_with; that releases nobody.
         """
@@ -217,8 +222,8 @@ class State:
             if scope.covers(closure.scope):
                 stop = self.open_stops.get(stop_id)
                 if stop is not None:
-                    found |= stop.remaining
-                found.update(task_id for task_id in closure.left if task_id in self.tasks)
+                    found |= stop.held
+                found.update(task_id for task_id in closure.left if task_id in self.held)
         return found
 
     def runtime(self, name: str) -> RuntimeLimits:

@@ -147,7 +147,7 @@ def _open_stops(state: State) -> list[Counts]:
             "scope": str(stop.scope) if stop.task_id is None else f"task={stop.task_id}",
             "reason": stop.reason,
             "requested_at": stop.at,
-            "remaining": len(stop.remaining),
+            "remaining": state.left_of(stop),
         }
         for stop, _ in zip(state.open_stops.values(), range(STOPS), strict=False)
     ]

@@ -1,6 +1,5 @@
 """shutdown_tasks: close and mark in one step, ask until heard, force after grace, report when all have ended."""
 
-import itertools
 import math
 from operator import itemgetter
 from typing import Final
@@ -9,6 +8,8 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.cycles import cycle_words, first_cycle
 from quiesce.registry.ending import never_queued
 from quiesce.registry.ids import Attempt, SessionId, StopId, TaskId
+from quiesce.registry.marked import Batch
+from quiesce.registry.matching import match
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.records import Ask, Stop, Task
 from quiesce.registry.sessions import release_silent
@@ -59,15 +60,15 @@ def on_stop_asked(turn: Turn, event: events.StopAsked) -> None:
 def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
     """The one atomic step: the scope closes and every matching task is marked."""
     state = turn.state
-    members = _members(turn, event)
+    found = match(state, event.scope, event.task_id)
     caller = None
     if event.caller is not None:
         task = state.tasks.get(TaskId(event.caller[0]))
-        if task is not None and task.attempt == event.caller[1] and task.id in members:
+        if task is not None and task.attempt == event.caller[1] and task.id in found.held:
             caller = task.id
-            members.remove(caller)
+            found.held.remove(caller)
     stop_id = StopId(state.last_stop_id + 1)
-    ordered: list[int] = sorted(members)
+    held: list[int] = sorted(found.held)
     turn.emit(
         facts.StopOpened(
             stop_id,
@@ -82,13 +83,14 @@ def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
             event.reason,
             event.last_spawn,
             caller,
-            ordered,
+            held,
             turn.now.wall,
+            found.queued,
         )
     )
     stop = state.stops[stop_id]
     stop.asked_by = _asker(turn, event)
-    for member in sorted(members & state.held):
+    for member in sorted(found.held):
         ask(turn, state.tasks[member], _reason(stop), stop)
     if stop.closes:
         refuse_parked(turn, stop_id)
@@ -109,15 +111,6 @@ def _asker(turn: Turn, event: events.StopAsked) -> tuple[TaskId, Attempt] | None
     return key if task is not None and task.attempt == key[1] else None
 
 
-def _members(turn: Turn, event: events.StopAsked) -> set[TaskId]:
-    state = turn.state
-    if event.task_id is not None:
-        return {event.task_id} & state.tasks.keys()
-    members = state.index.find(event.scope, state.tasks)
-    members |= state.unfinished(event.scope)
-    return members
-
-
 def _reason(stop: Stop) -> str:
     return stop.reason or f"shutdown_tasks({_target(stop)})"
 
@@ -125,23 +118,24 @@ def _reason(stop: Stop) -> str:
 def end_queued(turn: Turn, stop: Stop) -> None:
     """End a slice of the stop's queued tasks: they never ran. Those that wait for their slice are in no queue."""
     state = turn.state
-    if not has_queued(turn, stop):
-        return
-    # Some have ended by a slice of another stop. Those that the same stop was the first to mark go together.
-    members = [task_id for task_id in stop.todo[: -SLICE - 1 : -1] if task_id in state.tasks]
-    for stops, together in itertools.groupby(members, state.waited.__getitem__):
+    members: dict[frozenset[StopId], list[TaskId]] = {}
+    room = SLICE
+    for batch in sorted(state.marked.of(stop.id), key=Batch.first):
+        firsts = batch.lane.firsts(room)
+        members.setdefault(batch.stops, []).extend(firsts)
+        room -= len(firsts)
+        if not room:
+            break
+    for stops, together in members.items():
         first = state.stops[min(stops)]
-        never_queued(turn, list(together), first.at, _reason(first))
-    del stop.todo[-SLICE:]
+        never_queued(turn, together, first.at, _reason(first))
     if has_queued(turn, stop):
         turn.send(effects.Again(stop.id))
 
 
 def has_queued(turn: Turn, stop: Stop) -> bool:
     """Whether slices of it are still to come. Some of its queued tasks may have ended by those of others."""
-    while stop.todo and stop.todo[-1] not in turn.state.tasks:
-        stop.todo.pop()
-    return bool(stop.todo)
+    return any(turn.state.marked.of(stop.id))
 
 
 def on_continue(turn: Turn, event: events.Continue) -> None:
@@ -224,7 +218,7 @@ def join_covering(turn: Turn, task: Task) -> None:
         if stop is None:
             ask(turn, task, closure.reason or f"the scope [{closure.scope}] is closed", None)
             continue
-        if task.id not in stop.remaining:
+        if task.id not in stop.held:
             turn.emit(facts.StopJoined(stop.id, task.id))
         ask(turn, task, _reason(stop), stop)
 
@@ -233,7 +227,7 @@ def check(turn: Turn, stop_id: StopId) -> None:
     """Make the report if every task has evidence of its end and all spawns that came before have arrived."""
     state = turn.state
     stop = state.open_stops.get(stop_id)
-    if stop is None or stop.remaining:
+    if stop is None or stop.held or has_queued(turn, stop):
         return
     if not seen_all(state.sessions.get(stop.session), stop.last_spawn):
         return
@@ -262,15 +256,13 @@ def _end(turn: Turn, stop: Stop, *, timed_out: bool) -> None:
     turn.timers.clear(("stop", stop.id))
     turn.timers.clear(("word", stop.id))
     if turn.now.wall - stop.at > FIRST_WORD:
-        left = f", {len(stop.remaining)} are left" if timed_out else ""
+        left = f", {len(stop.held)} are left" if timed_out else ""
         turn.log(
             "INFO",
             f"stop {stop.id} of [{_target(stop)}] {'timed out' if timed_out else 'is complete'} after "
             f"{turn.now.wall - stop.at:.1f} s: {len(stop.rows)} tasks ended{left}",
         )
-    waiting = [
-        waiting_for(turn.state, turn.state.tasks[member]) for member in sorted(stop.remaining)
-    ]
+    waiting = [waiting_for(turn.state, turn.state.tasks[member]) for member in sorted(stop.held)]
     turn.emit(facts.StopEnded(stop.id, timed_out, max(turn.now.wall, stop.at), waiting))
     _answer(turn, stop)
 
@@ -364,7 +356,7 @@ def _tell_cycle(turn: Turn, stop: Stop) -> None:
     if stop.cycle_told:
         return
     state = turn.state
-    held = sorted(stop.remaining & state.held)  # who is queued waits for nobody
+    held = sorted(stop.held)  # who is queued waits for nobody
     cycle = first_cycle(state, (state.tasks[member] for member in held))
     if cycle:
         stop.cycle_told = True

@@ -3,6 +3,7 @@
 Handlers decide, `emit` facts (applied at once, so that the next decision sees them) and `send` effects.
 """
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from quiesce.registry import effects
@@ -88,17 +89,18 @@ class Turn:
         """One row of AnswerSpawns."""
         self._batch(effects.AnswerSpawns, session, answer)
 
-    def send_result(self, session: SessionId, row: ResultRow) -> None:
-        """One row of SendResults."""
-        self._batch(effects.SendResults, session, row)
+    def answer_spawns(self, session: SessionId, answers: Iterable[SpawnAnswer]) -> None:
+        """Some rows of AnswerSpawns."""
+        self._rows(effects.AnswerSpawns, session).extend(answers)
 
-    def send_results(self, session: SessionId, rows: list[ResultRow]) -> None:
+    def send_results(self, session: SessionId, rows: Collection[ResultRow]) -> None:
         """Some rows of SendResults."""
-        self._rows(effects.SendResults, session).extend(rows)
+        if rows:
+            self._rows(effects.SendResults, session).extend(rows)
 
-    def assign(self, worker: Incarnation, row: AssignRow) -> None:
-        """One row of AssignTasks."""
-        self._batch(effects.AssignTasks, worker, row)
+    def assign(self, worker: Incarnation, rows: Iterable[AssignRow]) -> None:
+        """Some rows of AssignTasks."""
+        self._rows(effects.AssignTasks, worker).extend(rows)
 
     def take_given_back(self, worker: Incarnation, row: tuple[int, int, int]) -> None:
         """One row of TakeGivenBack."""

@@ -139,8 +139,8 @@ def stops(state: State) -> list[StopRow]:
             str(stop.scope) if stop.task_id is None else f"task={stop.task_id}",
             stop.reason,
             stop.at,
-            len(stop.remaining),
-            [live_row(state, state.tasks[member]) for member in sorted(stop.remaining)[:NAMED]],
+            state.left_of(stop),
+            [live_row(state, state.tasks[member]) for member in state.first_left(stop, NAMED)],
         )
         for stop in state.open_stops.values()
     ]

@@ -88,7 +88,7 @@ def _others(state: State, task: Task) -> str:
     if ends:
         parts.append(f"the end{'s' * (len(ends) > 1)} of {_counted(ends, len(ends))}")
     for stop in stops:
-        left = len(stop.remaining)
+        left = state.left_of(stop)
         of_what = f"{left} task{'s' * (left != 1)}" if left else "spawns that came before it"
         parts.append(f"stop {stop.id} of [{target(stop)}]: {of_what}")
     return "; ".join(parts)
@@ -111,12 +111,11 @@ def target(stop: Stop) -> str:
 
 def still_waits(state: State, stop: Stop, wall: float) -> str:
     """What is left of a stop, a line for each of the first tasks."""
-    left = len(stop.remaining)
+    left = state.left_of(stop)
     what = f"{left} task{'s' * (left != 1)}" if left else "spawns that its caller sent before it"
     head = f"stop {stop.id} of [{target(stop)}] still waits for {what}"
     lines = [
-        f"  {_line(state, state.tasks[member], wall)}"
-        for member in heapq.nsmallest(NAMED, stop.remaining)
+        f"  {_line(state, state.tasks[member], wall)}" for member in state.first_left(stop, NAMED)
     ]
     if left > NAMED:
         lines.append(f"  and {left - NAMED} more")
@@ -148,28 +147,28 @@ def _line(state: State, task: Task, wall: float) -> str:
 
 def held_first(state: State, stop: Stop) -> list[TaskId]:
     """The first tasks that a stop waits for and a worker holds: those whose stacks are worth a look."""
-    return heapq.nsmallest(STACKS, stop.remaining & state.held)
+    return heapq.nsmallest(STACKS, stop.held)
 
 
 def holding(state: State, stop_id: StopId, closure: Closure) -> str:
     """What a closed scope waits for until it opens; "" for what only `reopen` opens."""
     stop = state.open_stops.get(stop_id)
     if stop is not None:
-        left = [state.tasks[member] for member in sorted(stop.remaining)]
-        if not left:
+        first = [state.tasks[member] for member in state.first_left(stop, NAMED)]
+        if not first:
             return "spawns that its caller sent before it"
-        return _with_reasons(state, left)
+        return _with_reasons(state, first, state.left_of(stop))
     if closure.holder == "block":
         return "the end of its stopped() block"
     left = [state.tasks[member] for member in closure.left if member in state.tasks]
-    return f"left behind: {_with_reasons(state, left)}" if left else ""
+    return f"left behind: {_with_reasons(state, left[:NAMED], len(left))}" if left else ""
 
 
-def _with_reasons(state: State, tasks: list[Task]) -> str:
-    count = f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
+def _with_reasons(state: State, first: list[Task], total: int) -> str:
+    count = f"{total} task{'s' * (total != 1)}"
     names = ", ".join(
         f"{task.id} {task.spawn.name!r} ({waiting_for(state, task) or task.state})"
-        for task in tasks[:NAMED]
+        for task in first
     )
-    more = f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else ""
+    more = f" and {total - NAMED} more" if total > NAMED else ""
     return f"{count}: {names}{more}"

@@ -37,15 +37,27 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a stop forgets its queued tasks",
-        "registry/apply_stops.py",
-        "    stop.todo = sorted(queued, reverse=True)\n",
-        "    stop.todo = []\n",
+        "registry/stopping.py",
+        "    return any(turn.state.marked.of(stop.id))\n",
+        "    return False\n",
     ),
     Mutant(
         "a slice is missing in the report",
         "registry/apply_slices.py",
         "            state.stops[stop_id].report(ended)\n",
-        "            state.stops[stop_id].remaining.difference_update([row.id for row in ended])\n",
+        "            state.stops[stop_id].held.difference_update([row.id for row in ended])\n",
+    ),
+    Mutant(
+        "a stop does not wait for what another has marked",
+        "registry/matching.py",
+        "        for batch in state.marked\n",
+        "        for batch in ()\n",
+    ),
+    Mutant(
+        "a stop of a timeline waits for what another has marked, and the other does no more",
+        "registry/marked.py",
+        "                self.add(batch.place, Lane(out), batch.stops | {stop_id})\n",
+        "                self.add(batch.place, Lane(out), frozenset({stop_id}))\n",
     ),
     Mutant(
         "a kept scope is reopened early",
@@ -62,8 +74,8 @@ MUTANTS: Final = (
     Mutant(
         "a stop is complete with tasks left",
         "registry/stopping.py",
-        "    if stop is None or stop.remaining:\n        return\n    if not seen_all",
-        "    if stop is None or len(stop.remaining) > 1:\n        return\n    if not seen_all",
+        "    if stop is None or stop.held or has_queued(turn, stop):\n        return\n    if not seen_all",
+        "    if stop is None or len(stop.held) > 1 or has_queued(turn, stop):\n        return\n    if not seen_all",
     ),
     Mutant(
         "a stop does not wait for the caller's spawns",
@@ -251,6 +263,24 @@ MUTANTS: Final = (
         "",
     ),
     Mutant(
+        "a task that was frozen ahead, and is joined, is written as it was",
+        "registry/ahead.py",
+        "(facts.TaskAssigned, facts.SpawnJoined)",
+        "(facts.TaskAssigned,)",
+    ),
+    Mutant(
+        "a task that was frozen ahead, and is assigned, is written as it was",
+        "registry/ahead.py",
+        "(facts.TaskAssigned, facts.SpawnJoined)",
+        "(facts.SpawnJoined,)",
+    ),
+    Mutant(
+        "a task that was frozen ahead, and has something parked behind it, is written as it was",
+        "registry/ahead.py",
+        "                self._rows.pop(TaskId(fact.holder), None)\n",
+        "                pass\n",
+    ),
+    Mutant(
         "the loop commits what a snapshot will hold already",
         "broker/journal_thread.py",
         "self._done != self._taken or self._cut_due or",
@@ -267,6 +297,43 @@ MUTANTS: Final = (
         "registry/scheduling.py",
         "            if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):\n",
         "            if not is_quick(worker, state.tasks[task_id]):\n",
+    ),
+    # --- many at once
+    Mutant(
+        "what waits in one's hand counts as calm",
+        "registry/scheduling.py",
+        "all_quick(state, worker, (*worker.tasks, *hand))",
+        "all_quick(state, worker, worker.tasks)",
+    ),
+    Mutant(
+        "many are assigned past a limit",
+        "registry/scheduling.py",
+        "    if alike is not None and not state.kind(alike[0]).is_limited:\n",
+        "    if alike is not None:\n",
+    ),
+    Mutant(
+        "an end that a stop waits for is one of many",
+        "registry/ending.py",
+        "        and task.ask is None\n",
+        "",
+    ),
+    Mutant(
+        "an end that is said twice counts twice",
+        "registry/attempts.py",
+        "        if task is None or task.id in plain:\n",
+        "        if task is None:\n",
+    ),
+    Mutant(
+        "many are registered in a closed scope",
+        "registry/spawning.py",
+        "    if row.unique_key is not None or _refusal(state, _largest(rows)):\n",
+        "    if row.unique_key is not None:\n",
+    ),
+    Mutant(
+        "a worker keeps in hand what has completed",
+        "registry/apply_alike.py",
+        "        state.held.difference_update(task_ids)\n",
+        "",
     ),
     Mutant(
         "closures are not synced",

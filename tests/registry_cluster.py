@@ -202,6 +202,7 @@ class Cluster:
             shutdown_order=("flush",),
             session_timeout=1e9,
             history=5,
+            alike=2,
         )
         self.truth = Truth()
         self.processes: list[Process] = []

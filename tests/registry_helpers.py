@@ -174,6 +174,7 @@ class Desk:
         copy = None
         if self.thorough:
             copy = Registry.thaw(self.registry.freeze(), **self.configuration)
+            assert self.registry.ahead.go_on()
         decided, caused = self.registry.handle(event, self.now)
         for fact in singly(decided):  # a slice leads to where the ends of single tasks do
             self.replayed.apply(fact)
@@ -185,6 +186,8 @@ class Desk:
             assert copy.freeze() == self.registry.freeze(), "a thawed copy went elsewhere"
             hash(copy.freeze())
             check(self.registry)
+            whole = self.registry.freeze(volatile=False, payloads=True)
+            assert self.registry.snapshot() == whole, "what was frozen ahead is no more so"
             self.compare_replay()
 
     def restart(

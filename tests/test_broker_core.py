@@ -3,15 +3,18 @@
 from collections import deque
 from typing import Any
 
+import pytest
+
 from quiesce.broker.core import Core
 from quiesce.broker.journal import MemoryJournal, Recovered
-from quiesce.broker.outgoing import PIECE
+from quiesce.broker.outgoing import LATER, MANY, PIECE, Outgoing
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
-from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client
-from quiesce.registry.effects import Effect
+from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client, to_worker
+from quiesce.registry.effects import AssignTasks, Effect, TakeEnds
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
+from quiesce.registry.ids import Incarnation
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from registry_helpers import session_id, spawn_row
 
@@ -135,6 +138,29 @@ def test_a_long_report_holds_nobody_up() -> None:
     assert [row.id for row in report.tasks] == list(range(1, many + 1))
 
 
+def test_a_snapshot_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds is frozen in slices, a turn each; and given up when the journal has no room for it any more."""
+    monkeypatch.setattr("quiesce.registry.ahead.SLICE", 2)
+    broker = Broker()
+    taken: list[Any] = []
+    monkeypatch.setattr(broker.journal, "wants_snapshot", lambda: True)
+    monkeypatch.setattr(broker.journal, "snapshot", taken.append)
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    common = spawn_row(1, tenant_id="x")
+    broker.core.hear("data", b"2", from_client.SpawnMany(0, common, [b""] * 4))
+    broker.turn(commit=True)
+    assert broker.core.busy
+    monkeypatch.setattr(broker.journal, "wants_snapshot", lambda: False)
+    broker.turn(commit=True)
+    assert not broker.core.registry.ahead.begun
+    monkeypatch.setattr(broker.journal, "wants_snapshot", lambda: True)
+    for _ in range(3):
+        assert not taken
+        broker.turn(commit=True)
+    assert taken == [broker.core.registry.freeze(volatile=False, payloads=True)]
+
+
 def test_a_slice_is_told_as_what_it_means_for_each_task() -> None:
     broker = Broker()
     broker.hello("control", b"1")
@@ -163,3 +189,26 @@ def test_a_slice_is_told_as_what_it_means_for_each_task() -> None:
     )
     (row,) = broker.core.queries.times()["stop"]["rows"]
     assert (row["kind"], sum(row["counts"])) == ("gc", 2)
+
+
+def test_acknowledgements_of_ends_wait_for_company() -> None:
+    """A task that goes to the worker meanwhile takes none along: that would be a message for each."""
+    peers = RecordingPeers()
+    peers.is_worker(peers.introduce(("worker", (b"s", 1)), "data", b"1"), 7)
+    worker = Incarnation(7)
+    outgoing = Outgoing(peers, payload_limit=1, patience=LATER)
+
+    def leaves(*effects: Effect, tick: float) -> list[Any]:
+        for effect in effects:
+            outgoing.carry_out(effect)
+        outgoing.flush(tick)
+        sent, peers.sent = peers.sent, []
+        return [message for _, _, message in sent]
+
+    assert leaves(TakeEnds(worker, [(1, 1)]), tick=1.0) == []
+    (assigned,) = leaves(AssignTasks(worker, []), TakeEnds(worker, [(2, 1)]), tick=1.0 + LATER / 2)
+    assert type(assigned) is to_worker.Assign
+    assert outgoing.later_at == 1.0 + LATER
+    assert leaves(tick=1.0 + LATER) == [to_worker.EndedTaken([(1, 1), (2, 1)])]
+    many = [(task, 1) for task in range(MANY)]
+    assert leaves(TakeEnds(worker, many), tick=2.0) == [to_worker.EndedTaken(many)]

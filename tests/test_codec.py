@@ -16,14 +16,15 @@ from quiesce.protocol import (
     from_client,
     from_supervisor,
     from_worker,
+    runs,
     to_client,
     to_supervisor,
     to_worker,
 )
 from quiesce.protocol.frames import INLINE_LIMIT, Frame, as_payload, payload_bytes
 from quiesce.protocol.runs import PackedRows
-from quiesce.registry.ids import Attempt, TaskId
-from quiesce.registry.rows import ResultRow, SpawnRow, StoppedRow
+from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
+from quiesce.registry.rows import AssignRow, ResultRow, SpawnRow, StoppedRow
 
 EVERYTHING = tuple(codec.CODES)
 decoder = codec.Decoder(EVERYTHING)
@@ -605,6 +606,37 @@ def test_all_rows_come_out_however_many_are_alike(rows: list[ResultRow]) -> None
     assert all(type(row) is ResultRow for row in found)
 
 
+ASSIGNED = st.sampled_from(
+    [
+        (1, "gc", "n", None, "x", False, 1.5, b"f", b"a"),
+        (1, "gc", "n", "T", None, True, 2.5, b"", b""),
+    ]
+)
+
+
+@given(
+    st.lists(
+        st.builds(lambda one, two, rest: AssignRow(one, two, *rest), INTEGERS, INTEGERS, ASSIGNED)
+    )
+)
+def test_rows_may_differ_by_two_numbers(rows: list[AssignRow]) -> None:
+    epoch, found = decoder.decode(codec.encode(to_worker.Assign(7, rows)))
+    assert (epoch, found) == (7, rows)
+    assert all(type(row) is AssignRow for row in found)
+
+
+def test_a_message_makes_only_so_many_spawns() -> None:
+    row = SpawnRow(
+        SpawnNumber(1), "r", "k", None, None, "n", False, 0, "never", None, None, None, b"", b""
+    )
+    code = codec.CODES[from_client.Spawn]
+    most = runs.MOST[SpawnRow]
+    (_, found) = decoder.decode([msgpack.packb([code, 0, [[row, *range(2, most)]]])])
+    assert len(found) == most - 1
+    with pytest.raises(ProtocolError, match="at most 10000 rows"):
+        decoder.decode([msgpack.packb([code, 0, [[row, *range(2, most)], [row, *range(9)]]])])
+
+
 def test_a_run_costs_a_number_for_each_row() -> None:
     end = (Attempt(1), "cancelled", "NEVER_RAN", None, "t" * 99, b"")
     rows = [ResultRow(TaskId(n), *end) for n in range(100)]
@@ -643,7 +675,7 @@ def test_a_row_that_cannot_travel_is_said_when_its_report_is_sent() -> None:
 @pytest.mark.parametrize(
     ("items", "expected"),
     [
-        ([7], r"Ended.rows\[0\]: expected an array, got 7"),
+        ([7], r"Ended.rows\[0\]: expected an array, a ResultRow, got 7"),
         ([[]], r"Ended.rows\[0\]: expected 7 fields, got 0"),
         ([[[1]]], r"Ended.rows\[0\]: expected 7 fields, got 1"),
         ([[[1, 1, "", "", None, "", b""], "2"]], r"rows\[0\]: expected integers"),
@@ -657,3 +689,9 @@ def test_a_row_that_cannot_travel_is_said_when_its_report_is_sent() -> None:
 def test_what_is_no_run(items: list[Any], expected: str) -> None:
     with pytest.raises(ProtocolError, match=expected):
         decoder.decode([msgpack.packb([codec.CODES[to_client.Ended], items])])
+
+
+def test_a_run_has_all_numbers_of_each_row() -> None:
+    code = codec.CODES[to_client.SpawnAnswers]
+    with pytest.raises(ProtocolError, match="2 integers for each row"):
+        decoder.decode([msgpack.packb([code, [[[1, 1, None, ""], 2, 2, 3]]])])

@@ -1,5 +1,6 @@
 """Facts and frozen registries to bytes and back."""
 
+import sys
 from collections.abc import Sized
 from typing import Any, NamedTuple, get_args
 
@@ -121,6 +122,17 @@ def test_long_tuples_are_taken_apart_at_any_depth() -> None:
     pieces = list(at.packer.frozen(frozen))
     assert max(map(len, pieces)) < 50
     assert at.reader.frozen(FORMAT, [b"".join(pieces)]) == frozen
+
+
+def test_what_is_packed_is_let_go() -> None:
+    """One after the other: to free all of a large registry at once would hold up whoever needs the interpreter."""
+    rows = [(number, "row") for number in range(1000)]
+    before = sys.getrefcount(rows[0])
+    pieces = Blobs().packer.frozen((tuple(rows), 1))
+    for _ in range(500):
+        next(pieces)
+    packed, to_come = sys.getrefcount(rows[0]), sys.getrefcount(rows[-1])
+    assert packed == before < to_come
 
 
 def test_a_piece_that_is_missing_is_noticed() -> None:

@@ -48,6 +48,12 @@ def test_a_call_of_a_function_that_it_does_not_know_is_not(desk: Desk) -> None:
     assert len(desk.assigned(worker)) == 2
 
 
+def test_behind_one_that_is_handed_over_now_nothing_waits(desk: Desk) -> None:
+    worker = quick(desk)
+    desk.spawn({"runtime": "solo", "function": b"another"}, *({"runtime": "solo"},) * 5)
+    assert len(desk.assigned(worker)) == 1
+
+
 def test_behind_one_nothing_waits(desk: Desk) -> None:
     worker = quick(desk)
     first = desk.spawn({"runtime": "solo", "function": b"another"})

@@ -60,6 +60,9 @@ def test_answers_are_kept_until_the_client_has_them(desk: Desk) -> None:
     desk.expect_nothing()
     desk.spawn(spawn_row(2), spawn_row(3))
     assert desk.answers() == [answer(3, 3)]
+    desk.say(events.SpawnsAsked(A, [spawn_row(4)], False, 3))
+    desk.expect_facts(facts.TaskRegistered, facts.AnswersForgotten(A, 3))
+    assert desk.answers() == [answer(4, 4)]
 
 
 def test_a_result_is_sent_at_once_and_again_until_it_is_taken(desk: Desk) -> None:
@@ -203,11 +206,16 @@ def test_a_session_that_was_welcomed_before_is_never_opened_anew(desk: Desk) -> 
         desk.expect_facts()
 
 
-def test_a_session_whose_spawns_the_journal_has_lost_is_over(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    "event", [events.SessionHeard(A, 5), events.SpawnsAsked(A, [spawn_row(6)], False, 5)]
+)
+def test_a_session_whose_spawns_the_journal_has_lost_is_over(
+    desk: Desk, event: events.Event
+) -> None:
     """Asked to send them again it could not: it has their answers. It would be asked for ever."""
     desk.spawn({}, {})
     stop = desk.stop(last_spawn=7)
-    desk.say(events.SessionHeard(A, 5))
+    desk.say(event)
     desk.expect_facts(facts.SessionClosed(A), facts.StopEnded)
     desk.expect(effects.Log, effects.WantHello(A))
     assert stop not in desk.registry.state.stops

@@ -3,7 +3,10 @@
 import pytest
 
 from quiesce.registry import effects, events, facts
-from quiesce.registry.ids import Incarnation, RequestNumber, TaskId
+from quiesce.registry.ids import Attempt, Incarnation, RequestNumber, TaskId
+from quiesce.registry.machine import Registry
+from quiesce.registry.moving import RegistryFault
+from quiesce.registry.records import Task
 from registry_helpers import GRACE, WALL, Desk, fact_types, session_id, spawn_row, supervisor_id
 
 X = {"tenant_id": "x"}
@@ -223,6 +226,69 @@ def test_a_stop_whose_time_is_over_lets_its_slices_end(sliced: Desk) -> None:
     sliced.wait(0.1)
     assert [row.id for row in sliced.report().report.remaining] == [1]
     assert [row[0] for row in sliced.ends()] == [2, 3, 4, 5, 6]
+
+
+def test_the_fact_of_a_stop_names_only_what_workers_hold(sliced: Desk) -> None:
+    """However many are queued: which these are follows from the state."""
+    sliced.stop(runtime="solo")
+    opened = sliced.one(facts.StopOpened)
+    assert (opened.members, opened.queued) == ([1], 5)
+
+
+@pytest.mark.parametrize("stops", [{"runtime": "solo"}, X, {**X, "timeline_id": "l"}])
+def test_an_older_journal_names_all_that_a_stop_matched(
+    sliced: Desk, stops: dict[str, str]
+) -> None:
+    sliced.spawn({**X, "timeline_id": "l", "runtime": "solo"})
+    before = sliced.registry.freeze(volatile=False)
+    live: list[int] = list(sliced.registry.state.tasks)
+    sliced.stop(**stops)
+    opened = sliced.one(facts.StopOpened)
+    now, then = (Registry.thaw(before, **sliced.configuration) for _ in range(2))
+    now.apply(opened)
+    scope = opened.scope
+    matched = [
+        task_id for task_id in live if scope.matches(*_labels(then.state.tasks[TaskId(task_id)]))
+    ]
+    assert len(matched) == len(opened.members) + (opened.queued or 0)
+    then.apply(opened._replace(members=matched, queued=None))
+    assert then.freeze(volatile=False) == now.freeze(volatile=False)
+
+
+def _labels(task: Task) -> tuple[str, str | None, str | None, str]:
+    return task.spawn.kind, task.tenant_id, task.timeline_id, task.spawn.runtime
+
+
+def test_a_stop_that_matches_something_else_when_it_is_replayed_is_a_fault(sliced: Desk) -> None:
+    sliced.stop(**X)
+    opened = sliced.one(facts.StopOpened)
+    other = Registry.thaw(sliced.registry.freeze(), **sliced.configuration)
+    with pytest.raises(RegistryFault, match="stop 1 matched 4 queued tasks, and now matches 2"):
+        other.apply(opened)
+
+
+def test_a_stop_of_a_timeline_takes_its_tasks_out_of_a_lane_and_out_of_a_stop(
+    sliced: Desk,
+) -> None:
+    sliced.spawn(*[{**Y, "timeline_id": "l", "runtime": "solo"}] * 2)
+    sliced.stop(**Y, timeline_id="l")
+    assert [row[0] for row in sliced.ends()] == [7, 8]
+    sliced.spawn(*[{**Y, "timeline_id": "l", "runtime": "solo"}] * 3)
+    sliced.stop(**Y)
+    sliced.stop("B", **Y, timeline_id="l")
+    assert sliced.one(facts.StopOpened).queued == 2  # a slice of the other stop has ended one
+    assert [(each.session, len(each.report.tasks)) for each in sliced.take(effects.AnswerStop)] == [
+        (session_id("A"), 4),
+        (session_id("B"), 2),
+    ]
+
+
+def test_who_has_not_begun_has_called_nothing(sliced: Desk) -> None:
+    """Whoever says so: it is stopped like the others."""
+    sliced.stop(**X, caller=(TaskId(2), Attempt(1)))
+    sliced.go_on()
+    assert [row[0] for row in sliced.ends()] == [2, 3, 4, 5]
+    assert sliced.report().report.caller == []
 
 
 # --- overlapping stops ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The loop commits what is small by itself; and a disk that stalls holds up neither leases nor requests to stop."""
 
 import contextlib
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +37,17 @@ def test_what_is_small_is_committed_at_once(journal: DiskJournal) -> None:
     journal.append([], [effect(2)])
     assert numbers(journal.committed()) == [1, 2]
     assert journal.committed() == []
+
+
+def test_who_commits_by_itself_is_not_woken(journal: DiskJournal) -> None:
+    journal.append([begun(1)], [effect(1)])
+    assert numbers(journal.committed()) == [1]
+    assert select.select([journal.fileno()], [], [], 0)[0] == []
+    journal.append([SYNCED], [effect(2)])
+    assert journal.committed() == []
+    assert select.select([journal.fileno()], [], [], 20)[0] == [journal.fileno()]
+    assert numbers(take(journal, 1)) == [2]
+    assert select.select([journal.fileno()], [], [], 0)[0] == []
 
 
 def test_whatever_commits_them_effects_keep_their_order(
@@ -75,6 +87,34 @@ def test_while_the_thread_writes_the_loop_does_not(
     assert journal.committed() == []
     go_on.set()
     assert numbers(take(journal, 2)) == [1, 2]
+
+
+def test_while_the_thread_syncs_a_long_log_the_loop_commits(
+    journal: DiskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is synced before the log is moved into its file holds nobody up then."""
+    entered, go_on, moved = threading.Event(), threading.Event(), threading.Event()
+    sync_log, checkpoint = journal._store.sync_log, journal._store._checkpoint
+
+    def slow() -> None:
+        entered.set()
+        assert go_on.wait(20)
+        sync_log()
+
+    def move(how: str) -> None:
+        checkpoint(how)
+        moved.set()
+
+    monkeypatch.setattr(journal._store, "sync_log", slow)
+    monkeypatch.setattr(journal._store, "_checkpoint", move)
+    monkeypatch.setattr(journal._store, "_logged", 2**30)
+    for number in range(5):
+        journal.append([begun(number)], [effect(number)])
+        assert numbers(journal.committed()) == [number]
+        assert entered.wait(20)
+    assert not moved.is_set()
+    go_on.set()
+    assert moved.wait(20)
 
 
 @pytest.mark.parametrize("pending", [True, False])

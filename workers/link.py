@@ -30,12 +30,18 @@ class Link:
     """Owned by one thread; only `outbox.append` is for all. Wake the owner after that."""
 
     def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, decoder: Decoder
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        endpoint: str,
+        decoder: Decoder,
+        io_thread: int = 0,
     ) -> None:
+        """Connect. `io_thread`: which of the context's moves the frames, see `wire`; 0 for any."""
         self._decoder = decoder
         #: What waits to be sent, oldest first.
         self.outbox: deque[Any] = deque()
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.AFFINITY, io_thread)
         self.socket.linger = 0
         self.socket.set_hwm(10_000)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT)

@@ -22,7 +22,7 @@ import setproctitle
 import zmq
 
 from quiesce.context import TaskContext, set_client_factory
-from quiesce.protocol import to_worker
+from quiesce.protocol import to_worker, wire
 from quiesce.protocol.codec import Decoder
 from quiesce.protocol.frames import as_payload
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
@@ -156,14 +156,14 @@ class Worker:
         set_client_factory(self._client.get)
 
         decoder = Decoder(to_worker.MESSAGES)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._data = Link(self._context, settings.data, decoder)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=wire.IO_THREADS)
+        self._data = Link(self._context, settings.data, decoder, wire.DATA_IO)
         #: With one slot that link is lent while the main thread runs a body.
         self.lending = Lending(self._data)
         #: The function of the last body, if that was quick: then the next call of it is expected to be, too.
         self._quick: object = None
         self._wake = kernel.Wake()
-        self._control_link = Link(self._context, settings.control, decoder)
+        self._control_link = Link(self._context, settings.control, decoder, wire.CONTROL_IO)
         self._control = ControlThread(self, self._control_link, self._data)
         signal.signal(signal.SIGTERM, self._on_terminate)
 

@@ -239,6 +239,7 @@ class BrokerMachine:
             "payload_limit": self._settings.payload_limit,
             "lease": scenario.lease,
             "lease_bound": scenario.lease_bound,
+            "alike": scenario.alike,
         }
         self._shell: Shell | None = None
         self.memo = Memo()

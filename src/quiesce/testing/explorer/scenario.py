@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from quiesce.registry.scope import Scope
+from quiesce.registry.state import ALIKE
 
 #: (kind, tenant, timeline, runtime).
 Labels = tuple[str, str | None, str | None, str]
@@ -111,7 +112,7 @@ class Scenario:
     which is which. `eager`: what the broker sends to clients is there at once; None: once no more faults can
     come. `late_notice`: workers and supervisors may go on sending for a while on a connection that has broken;
     the next one gets it. `quick`: new workers count as quick, so that they are handed more than they have slots
-    for, and may give it back at any moment.
+    for, and may give it back at any moment. `alike`: so many tasks of which the same is said make one fact.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Scenario:
     eager: bool | None = None
     late_notice: bool = False
     quick: bool = False
+    alike: int = ALIKE
     lease: float = 80_000.0
     lease_bound: float = 90_000.0
     spawns: tuple[Spawn, ...] = field(init=False)

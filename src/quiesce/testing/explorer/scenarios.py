@@ -50,6 +50,7 @@ _ALL: Final = (
         faults=Faults(total=1, breaks=1, hasty=1, workers=1),
         slots=1,
         quick=True,
+        alike=1,
         eager=True,
     ),
     Scenario(

@@ -210,10 +210,11 @@ class Judge:
         if truth is not None and truth.running is not None and not truth.smudged:
             self.fail(f"{truth.running} runs in {truth.running.worker}, and has ended: {fact}")
 
-    def _never_ran(self, fact: facts.TasksNeverRan) -> None:
+    def _many(self, fact: Fact) -> None:
         for each in facts.singly([fact]):
-            if type(each) is facts.TaskEnded:
-                self._ended(each)
+            handler = _FACTS.get(type(each))
+            if handler is not None:
+                handler(self, each)
 
     def _opened(self, fact: facts.StopOpened) -> None:
         stop = StopTruth(fact, self.number)
@@ -247,7 +248,7 @@ class Judge:
     def lost(self, rows: list[list[Fact]]) -> None:
         """These were committed, and the disk has lost them as it may: of all they speak of little is promised."""
         for row in rows:
-            for fact in row:
+            for fact in facts.singly(row):
                 self.lossy = True
                 task_id = getattr(fact, "task_id", None)
                 if type(fact) is facts.TaskRegistered:
@@ -256,7 +257,7 @@ class Judge:
                         self._is_lost(truth)
                 elif task_id is not None and task_id in self.tasks:
                     self.tasks[task_id].smudged = True
-                elif isinstance(fact, (facts.ResultsForgotten, facts.TasksNeverRan)):
+                elif isinstance(fact, facts.ResultsForgotten):
                     for each in fact.task_ids:
                         if each in self.tasks:
                             self.tasks[each].smudged = True
@@ -433,10 +434,12 @@ class Judge:
 
 _FACTS: Final[dict[type, Any]] = {
     facts.TaskRegistered: Judge._registered,
+    facts.TasksRegistered: Judge._many,
     facts.TaskAssociated: Judge._associated,
     facts.TaskRequeued: Judge._requeued,
     facts.TaskEnded: Judge._ended,
-    facts.TasksNeverRan: Judge._never_ran,
+    facts.TasksCompleted: Judge._many,
+    facts.TasksNeverRan: Judge._many,
     facts.StopOpened: Judge._opened,
     facts.StopEnded: Judge._stop_ended,
     facts.ScopesReopened: Judge._reopened,

@@ -1,0 +1,94 @@
+"""Applying what is said of many tasks at once: what `apply` does for each of them, as `facts.singly` has it."""
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Final
+
+from quiesce.registry import facts
+from quiesce.registry.ended import EndedTask
+from quiesce.registry.ids import AssignNumber, Incarnation, SessionId, SpawnNumber, TaskId
+from quiesce.registry.moving import count, leave_sessions, move
+from quiesce.registry.records import Task
+from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow
+from quiesce.registry.state import State
+from quiesce.registry.states import Evidence, Outcome, State as TaskState
+
+_COMPLETED: Final = str(Outcome.COMPLETED)
+_RETURNED: Final = str(Evidence.RETURNED)
+_new: Final = tuple.__new__
+
+
+def tasks_registered(state: State, fact: facts.TasksRegistered) -> None:
+    """Tasks that are alike share one row; its number is that of the first."""
+    row, session = fact.row, state.sessions[SessionId(fact.session)]
+    task_ids: Sequence[TaskId] = range(fact.first, fact.last + 1)  # type: ignore[assignment]  # of ids
+    many = len(task_ids)
+    spawns: Iterable[SpawnRow] = repeat(row)
+    if fact.arguments:
+        spawns = [_new(SpawnRow, (*row[:-1], each)) for each in fact.arguments]
+    tasks, at, watchers = state.tasks, fact.at, session.alone
+    for task_id, spawn in zip(task_ids, spawns, strict=False):
+        task = tasks[task_id] = Task(task_id, spawn, at)
+        task.watchers = watchers
+    state.last_task_id = TaskId(fact.last)
+    state.spawned_total += many
+    count(state.live_total, (row.runtime, row.kind), many)
+    state.index.add_many(task_ids, row.kind, row.tenant_id, row.timeline_id, row.runtime)
+    state.queues[row.runtime].push_many(task_ids, row.tenant_id, row.kind)
+    numbers = range(fact.number, fact.number + many)
+    fields = zip(numbers, task_ids, repeat(None), repeat(""), strict=False)
+    session.answers.update(zip(numbers, map(_new, repeat(SpawnAnswer), fields), strict=False))
+    session.spawned = max(session.spawned, SpawnNumber(numbers[-1]))
+
+
+def tasks_assigned(state: State, fact: facts.TasksAssigned) -> None:
+    incarnation = Incarnation(fact.worker)
+    worker = state.workers[incarnation]
+    task_ids = list(map(TaskId, fact.task_ids))
+    for number, task_id in enumerate(task_ids, fact.number):
+        task = state.tasks[task_id]
+        move(task, TaskState.ASSIGNED)
+        task.worker = incarnation
+        task.assign_number = AssignNumber(number)
+    worker.last_assign = task.assign_number
+    worker.tasks.update(dict.fromkeys(task_ids))
+    state.held.update(task_ids)
+    tenant, kind = task.tenant_id, task.spawn.kind
+    state.queues[task.spawn.runtime].take_many(task_ids, tenant, kind)
+    count(state.held_kind, kind, len(task_ids))
+    count(state.held_tenant, (kind, tenant), len(task_ids))
+
+
+def tasks_completed(state: State, fact: facts.TasksCompleted) -> None:
+    worker = state.workers[Incarnation(fact.worker)]
+    alike: dict[tuple[str, str | None, str | None, str], list[TaskId]] = {}
+    tasks, held = state.tasks, worker.tasks
+    history, ended_now = state.history, state.ended_now
+    host, pid = worker.host, worker.pid
+    rows = zip(map(TaskId, fact.task_ids), fact.started_at, fact.at, fact.results, strict=True)
+    for task_id, started_at, at, result in rows:
+        task = tasks.pop(task_id)
+        move(task, TaskState.ENDED)
+        del held[task_id]
+        spawn = task.spawn
+        labels = (spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
+        if labels in alike:
+            alike[labels].append(task_id)
+        else:
+            alike[labels] = [task_id]
+        fields = (task_id, task.attempt, _COMPLETED, _RETURNED, None, "", result)
+        leave_sessions(state, task, _new(ResultRow, fields))
+        history[task_id] = ended_now[task_id] = EndedTask(
+            task, _COMPLETED, _RETURNED, None, started_at, at, host, pid
+        )
+    for labels, task_ids in alike.items():
+        kind, tenant, _, runtime = labels
+        state.held.difference_update(task_ids)
+        state.index.remove_many(task_ids, *labels)
+        many = len(task_ids)
+        count(state.held_kind, kind, -many)
+        count(state.held_tenant, (kind, tenant), -many)
+        count(state.live_total, (runtime, kind), -many)
+        count(state.ended_total, (runtime, kind, _COMPLETED), many)
+    while len(history) > state.history_limit:
+        history.popitem(last=False)
