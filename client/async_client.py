@@ -167,19 +167,19 @@ class AsyncClient(BaseClient):
         """As `Client.spawn`: returns without waiting for the broker's answer."""
         checked(progress)
         record = self._spawn(
+            args,
+            kwargs,
             runtime,
             kind,
             fn,
-            args,
-            kwargs,
-            tenant_id=tenant_id,
-            timeline_id=timeline_id,
-            name=name,
-            shutdown_process_on_error=shutdown_process_on_error,
-            retries=retries,
-            restart=restart,
-            timeout=timeout,
-            unique_key=unique_key,
+            tenant_id,
+            timeline_id,
+            name,
+            shutdown_process_on_error,
+            retries,
+            restart,
+            timeout,
+            unique_key,
         )
         if progress:
             follow(self, [record], progress)
@@ -285,19 +285,19 @@ class AsyncClient(BaseClient):
         """As `Client.spawn_many`: all or none, in the same order."""
         checked(progress)
         records = self._spawn_many(
+            iterable_of_args,
+            kwargs,
             runtime,
             kind,
             fn,
-            iterable_of_args,
-            kwargs,
-            tenant_id=tenant_id,
-            timeline_id=timeline_id,
-            name=name,
-            shutdown_process_on_error=shutdown_process_on_error,
-            retries=retries,
-            restart=restart,
-            timeout=timeout,
-            unique_key=unique_key,
+            tenant_id,
+            timeline_id,
+            name,
+            shutdown_process_on_error,
+            retries,
+            restart,
+            timeout,
+            unique_key,
         )
         if progress:
             follow(self, records, progress)

@@ -52,9 +52,11 @@ class AsyncTaskHandle(BaseHandle[T_co]):
         return _Id(self)
 
     async def _wait_id(self) -> TaskId:
-        record = self._record
-        if not await self._client._wait(record.answered, self._client.timeout):
-            raise self._client._unavailable(f"the spawn of {record.name}")
+        record, client = self._record, self._client
+        if not record.answered and not await client._wait(
+            client._driver.answer(record), client.timeout
+        ):
+            raise client._unavailable(f"the spawn of {record.name}")
         return spawned_id(record)
 
     async def status(self) -> TaskInfo:

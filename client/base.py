@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,6 +14,7 @@ from quiesce.context import current_context
 from quiesce.errors import BrokerUnavailableError, ConfigurationError, QuiesceError
 from quiesce.protocol.addresses import endpoints, refuse_unsafe, resolve
 from quiesce.protocol.frames import Payload
+from quiesce.registry.rows import SpawnRow
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class BaseClient:
         limit = checks.seconds("timeout", timeout, positive=True)
         #: Seconds that bound each wait for the broker's answer.
         self.timeout: float = math.inf if limit is None else limit
+        self._rows = checks.Rows()
         #: Where the broker is.
         self.address: str = resolve(address)
         refuse_unsafe(self.address)
@@ -58,42 +60,34 @@ class BaseClient:
     # --- spawning ------------------------------------------------------------------------------
 
     def _spawn(
-        self,
-        runtime: str,
-        kind: str,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any] | None,
-        **options: Any,
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, *asked: Any
     ) -> SpawnRecord:
+        """`asked`: the arguments of `checks.spawn_row`."""
         arguments = checks.packed_arguments(args, kwargs)
-        row = checks.spawn_row(runtime, kind, fn, arguments=arguments, **options)
-        record = SpawnRecord(row.name, row.parent)
+        row = self._rows.get(asked)
+        if arguments:
+            row = SpawnRow(*row[:-1], arguments)
+        record = SpawnRecord(row, row)
         trouble = checks.too_large(row, arguments, self._driver.payload_limit)
         if trouble is None:
-            self._driver.spawn(row, record)
+            self._driver.spawn(record)
         else:  # never handed over, so it takes no number
             self._driver.refuse([record], ("PayloadTooLargeError", trouble))
         return record
 
     def _spawn_many(
-        self,
-        runtime: str,
-        kind: str,
-        fn: Callable[..., Any],
-        items: Iterable[Any],
-        kwargs: Mapping[str, Any] | None,
-        **options: Any,
+        self, items: Iterable[Any], kwargs: Mapping[str, Any] | None, *asked: Any
     ) -> list[SpawnRecord]:
+        """The same for several."""
         arguments: list[Payload] = [
             checks.packed_arguments(item if isinstance(item, tuple) else (item,), kwargs)
             for item in items
         ]
-        row = checks.spawn_row(runtime, kind, fn, arguments=b"", **options)
+        row = self._rows.get(asked)
         if not arguments:
             return []
         look = Look()
-        records = [SpawnRecord(row.name, row.parent, look) for _ in arguments]
+        records = [SpawnRecord(row, None, look) for _ in arguments]
         trouble = checks.batch_too_large(row, arguments, self._driver.payload_limit)
         if trouble is None:
             self._driver.spawn_many(row, arguments, records)

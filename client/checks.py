@@ -3,10 +3,11 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any, Final
 
 from quiesce.context import current_context
-from quiesce.protocol.callables import pack_arguments, pack_function
+from quiesce.protocol.callables import Reference, pack_arguments, pack_function, reference_to
 from quiesce.protocol.codec import MAX_BYTES
 from quiesce.protocol.frames import Payload, as_payload
 from quiesce.protocol.from_client import ScopeFields
@@ -18,6 +19,8 @@ RESTARTS: Final = ("never", "on-failure", "always")
 _MESSAGE_LIMIT: Final = MAX_BYTES - 1024 * 1024
 #: Bytes around each payload on the wire, at most.
 _ROOM: Final = 8
+#: So many functions are known at a time.
+_ROWS: Final = 256
 
 
 def text(what: str, value: object, *, optional: bool = True) -> None:
@@ -66,6 +69,10 @@ def task_id(value: object) -> int:
     return value
 
 
+#: What is said of spawns that are asked for alike: the arguments of `spawn_row`.
+Asked = tuple[Any, ...]
+
+
 def caller() -> tuple[TaskId, Attempt] | None:
     """The attempt that the calling code belongs to."""
     task = current_context()
@@ -84,8 +91,6 @@ def spawn_row(
     runtime: str,
     kind: str,
     fn: Callable[..., Any],
-    *,
-    arguments: Payload,
     tenant_id: str | None,
     timeline_id: str | None,
     name: str | None,
@@ -95,7 +100,7 @@ def spawn_row(
     timeout: float | None,
     unique_key: str | None,
 ) -> SpawnRow:
-    """The row of a spawn, without its number. TypeError and ValueError say what is wrong with it."""
+    """The row of a spawn, without number and arguments. TypeError and ValueError say what is wrong with it."""
     text("runtime", runtime, optional=False)
     text("kind", kind, optional=False)
     if not callable(fn):
@@ -130,8 +135,35 @@ def spawn_row(
         unique_key,
         caller(),
         as_payload(pack_function(fn)),
-        arguments,
+        b"",
     )
+
+
+class Rows:
+    """What `spawn_row` gives, for one client; kept for functions that are importable, as long as they stay so."""
+
+    def __init__(self) -> None:
+        #: By the identity of the function. Any thread reads and writes it, each time in one step.
+        self._known: dict[int, tuple[Asked, Reference, SpawnRow]] = {}
+
+    def get(self, asked: Asked) -> SpawnRow:
+        """See `spawn_row`."""
+        fn = asked[2]
+        known = self._known.get(id(fn))
+        if known is None or not all(map(is_, known[0], asked)) or not known[1].leads_to(fn):
+            return self._make(asked)
+        row = known[2]
+        parent = caller()
+        return row if parent is None else row._replace(parent=parent)
+
+    def _make(self, asked: Asked) -> SpawnRow:
+        row = spawn_row(*asked)
+        reference = reference_to(asked[2])
+        if reference is not None:
+            if len(self._known) >= _ROWS:
+                self._known.clear()
+            self._known[id(asked[2])] = (asked, reference, row._replace(parent=None))
+        return row
 
 
 def packed_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Payload:

@@ -56,6 +56,8 @@ class Connection:
         self._endpoints = {CONTROL: endpoints.control, DATA: endpoints.data}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._wake_fd = wake_fd
+        #: What had something to say when it was last looked.
+        self._ready: list[Any] = []
         self._open()
 
     def _open(self) -> None:
@@ -72,6 +74,7 @@ class Connection:
     def reopen(self) -> None:
         """Both sockets anew: nothing of the old ones will be read or sent."""
         self._close_channels(0)
+        self._ready = []
         self._open()
 
     def close(self, linger: int) -> None:
@@ -87,14 +90,15 @@ class Connection:
 
     def poll(self, timeout: float) -> None:
         """Sleep until something is to be done here, at most `timeout` seconds."""
-        self._poller.poll(max(0, int(timeout * 1000) + 1) if timeout > 0 else 0)
+        ready = self._poller.poll(int(timeout * 1000) + 1 if timeout > 0 else 0)
+        self._ready = [thing for thing, _ in ready]
 
     def changes(self) -> list[tuple[str, bool]]:
-        """Which channels have been connected (True) or disconnected since the last look, in order."""
-        found = []
+        """Which channels had been connected (True) or disconnected when `poll` returned, in order."""
+        found: list[tuple[str, bool]] = []
         for name, channel in self._channels.items():
             monitor = channel.monitor
-            while wire.is_readable(monitor):
+            while monitor in self._ready and wire.is_readable(monitor):
                 kind, _ = wire.read_event(monitor)
                 # What was handed over for the old connection is to be said anew on the next.
                 channel.outbox.clear()
@@ -103,9 +107,11 @@ class Connection:
         return found
 
     def receive(self, name: str, limit: int) -> list[list[bytes]]:
-        """The messages that have arrived on this channel, at most `limit`."""
+        """The messages that had arrived on this channel when `poll` returned, and some since, at most `limit`."""
         socket = self._channels[name].socket
         found: list[list[bytes]] = []
+        if socket not in self._ready:
+            return found
         while len(found) < limit and wire.is_readable(socket):
             found.append(wire.receive_frames(socket))
         return found

@@ -70,6 +70,8 @@ _TURN: Final = 1024
 _LAST_WORDS: Final = 1.0
 #: Milliseconds for the Goodbye to leave.
 _LINGER: Final = 250
+#: What becomes of spawns. One message tells of many, and of nothing else.
+_NEWS: Final = (Answered, TaskEnded)
 
 _UNAVAILABLE: Final = "BrokerUnavailableError"
 _CLOSED_REQUEST: Final = (_UNAVAILABLE, "the client was closed before the broker had answered")
@@ -118,13 +120,15 @@ class Driver:
 
     # --- from any thread ---------------------------------------------------------------------
 
-    def spawn(self, row: SpawnRow, record: SpawnRecord) -> None:
+    def spawn(self, record: SpawnRecord) -> None:
         """Hand over one spawn. It is in the order of all spawns and requests of this client."""
-        self._mail.check_process()
+        mail = self._mail
+        mail.check_process()
         with self.lock:
-            self._mail.check_open()
-            self._ledger.expect(record.parent, 1)
-            self._mail.put(mailbox.Spawn(row, record))
+            mail.check_open()
+            if record.parent is not None:
+                self._ledger.expect(record.parent, 1)
+            mail.put(record)
 
     def spawn_many(
         self, common: SpawnRow, arguments: list[Payload], records: list[SpawnRecord]
@@ -133,7 +137,8 @@ class Driver:
         self._mail.check_process()
         with self.lock:
             self._mail.check_open()
-            self._ledger.expect(common.parent, len(records))
+            if common.parent is not None:
+                self._ledger.expect(common.parent, len(records))
             self._mail.put(mailbox.Many(common, arguments, records))
 
     def refuse(self, records: list[SpawnRecord], trouble: Trouble) -> None:
@@ -150,6 +155,11 @@ class Driver:
             self._mail.check_open()
             self._mail.put(command)
         return command.reply
+
+    def answer(self, record: SpawnRecord) -> Waitable:
+        """What is over once the broker has answered this spawn."""
+        self._mail.check_process()
+        return record.answer(self.lock)
 
     def abandon(self, reply: Reply) -> None:
         """Nobody waits for this answer any more. A held scope whose report still comes is released."""
@@ -212,8 +222,8 @@ class Driver:
 
     @property
     def forked(self) -> bool:
-        """This is a copy in a forked process, where the thread does not exist."""
-        return os.getpid() != self._mail.pid
+        """See Mailbox."""
+        return self._mail.forked
 
     def retire(self) -> None:
         """As `close`, from a garbage collection: between any two steps of anything, so without the lock."""
@@ -254,12 +264,14 @@ class Driver:
             self._take_commands()
             more = self._read()
             now = time.monotonic()
-            if self._session.taken and self._session.channels[DATA] == READY:
-                if now >= taken_at or len(self._session.taken) >= _ACK_MANY:
+            taken = len(self._session.taken)
+            if not taken or self._session.channels[DATA] != READY:
+                taken_at = math.inf
+            else:
+                taken_at = min(taken_at, now + _ACK_AFTER)
+                if now >= taken_at or taken >= _ACK_MANY:
                     self._handle(TurnEnded())
                     taken_at = math.inf
-                else:
-                    taken_at = min(taken_at, now + _ACK_AFTER)
             self._connection.flush()
             self._ledger.ring()
             # Before the look: `may_sleep` tells if it has changed since.
@@ -291,13 +303,13 @@ class Driver:
         """Spawns that wait together travel together; none waits for another to come."""
         if not self._mail.commands:
             return
-        spawns: list[mailbox.Spawn] = []
+        spawns: list[SpawnRecord] = []
         for _ in range(_TURN):
             try:
                 command = self._mail.commands.popleft()
             except IndexError:
                 break
-            if type(command) is mailbox.Spawn:
+            if type(command) is SpawnRecord:
                 spawns.append(command)
                 continue
             self._take_spawns(spawns)
@@ -313,11 +325,10 @@ class Driver:
                 self._ledger.forget_reply(command.reply)
         self._take_spawns(spawns)
 
-    def _take_spawns(self, spawns: list[mailbox.Spawn]) -> None:
-        if spawns:
-            records = [spawn.record for spawn in spawns]
+    def _take_spawns(self, records: list[SpawnRecord]) -> None:
+        if records:
             self._ledger.enter_spawns(self._session.last_key + 1, records)
-            self._handle(SpawnsWanted([spawn.row for spawn in spawns]))
+            self._handle(SpawnsWanted([record.take_row() for record in records]))
 
     def _read(self) -> bool:
         """All that has arrived, control first; whether there may be more."""
@@ -342,17 +353,17 @@ class Driver:
         return more
 
     def _handle(self, event: Event) -> None:
-        for effect in self._session.handle(event):
+        effects = self._session.handle(event)
+        if effects and type(effects[0]) in _NEWS:
+            self._ledger.on_news(effects)  # type: ignore[arg-type]  # these come alone
+            return
+        for effect in effects:
             self._apply(effect)
 
     def _apply(self, effect: Effect) -> None:
         match effect:
             case Send():
                 self._connection.send(effect.channel, encode(effect.message))
-            case Answered():
-                self._ledger.on_answered(effect)
-            case TaskEnded():
-                self._ledger.on_ended(effect)
             case Replied():
                 orphan = self._ledger.on_replied(effect)
                 if orphan is not None:

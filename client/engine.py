@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Future
 from functools import partial
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from quiesce.client import outcomes, remote
@@ -27,7 +28,7 @@ from quiesce.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
-from quiesce.protocol.callables import is_async
+from quiesce.protocol.callables import is_async, pack_arguments
 
 #: Seconds for a private broker to answer.
 _START_TIMEOUT: Final = 60.0
@@ -38,7 +39,11 @@ _SILENCE: Final = 30.0
 _AHEAD: Final = 1
 _AHEAD_SECONDS: Final = 0.004
 _AHEAD_MOST: Final = 64
-_CHUNKS: Final = (remote.chunk, remote.chunk_async)
+#: Of a `map`, the calls that may share a task, and what runs them then; so many at most, and no more behind so
+#: many bytes of arguments.
+_CHUNKS: Final = {remote.chunk: remote.chunks, remote.chunk_async: remote.chunks_async}
+_SHARE_MOST: Final = 64
+_SHARE_BYTES: Final = 64 * 1024
 
 AFTER_SHUTDOWN: Final = "cannot schedule new futures after shutdown"
 _AT_EXIT: Final = "cannot schedule new futures after interpreter shutdown"
@@ -48,11 +53,8 @@ _ENDED: Final = "cannot schedule new futures: the executor has ended"
 class TaskFuture(Future[Any]):
     """A future whose blocking calls end with ShutdownRequested inside a task that is asked to stop."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._ended = Waitable()
-        self._ended_lock = threading.Lock()
-        self._watched = False
+    #: What such calls wait for, once there was one, and its lock.
+    _ended: "tuple[Waitable, threading.Lock] | None" = None
 
     def result(self, timeout: float | None = None) -> Any:
         """As concurrent.futures has it."""
@@ -67,19 +69,24 @@ class TaskFuture(Future[Any]):
 
     def _wait_in_task(self, timeout: float | None) -> float | None:
         """What is left to be waited for: nothing, if this has waited already."""
-        if self.done() or current_context() is None:
+        if current_context() is None or self.done():
             return timeout
-        with self._ended_lock:
-            watched, self._watched = self._watched, True
-        if not watched:
+        with self._condition:
+            known = self._ended
+            if known is None:
+                self._ended = Waitable(), threading.Lock()
+        assert self._ended is not None
+        if known is None:
             self.add_done_callback(self._on_done)
-        wait_for(self._ended, self._ended_lock, timeout)
+        wait_for(*self._ended, timeout)
         return 0.0
 
     def _on_done(self, _: Future[Any]) -> None:
+        assert self._ended is not None, "it was called for that"
+        ended, lock = self._ended
         wakers: list[Waker] = []
-        with self._ended_lock:
-            self._ended.finish(wakers)
+        with lock:
+            ended.finish(wakers)
         for waker in wakers:
             waker()
 
@@ -92,7 +99,10 @@ class _Call(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    future: "Future[Any]"
+    """A task. `chunks`: those that share it, for what it leaves undone; otherwise it is one call."""
+
+    futures: "tuple[Future[Any], ...]"
+    chunks: tuple[_Call, ...]
     record: SpawnRecord
 
 
@@ -105,9 +115,10 @@ class ShutDown(NamedTuple):
 class Engine:
     """See the module.
 
-    It holds back all but a few calls, so that a future which has not begun can be cancelled for sure; of the chunks
-    of a `map` a few more, as long as they are short. It does not refer to the executor, so that the executor can go
-    without being shut down; and of a call and its result it keeps nothing once they are on their way.
+    It holds back all but a few calls, so that a future which has not begun can be cancelled for sure; of the
+    chunks of a `map` a few more, as long as they are short. Such chunks share a task, too, by what the last ones
+    took; what a task gives back is handed over again. It does not refer to the executor, so that the executor
+    can go without being shut down; and of a call it keeps nothing once it is on its way (a chunk until it ends).
     """
 
     def __init__(
@@ -134,6 +145,9 @@ class Engine:
         #: When the last call ended, and seconds from one end to the next: slow ones count at once.
         self._ended_at = 0.0
         self._pace = 1.0
+        #: So many chunks of this function (by its identity) a task does in its time.
+        self._share = 1
+        self._share_of = 0
         self._runtime = runtime
         self._kind = kind
         self._tenant_id = tenant_id
@@ -144,7 +158,7 @@ class Engine:
             else remote.Initializer(uuid.uuid4().hex, initializer, initargs)
         )
         self._pending: deque[_Call] = deque()
-        self._running: set[Future[Any]] = set()
+        self._running: set[tuple[Future[Any], ...]] = set()
         self._broken: str | None = None
         #: Why no more calls are taken; "" while they are. Guarded by `lock`, as is the putting of calls.
         self._closed = ""
@@ -258,16 +272,19 @@ class Engine:
             if isinstance(message, _Call):
                 self._pending.append(message)
             elif isinstance(message, _Ended):
-                self._running.discard(message.future)
+                self._running.discard(message.futures)
                 self._adapt()
-                self._resolve(message.future, message.record)
+                if message.chunks:
+                    self._resolve_chunks(message.chunks, message.record)
+                else:
+                    self._resolve(message.futures[0], message.record)
             else:
                 shut_down = True
                 if message.cancel_futures:
                     self._cancel_pending()
             del message  # nothing of it may live through the next wait
             while self._pending and self._has_room(self._pending[0]):
-                self._begin(client, *self._pending.popleft())
+                self._begin_next(client)
 
     def _adapt(self) -> None:
         """A call has ended: by the pace of the last ones, how many chunks may be handed over ahead."""
@@ -279,48 +296,98 @@ class Engine:
             self._ahead = min(_AHEAD_MOST, _AHEAD + int(_AHEAD_SECONDS / max(self._pace, 1e-6)))
 
     def _has_room(self, call: _Call) -> bool:
-        """Whether this call may be handed over now. Nobody but `map` has the futures of its chunks."""
-        ahead = self._ahead if call.fn in _CHUNKS else _AHEAD
-        return len(self._running) < self._workers + ahead
+        """Whether this call may be handed over now. Nobody but `map` has the futures of its chunks.
+
+        More than a few are only if their task is full: those that wait a little travel together.
+        """
+        full = call.fn in _CHUNKS and len(self._pending) >= self._share_for(call)
+        return len(self._running) < self._workers + (self._ahead if full else _AHEAD)
+
+    def _begin_next(self, client: Client) -> None:
+        call = self._pending.popleft()
+        if call.fn in _CHUNKS:
+            self._pending.appendleft(call)
+            self._begin_chunks(client)
+        elif self._takes(call.future):
+            self._begin(client, call.fn, call.args, call.kwargs, name_of(call.fn), (call.future,))
+
+    def _share_for(self, call: _Call) -> int:
+        """How many chunks may be in the task of this one: not those for which another worker may be idle."""
+        if id(call.args[0]) != self._share_of:
+            return 1
+        return min(self._share, -(-len(self._pending) // self._workers))
+
+    def _begin_chunks(self, client: Client) -> None:
+        """The next chunk, and those behind it that may share its task."""
+        run, (fn, _) = self._pending[0].fn, self._pending[0].args
+        share = self._share_for(self._pending[0])
+        chunks: list[_Call] = []
+        packed: list[bytes] = []
+        room = _SHARE_BYTES
+        while len(chunks) < share and self._pending:
+            call = self._pending[0]
+            if call.fn is not run or call.args[0] is not fn:
+                break
+            try:
+                data = pack_arguments(call.args) if self._takes(call.future) else b""
+            except Exception as error:  # of this chunk alone: unpicklable
+                call.future.set_exception(error.with_traceback(None))
+                data = b""
+            if chunks and len(data) > room:
+                break
+            self._pending.popleft()
+            if data:
+                chunks.append(call)
+                packed.append(data)
+                room -= len(data)
+        if chunks:
+            futures = tuple(call.future for call in chunks)
+            self._begin(client, _CHUNKS[run], (packed,), {}, name_of(fn), futures, tuple(chunks))
+
+    def _takes(self, future: "Future[Any]") -> bool:
+        """Whether it is to be run: it was not cancelled, nor is the executor broken."""
+        if not (future.running() or future.set_running_or_notify_cancel()):
+            return False
+        if self._broken is not None:
+            future.set_exception(BrokenExecutor(self._broken))
+            return False
+        return True
 
     def _begin(
         self,
         client: Client,
-        future: "Future[Any]",
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        name: str,
+        futures: "tuple[Future[Any], ...]",
+        chunks: tuple[_Call, ...] = (),
     ) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        if self._broken is not None:
-            future.set_exception(BrokenExecutor(self._broken))
-            return
-        named = args[0] if fn in _CHUNKS else fn
         if self._initializer is not None:
             args, kwargs = (self._initializer, fn, args, kwargs), {}
             fn = remote.call_async if is_async(fn) else remote.call
         try:
             record = client._spawn(
+                args,
+                kwargs,
                 self._runtime,
                 self._kind,
                 fn,
-                args,
-                kwargs,
-                tenant_id=self._tenant_id,
-                timeline_id=None,
-                name=name_of(named),
-                shutdown_process_on_error=False,
-                retries=0,
-                restart="never",
-                timeout=None,
-                unique_key=None,
+                self._tenant_id,
+                None,  # timeline_id
+                name,
+                False,  # shutdown_process_on_error
+                0,  # retries
+                "never",  # restart
+                None,  # timeout
+                None,  # unique_key
             )
-        except BaseException as error:  # of this call alone: unpicklable, the client closed
-            future.set_exception(error.with_traceback(None))
+        except BaseException as error:  # of these alone: unpicklable, the client closed
+            for future in futures:
+                future.set_exception(error.with_traceback(None))
             return
-        self._running.add(future)
-        ended = _Ended(future, record)
+        self._running.add(futures)
+        ended = _Ended(futures, chunks, record)
         if not record.add_waker(client._driver.lock, partial(self.inbox.put, ended)):
             self.inbox.put(ended)
 
@@ -333,25 +400,54 @@ class Engine:
                 return
             except QuiesceError as unreadable:
                 error = unreadable.with_traceback(None)
+        self._fail(future, error)
+
+    def _resolve_chunks(self, chunks: tuple[_Call, ...], record: SpawnRecord) -> None:
+        """Each gets what is its own; those that were not begun go first in the next tasks."""
+        error = failure(record)
+        if error is None:
+            assert record.result is not None
+            done: remote.Done = outcomes.value_of(record.result, record.name)
+            results, rest = done.results, list(chunks[len(done.results) :])
+            each = done.seconds / len(results)
+            self._share = min(_SHARE_MOST, 1 + int(remote.SECONDS / max(each, 1e-6)))
+            self._share_of = id(chunks[0].args[0])
+        elif isinstance(error.__cause__, remote.PartlyDoneError):
+            results = error.__cause__.results
+            failed, *rest = chunks[len(results) :]
+            error.__cause__ = error.__cause__.__cause__
+            self._fail(failed.future, error)
+        else:
+            for call in chunks:
+                self._fail(call.future, failure(record) or error)
+            return
+        for call, result in zip(chunks, results, strict=False):
+            try:
+                call.future.set_result(outcomes.rebuilt(result, record.task_id, record.name))
+            except QuiesceError as unreadable:
+                self._fail(call.future, unreadable.with_traceback(None))
+        self._pending.extendleft(reversed(rest))
+
+    def _fail(self, future: "Future[Any]", error: BaseException) -> None:
         error = _original(error)
         if self._initializer is not None and isinstance(error, BrokenExecutor):
             self._break(str(error))
         future.set_exception(error)
 
     def _cancel_pending(self) -> None:
-        while self._pending:
-            future = self._pending.popleft().future
-            future.cancel()
-            future.set_running_or_notify_cancel()
+        pending, self._pending = self._pending, deque()
+        for call in pending:
+            if call.future.cancel():
+                call.future.set_running_or_notify_cancel()
+            else:  # a chunk that a task has given back undone
+                self._pending.append(call)
 
     def _break(self, why: str) -> None:
         """Nothing more can be run."""
         with self.lock:
             self._broken = why
         while self._pending:
-            future = self._pending.popleft().future
-            if future.set_running_or_notify_cancel():
-                future.set_exception(BrokenExecutor(why))
+            self._takes(self._pending.popleft().future)
 
     def _give_up(self) -> None:
         """The thread ends: no future is left that nobody will ever complete."""
@@ -364,7 +460,7 @@ class Engine:
         if self._pending or self._running:
             why = self._broken or "the executor has ended"
             self._break(why)
-            for future in self._running:
+            for future in chain.from_iterable(self._running):
                 future.set_exception(BrokenExecutor(why))
             self._running.clear()
 

@@ -157,9 +157,10 @@ class QuiesceExecutor(Executor):
 
         Args:
             timeout: seconds from this call for each result to come.
-            chunksize: calls in one task; more than 1 pays for many short ones. If one raises, its whole
-                chunk does.
-            buffersize: how many tasks are on their way at most before a result is fetched; None: all are handed
+            chunksize: calls that are handed over together; more than 1 pays for many short ones. If one raises,
+                its whole chunk does. Chunks that take far less than a millisecond share a task, and what ends
+                that from outside: the death of its process, a stop.
+            buffersize: how many chunks are on their way at most before a result is fetched; None: all are handed
                 over at once, so the iterables must end. (As in Python 3.14, here in every version.)
             progress: True: a bar of how many calls have ended, if standard error is a terminal; a callable is
                 given a `Progress`, in a thread of its own. The iterables must end, and are read at once.

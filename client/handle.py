@@ -71,7 +71,7 @@ class TaskHandle(BaseHandle[T_co]):
     __slots__ = ("_client",)
 
     def __init__(self, client: "Client", record: SpawnRecord) -> None:
-        super().__init__(record)
+        self._record = record
         self._client = client
 
     @property
@@ -83,8 +83,8 @@ class TaskHandle(BaseHandle[T_co]):
             QuiesceError: the class that says why the spawn was refused.
             ShutdownRequested: inside a task that is asked to stop.
         """
-        record = self._record
-        if not self._client._driver.wait(record.answered, self._client.timeout):
+        record, driver = self._record, self._client._driver
+        if not record.answered and not driver.wait(driver.answer(record), self._client.timeout):
             raise self._client._unavailable(f"the spawn of {record.name}")
         return spawned_id(record)
 

@@ -36,10 +36,9 @@ class Ledger:
 
     # --- from any thread ---------------------------------------------------------------------
 
-    def expect(self, parent: tuple[int, int] | None, count: int) -> None:
+    def expect(self, parent: tuple[int, int], count: int) -> None:
         """Under the lock: so many spawns of this attempt are on their way."""
-        if parent is not None:
-            self._open[parent] += count
+        self._open[parent] += count
 
     def refuse_here(self, records: list[SpawnRecord], trouble: Trouble) -> None:
         """Under the lock: these were never handed over, and nobody waits for them yet."""
@@ -71,19 +70,24 @@ class Ledger:
         if not reply.holds:
             self._replies.pop(reply.key, None)
 
-    def on_answered(self, effect: Answered) -> None:
-        if not effect.task_id:
-            self.give_up((effect.key,), (effect.error or "QuiesceError", effect.text))
-            return
-        record = self._spawns[effect.key]
+    def on_news(self, news: Iterable[Answered | TaskEnded]) -> None:
+        """What has become of spawns: of all that one message tells, under the lock once."""
+        spawns, wakers = self._spawns, self._wakers
+        refused: list[Answered] = []
         with self._lock:
-            record.accept(effect.task_id, self._wakers)
-            self._settle(record)
-
-    def on_ended(self, effect: TaskEnded) -> None:
-        with self._lock:
-            for key in effect.keys:
-                self._spawns.pop(key).end(effect.row, self._wakers)
+            for effect in news:
+                if isinstance(effect, TaskEnded):
+                    for key in effect.keys:
+                        spawns.pop(key).end(effect.row, wakers)
+                elif effect.task_id:
+                    record = spawns[effect.key]
+                    record.accept(effect.task_id, wakers)
+                    if record.parent is not None:
+                        self._settle(record.parent)
+                else:
+                    refused.append(effect)
+        for each in refused:
+            self.give_up((each.key,), (each.error or "QuiesceError", each.text))
 
     def on_replied(self, effect: Replied) -> Reply | None:
         """The reply, if nobody waits for it any more."""
@@ -107,7 +111,7 @@ class Ledger:
         for key in keys:
             record = self._spawns[key]
             answered = partial(self._on_answer_expected, record, ended, ends)
-            if not record.answered.add_waker(self._lock, answered):
+            if not record.answer(self._lock).add_waker(self._lock, answered):
                 self._expect_end(record, ends)
         return ends
 
@@ -152,8 +156,8 @@ class Ledger:
         """Of all spawns, `records` included, nothing more will be heard; how many had no answer."""
         records = [*self._spawns.values(), *records]
         self._spawns.clear()
-        without = [record for record in records if not record.answered.over]
-        self._give_up([record for record in records if record.answered.over], answered)
+        without = [record for record in records if not record.answered]
+        self._give_up([record for record in records if record.answered], answered)
         self._give_up(without, unanswered)
         return len(without)
 
@@ -179,17 +183,14 @@ class Ledger:
     def _give_up(self, records: list[SpawnRecord], trouble: Trouble) -> None:
         for record in records:
             with self._lock:
-                if not record.answered.over:
-                    self._settle(record)
+                if not record.answered and record.parent is not None:
+                    self._settle(record.parent)
                 record.give_up(trouble, self._wakers)
         log_unseen(record for record in records if record.dropped)
         self._refused.extend(record for record in records if not record.task_id)
 
-    def _settle(self, record: SpawnRecord) -> None:
-        """Under the lock: one spawn fewer of its parent is unanswered."""
-        parent = record.parent
-        if parent is None:
-            return
+    def _settle(self, parent: tuple[int, int]) -> None:
+        """Under the lock: one spawn fewer of this attempt is unanswered."""
         self._open[parent] -= 1
         if not self._open[parent]:
             del self._open[parent]

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from quiesce.client import outcomes
 from quiesce.client.records import Reply, SpawnRecord, Trouble
@@ -16,15 +16,22 @@ from quiesce.protocol.frames import Payload
 from quiesce.registry.rows import SpawnRow
 from quiesce.values import Event as PublicEvent
 
+
+class _Process:
+    """This process, known without a system call: each costs more than all else that is looked at for a spawn."""
+
+    def __init__(self) -> None:
+        self.note()
+        os.register_at_fork(after_in_child=self.note)
+
+    def note(self) -> None:
+        self.pid = os.getpid()
+
+
+_process: Final = _Process()
+
 #: Takes events, or None for the end; answers whether it wants more.
 Listener = Callable[[list[PublicEvent] | None], bool]
-
-
-class Spawn(NamedTuple):
-    """One spawn."""
-
-    row: SpawnRow
-    record: SpawnRecord
 
 
 class Many(NamedTuple):
@@ -48,7 +55,8 @@ class Abandon(NamedTuple):
     reply: Reply
 
 
-Command = Spawn | Many | Ask | Abandon
+#: A record is a spawn of its own.
+Command = SpawnRecord | Many | Ask | Abandon
 
 
 def ask(message: Request, *, orphan: bool = False) -> Ask:
@@ -64,7 +72,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.pid = os.getpid()
+        self.pid = _process.pid
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.commands: deque[Command] = deque()
         #: Nothing new is taken, and the I/O thread is to end by then; monotonic.
@@ -78,11 +86,16 @@ class Mailbox:
 
     def check_process(self) -> None:
         """RuntimeError in a forked copy. Before the lock: a thread that didn't survive may have held it."""
-        if os.getpid() != self.pid:
+        if _process.pid != self.pid:
             raise RuntimeError(
                 f"this client was made in process {self.pid} and does not survive a fork: make a new "
-                f"one in process {os.getpid()}"
+                f"one in process {_process.pid}"
             )
+
+    @property
+    def forked(self) -> bool:
+        """This is a copy in a forked process, where the thread does not exist, and the sockets are the parent's."""
+        return _process.pid != self.pid
 
     def check_open(self) -> None:
         """Under the lock. RuntimeError: closed. Or what has broken it."""
@@ -98,8 +111,8 @@ class Mailbox:
 
     def close(self, timeout: float) -> None:
         """Let the I/O thread end, `timeout` seconds from now at the latest. From any thread."""
-        if os.getpid() != self.pid:
-            return  # a forked copy: the sockets are the parent's
+        if self.forked:
+            return
         deadline = time.monotonic() + timeout
         with self.lock:
             if self.deadline is None or deadline < self.deadline:
@@ -109,7 +122,7 @@ class Mailbox:
     def retire(self) -> None:
         """From a garbage collection, between any two steps of anything: so without the lock."""
         self.retired = True
-        if os.getpid() == self.pid and self.wake_fd >= 0:
+        if not self.forked and self.wake_fd >= 0:
             with suppress(OSError):
                 os.eventfd_write(self.wake_fd, 1)
 
@@ -153,8 +166,8 @@ def records_of(commands: list[Command]) -> list[SpawnRecord]:
     """Those of spawns."""
     found: list[SpawnRecord] = []
     for command in commands:
-        if isinstance(command, Spawn):
-            found.append(command.record)
+        if isinstance(command, SpawnRecord):
+            found.append(command)
         elif isinstance(command, Many):
             found.extend(command.records)
     return found

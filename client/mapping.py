@@ -88,7 +88,7 @@ def chunked(
     chunksize: int,
     buffersize: int | None,
 ) -> Iterator[Any]:
-    """The same with `chunksize` calls in one task; `buffersize` counts tasks."""
+    """The same with `chunksize` calls in one; `buffersize` counts chunks."""
     run = remote.chunk_async if is_async(fn) else remote.chunk
     parts = ((fn, part) for part in iter(lambda: tuple(islice(calls, chunksize)), ()))
     return _flat(ordered(submit, run, parts, timeout, buffersize))

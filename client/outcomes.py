@@ -52,10 +52,10 @@ def _payload(row: ResultRow) -> bytes:
 
 def error_of(row: ResultRow, name: str) -> QuiesceError | None:
     """The exception that stands for this end of the task `name`; None if it completed."""
+    if row.outcome == Outcome.COMPLETED and len(row.result):
+        return None
     what = f"task {row.task_id} ({name})"
     if row.outcome == Outcome.COMPLETED:
-        if _payload(row):
-            return None
         text = row.text or "it completed, but its process died before its result had left it"
         return TaskLostError(f"{what}: the result is lost: {text}")
     if row.outcome == Outcome.FAILED:
@@ -76,13 +76,18 @@ def error_of(row: ResultRow, name: str) -> QuiesceError | None:
     return QuiesceError(f"{what} ended as {row.outcome!r}, which this version doesn't know")
 
 
-def value_of(row: ResultRow, name: str) -> object:
+def value_of(row: ResultRow, name: str) -> Any:
     """The rebuilt result of a task that completed. QuiesceError if it can't be rebuilt here."""
+    return rebuilt(_payload(row), row.task_id, name)
+
+
+def rebuilt(result: bytes, task_id: int, name: str) -> Any:
+    """The same of the packed result."""
     try:
-        return unpack_value(_payload(row))
+        return unpack_value(result)
     except Exception as error:
         raise QuiesceError(
-            f"task {row.task_id} ({name}) completed, but its result can't be rebuilt here: {error!r}. "
+            f"task {task_id} ({name}) completed, but its result can't be rebuilt here: {error!r}. "
             "Its classes must be importable in this process as well"
         ) from error
 

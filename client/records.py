@@ -4,6 +4,7 @@ A record never refers to its handle, so that the handle's going away can be noti
 """
 
 import logging
+import threading
 from collections.abc import Iterable
 from typing import Final
 
@@ -11,7 +12,7 @@ from quiesce.client.outcomes import refusal
 from quiesce.client.steps import Answer
 from quiesce.client.waiting import Waitable, Waker
 from quiesce.errors import QuiesceError
-from quiesce.registry.rows import ResultRow
+from quiesce.registry.rows import ResultRow, SpawnRow
 
 log: Final = logging.getLogger("quiesce")
 
@@ -50,7 +51,7 @@ class Reply(Waitable):
 
 
 class Look:
-    """Whether somebody has been shown the trouble of a spawn; spawns of one spawn_many share it."""
+    """Whether somebody has been shown the trouble of spawns that were asked for together."""
 
     __slots__ = ("taken",)
 
@@ -59,35 +60,63 @@ class Look:
 
 
 class SpawnRecord(Waitable):
-    """One spawn. Over once its task has ended, or it was refused or given up; before that, `answered`."""
+    """One spawn. Over once its task has ended, or it was refused or given up; before that, answered.
+
+    There are many of them, and few of which more is asked than how they end: what is rarely wanted is made late.
+    """
 
     __slots__ = (
-        "answered",
+        "_answer",
         "dropped",
         "look",
         "name",
         "parent",
         "result",
+        "row",
+        "seen",
         "task_id",
         "trouble",
         "value",
     )
 
-    def __init__(self, name: str, parent: tuple[int, int] | None, look: Look | None = None) -> None:
-        super().__init__()
-        self.name = name
-        self.parent = parent
-        #: Over once the broker has answered: `task_id` or `trouble` is set.
-        self.answered = Waitable()
+    def __init__(self, common: SpawnRow, row: SpawnRow | None, look: Look | None = None) -> None:
+        self.over = False
+        self.wakers = None
+        self.name = common.name
+        self.parent = common.parent
+        #: What is to be sent, until the I/O thread has it; None for one of many.
+        self.row = row
         self.task_id = 0
         self.result: ResultRow | None = None
         #: A refusal, or why nothing more will be heard of the task.
         self.trouble: Trouble | None = None
         #: No handle is left to show the trouble through.
         self.dropped = False
-        self.look = look or Look()
         #: The rebuilt result, once asked for: (value,).
         self.value: tuple[object] | None = None
+        #: Whether somebody has been shown the trouble; where `look` is shared, that counts.
+        self.seen = False
+        self.look = look
+        self._answer: Waitable | None = None
+
+    def take_row(self) -> SpawnRow:
+        """What is to be sent. It is not kept here: it may be large, and a handle may be held for long."""
+        row, self.row = self.row, None
+        assert row is not None, "taken once"
+        return row
+
+    @property
+    def answered(self) -> bool:
+        """Whether the broker has: `task_id` or `trouble` is set."""
+        return self.task_id != 0 or self.over
+
+    def answer(self, lock: threading.Lock) -> Waitable:
+        """What is over once the broker has answered."""
+        with lock:
+            if self._answer is None:
+                self._answer = Waitable()
+                self._answer.over = self.answered
+            return self._answer
 
     def waited_task(self) -> int:
         """See Waitable."""
@@ -96,36 +125,45 @@ class SpawnRecord(Waitable):
     def accept(self, task_id: int, wakers: list[Waker]) -> None:
         """Under the lock: the broker has registered the task."""
         self.task_id = task_id
-        self.answered.finish(wakers)
+        if self._answer is not None:
+            self._answer.finish(wakers)
 
     def end(self, result: ResultRow, wakers: list[Waker]) -> None:
         """Under the lock: the task has ended."""
         self.result = result
-        self.finish(wakers)
+        self.over = True
+        if self.wakers is not None:
+            self.finish(wakers)
 
     def give_up(self, trouble: Trouble, wakers: list[Waker]) -> None:
         """Under the lock: refused, unknown, or the client is closed. No more will come."""
         if self.over:
             return
+        self.row = None
         self.trouble = trouble
-        if not self.answered.over:
-            self.answered.finish(wakers)
+        if self._answer is not None and not self._answer.over:
+            self._answer.finish(wakers)
         self.finish(wakers)
 
     def error(self) -> QuiesceError:
         """The trouble as an exception; whoever gets it has seen it."""
         assert self.trouble is not None
-        self.look.taken = True
+        self.take_note()
         return refusal(*self.trouble)
+
+    def take_note(self) -> bool:
+        """Somebody sees the trouble now; whether nobody had before."""
+        if self.look is None:
+            seen, self.seen = self.seen, True
+        else:
+            seen, self.look.taken = self.look.taken, True
+        return not seen
 
     def on_dropped(self) -> None:
         """No handle is left. What nobody looked at is said in the log."""
         self.dropped = True
-        self.log_unseen()
-
-    def log_unseen(self) -> None:
-        """Log a spawn that failed, unless somebody has seen it, or was told of it here before."""
-        log_unseen([self])
+        if self.trouble is not None:
+            log_unseen([self])
 
 
 def log_unseen(records: Iterable[SpawnRecord]) -> None:
@@ -135,8 +173,7 @@ def log_unseen(records: Iterable[SpawnRecord]) -> None:
     """
     names: dict[Trouble, list[str]] = {}
     for record in records:
-        if record.trouble is not None and not record.task_id and not record.look.taken:
-            record.look.taken = True
+        if record.trouble is not None and not record.task_id and record.take_note():
             names.setdefault(record.trouble, []).append(record.name)
     for (error, text), of in names.items():
         more = f" (and of {len(of) - 1} others)" if len(of) > 1 else ""

@@ -1,10 +1,19 @@
-"""What a QuiesceExecutor runs in the workers around the user's function. Imports nothing of ours."""
+"""What a QuiesceExecutor runs in the workers around the user's function."""
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any, Final, NamedTuple
+
+from quiesce.client.waiting import raise_if_asked
+from quiesce.context import current_context
+from quiesce.protocol.callables import pack_value, unpack_arguments
+
+#: Of several chunks in one task the next is not begun after so many seconds, nor behind so many bytes of results.
+SECONDS: Final = 0.001
+_BYTES: Final = 256 * 1024
 
 _lock: Final = threading.Lock()
 #: By executor: why its initializer failed here, or None if it didn't.
@@ -64,3 +73,77 @@ def chunk(fn: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]
 async def chunk_async(fn: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
     """The same for an `async def`: one after the other, as in any chunk."""
     return [await fn(*args) for args in calls]
+
+
+class PartlyDoneError(Exception):
+    """A chunk has failed, for the cause of this, behind others of its task: `results` are theirs, packed."""
+
+    def __init__(self, results: list[bytes]) -> None:
+        super().__init__(results)
+        self.results = results
+
+    def __str__(self) -> str:
+        return f"{len(self.results)} chunks of the same task had ended before this one failed"
+
+
+class Done(NamedTuple):
+    """Of the chunks of one task, the results of those that were begun, packed; and what they took."""
+
+    results: list[bytes]
+    seconds: float
+
+
+class _Share:
+    """How far a task is with its chunks. A block of it is one chunk."""
+
+    def __init__(self, chunks: int) -> None:
+        self._chunks = chunks
+        self._began = time.monotonic()
+        self._results: list[bytes] = []
+        self._bytes = 0
+
+    def has_room(self) -> bool:
+        """Whether the next chunk may be begun. ShutdownRequested: the task is asked to stop."""
+        if not self._results:
+            return True
+        raise_if_asked(current_context())
+        return self._bytes < _BYTES and time.monotonic() - self._began < SECONDS
+
+    def add(self, result: list[Any]) -> None:
+        """What a chunk came to."""
+        packed = pack_value(result)
+        self._results.append(packed)
+        self._bytes += len(packed)
+
+    def done(self) -> Done:
+        """All of it."""
+        return Done(self._results, time.monotonic() - self._began)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._chunks > 1 and isinstance(error, Exception):
+            raise PartlyDoneError(self._results) from error
+
+
+def chunks(packed: Sequence[bytes]) -> Done:
+    """Chunks that share a task: the packed arguments of each."""
+    share = _Share(len(packed))
+    for each in packed:
+        if not share.has_room():
+            break
+        with share:
+            share.add(chunk(*unpack_arguments(each)[0]))
+    return share.done()
+
+
+async def chunks_async(packed: Sequence[bytes]) -> Done:
+    """The same for an `async def`."""
+    share = _Share(len(packed))
+    for each in packed:
+        if not share.has_room():
+            break
+        with share:
+            share.add(await chunk_async(*unpack_arguments(each)[0]))
+    return share.done()

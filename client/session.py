@@ -58,6 +58,8 @@ from quiesce.registry.rows import SpawnAnswer, SpawnRow
 #: One Spawn message holds at most so many rows, and no more once it holds so many bytes.
 MAX_ROWS: Final = 256
 MAX_BYTES: Final = 256 * 1024
+#: Makes a row or an effect of a tuple: half of what its constructor costs.
+_new: Final = tuple.__new__
 
 
 class ClientSession(SessionState):
@@ -74,13 +76,12 @@ class ClientSession(SessionState):
     # --- what the client wants ---------------------------------------------------------------
 
     def on_spawns_wanted(self, event: SpawnsWanted, effects: list[Effect]) -> None:
-        key = self.last_key
-        for row in event.rows:
-            key += 1
-            self.unanswered[key] = SpawnRow(SpawnNumber(key), *row[1:])
+        first = self.last_key + 1
+        for key, row in enumerate(event.rows, first):
+            self.unanswered[key] = _new(SpawnRow, (key, *row[1:]))
             if row.unique_key is not None:
                 self.unique.add(key)
-        first, self.last_key = self.last_key + 1, key
+        self.last_key += len(event.rows)
         if self.channels[DATA] == READY:
             self._send_spawns(first, effects)
 
@@ -213,8 +214,12 @@ class ClientSession(SessionState):
     ) -> None:
         for answer in message.rows:
             self._on_spawn_answer(answer, effects)
-        through = self.answered_through
-        while through < self.last_key and not self._is_unanswered(through + 1):
+        through, unanswered, member_of = self.answered_through, self.unanswered, self.member_of
+        while (
+            through < self.last_key
+            and (through + 1) not in unanswered
+            and (through + 1) not in member_of
+        ):
             through += 1
         self.answered_through = through
         while self.late:
@@ -242,7 +247,7 @@ class ClientSession(SessionState):
                     del self.member_of[member]
                 del self.group_left[first]
         task_id = answer.task_id
-        effects.append(Answered(key, task_id, answer.error, answer.text))
+        effects.append(_new(Answered, (key, *answer[1:])))
         if not task_id:
             self.unique.discard(key)
         elif task_id in self.late:
@@ -252,17 +257,18 @@ class ClientSession(SessionState):
             self.live[task_id] = (*self.live.get(task_id, ()), key)
 
     def _on_ended(self, channel: str, message: to_client.Ended, effects: list[Effect]) -> None:
+        live, unique = self.live, self.unique
         for row in message.rows:
-            self.taken.append(row.task_id)
-            keys = self.live.pop(row.task_id, ())
+            task_id = row.task_id
+            self.taken.append(task_id)
+            keys = live.pop(task_id, ())
             if keys:
-                effects.append(TaskEnded(keys, row))
-                shared = not self.unique.isdisjoint(keys)
-                self.unique.difference_update(keys)
-                if not shared:
+                effects.append(_new(TaskEnded, (keys, row)))
+                if not unique or unique.isdisjoint(keys):
                     continue
+                unique.difference_update(keys)
             if self.unanswered:
-                self.late.setdefault(row.task_id, (self.last_key, row))
+                self.late.setdefault(task_id, (self.last_key, row))
 
     def _on_event(self, channel: str, message: to_client.Event, effects: list[Effect]) -> None:
         effects.append(EventArrived(message))
@@ -324,9 +330,6 @@ class ClientSession(SessionState):
                         [first] if isinstance(kept, SpawnRow) else sorted(self.group_left[first])
                     )
         return tuple(keys)
-
-    def _is_unanswered(self, key: int) -> bool:
-        return key in self.unanswered or key in self.member_of
 
     def _numbered(self, message: Request) -> Request:
         """As it goes out in this session."""

@@ -122,19 +122,19 @@ class SpawningClient(BaseClient):
         """
         checked(progress)
         record = self._spawn(
+            args,
+            kwargs,
             runtime,
             kind,
             fn,
-            args,
-            kwargs,
-            tenant_id=tenant_id,
-            timeline_id=timeline_id,
-            name=name,
-            shutdown_process_on_error=shutdown_process_on_error,
-            retries=retries,
-            restart=restart,
-            timeout=timeout,
-            unique_key=unique_key,
+            tenant_id,
+            timeline_id,
+            name,
+            shutdown_process_on_error,
+            retries,
+            restart,
+            timeout,
+            unique_key,
         )
         if progress:
             follow(self, [record], progress)
@@ -245,19 +245,19 @@ class SpawningClient(BaseClient):
         """
         checked(progress)
         records = self._spawn_many(
+            iterable_of_args,
+            kwargs,
             runtime,
             kind,
             fn,
-            iterable_of_args,
-            kwargs,
-            tenant_id=tenant_id,
-            timeline_id=timeline_id,
-            name=name,
-            shutdown_process_on_error=shutdown_process_on_error,
-            retries=retries,
-            restart=restart,
-            timeout=timeout,
-            unique_key=unique_key,
+            tenant_id,
+            timeline_id,
+            name,
+            shutdown_process_on_error,
+            retries,
+            restart,
+            timeout,
+            unique_key,
         )
         if progress:
             follow(self, records, progress)

@@ -60,6 +60,8 @@ class Waitable:
 
     def remove_waker(self, lock: threading.Lock, waker: Waker) -> None:
         """Undo `add_waker`. The waker may be running."""
+        if self.over:
+            return
         with lock:
             if self.wakers is not None:
                 with suppress(ValueError):

@@ -17,7 +17,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from quiesce.protocol.by_value import dumps, is_main, loads
 
@@ -35,6 +35,30 @@ CHAIN_LIMIT: Final = 32
 # --- functions -----------------------------------------------------------------------------------
 
 
+class Reference(NamedTuple):
+    """Where an importable function is found: in the module, by names from attribute to attribute."""
+
+    module: str
+    names: tuple[str, ...]
+
+    def leads_to(self, fn: Callable[..., Any]) -> bool:
+        """Whether this is found there now: modules are patched."""
+        found: Any = sys.modules.get(self.module)
+        for name in self.names:
+            found = getattr(found, name, None)
+        return found is fn
+
+
+def reference_to(fn: Callable[..., Any]) -> Reference | None:
+    """How a worker can import it; None: it can't."""
+    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
+    if isinstance(module, str) and isinstance(name, str) and not is_main(module):
+        reference = Reference(module, tuple(name.split(".")))
+        if reference.leads_to(fn):
+            return reference
+    return None
+
+
 def pack_function(fn: Callable[..., Any]) -> bytes:
     """By reference where a worker can import it, else by value.
 
@@ -45,14 +69,9 @@ def pack_function(fn: Callable[..., Any]) -> bytes:
             f"expected a function or another callable, got {fn!r:.80}; "
             "pass the function itself and its arguments apart"
         )
-    # Not cached: this costs less than a cache that stays right when modules are patched.
-    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
-    if isinstance(module, str) and isinstance(name, str) and not is_main(module):
-        found: Any = sys.modules.get(module)
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is fn:
-            return _REFERENCE + f"{module}:{name}".encode()
+    reference = reference_to(fn)
+    if reference is not None:
+        return _REFERENCE + f"{reference.module}:{'.'.join(reference.names)}".encode()
     try:
         return dumps(fn, strict=False)
     except Exception as error:
@@ -112,9 +131,9 @@ def is_async(fn: Callable[..., Any]) -> bool:
 
 def pack_arguments(args: Iterable[Any], kwargs: Mapping[str, Any] | None = None) -> bytes:
     """Positional and keyword arguments. TypeError names the one that can't be pickled."""
-    args, kwargs = tuple(args), dict(kwargs or {})
     if not args and not kwargs:
         return _NO_ARGUMENTS
+    args, kwargs = tuple(args), dict(kwargs or {})
     try:
         return dumps((args, kwargs))
     except Exception as error:
@@ -150,7 +169,7 @@ def pack_value(value: Any) -> bytes:
 
 def unpack_value(data: bytes) -> Any:
     """A result, back home. Raises what unpickling raises."""
-    return loads(data)
+    return None if data == _NONE else loads(data)
 
 
 # --- exceptions ----------------------------------------------------------------------------------

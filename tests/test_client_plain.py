@@ -15,7 +15,7 @@ import pytest
 
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce import context, errors
-from quiesce.client import driver
+from quiesce.client import connection, driver
 from quiesce.client.client import Client
 from quiesce.client.nested import NestedClient, open_client
 from quiesce.client.steps import CONTROL, DATA
@@ -35,9 +35,9 @@ from quiesce.errors import (
     TaskTimeoutError,
 )
 from quiesce.protocol import from_client, to_client
-from quiesce.protocol.callables import pack_exception, pack_value
+from quiesce.protocol.callables import pack_exception, pack_function, pack_value
 from quiesce.registry.ids import SpawnNumber, TaskId
-from quiesce.registry.rows import TIMED_OUT, EndedStopRow, SpawnAnswer
+from quiesce.registry.rows import TIMED_OUT, EndedStopRow, SpawnAnswer, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.values import EndedStop, TaskInfo
 
@@ -176,6 +176,36 @@ def test_too_large_is_refused_here_and_takes_no_number(broker: FakeBroker, clien
         many[0].result()
     broker.answer(1, 3)
     assert small.id == 3
+
+
+def test_what_is_asked_again_is_looked_at_again(
+    broker: FakeBroker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was checked and packed before is used for the same objects only, found where they were."""
+
+    def spawned(fn: Callable[..., Any], **options: Any) -> SpawnRow:
+        client.spawn("background", "compaction", fn, **options)
+        (row,) = broker.take(from_client.Spawn).rows
+        broker.answer(row.number, 10 + row.number)
+        return row
+
+    first = spawned(work, retries=1, name="a")
+    assert spawned(work, retries=1, name="a") == first._replace(number=SpawnNumber(2))
+    assert spawned(work, retries=1, name="b").name == "b"
+    with pytest.raises(TypeError, match="retries"):
+        client.spawn("background", "compaction", work, retries=True, name="a")
+    original, by_name = work, pack_function(work)
+    assert spawned(original).function == by_name
+    monkeypatch.setattr(sys.modules[__name__], "work", lambda: None)
+    assert spawned(original).function != by_name
+
+
+def test_a_held_handle_does_not_hold_the_arguments(broker: FakeBroker, client: Client) -> None:
+    sent = client.spawn("background", "compaction", work, b"x")
+    broker.answer(1, 3)
+    assert sent.id == 3
+    refused = client.spawn("background", "compaction", work, b"x" * 70_000_000)
+    assert [handle._record.row for handle in (sent, refused)] == [None, None]
 
 
 def test_spawn_many(broker: FakeBroker, client: Client) -> None:
@@ -650,6 +680,31 @@ def test_a_client_that_nobody_closes_says_goodbye_when_it_goes(broker: FakeBroke
     del handle
     gc.collect()
     broker.take(from_client.Goodbye)
+
+
+def test_results_that_nobody_is_there_to_be_told_of_keep_no_thread_awake(
+    broker: FakeBroker, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awake, in_a_row = threading.Event(), 0
+    poll = connection.Connection.poll
+
+    def counting(self: connection.Connection, timeout: float) -> None:
+        nonlocal in_a_row
+        in_a_row = 0 if timeout > 0 else in_a_row + 1
+        if in_a_row > 100:
+            awake.set()
+        poll(self, timeout)
+
+    monkeypatch.setattr(connection.Connection, "poll", counting)
+    monkeypatch.setattr(driver, "_ACK_AFTER", 0.1)
+    client = Client(broker.address, timeout=10)
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 1)
+    broker.say(DATA, to_client.Ended([ended(1, result=pack_value(None))]))
+    assert handle.result(10) is None
+    broker.stop()
+    assert not awake.wait(0.5)  # an acknowledgement has been due for long
+    client.close()
 
 
 def test_a_fork_is_told(client: Client) -> None:
