@@ -45,7 +45,7 @@ class Interrupt:
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
         #: The attempt whose body runs in the main thread now. Written by the main thread alone.
-        self._target: Attempt | None = None
+        self.target: Attempt | None = None
         #: The attempt that an interrupt is meant for. Written by the control thread, cleared by the handler.
         self.wanted: Attempt | None = None
         #: `with interrupt.shield:` no interrupt raises in here; one that comes raises at the end.
@@ -54,13 +54,13 @@ class Interrupt:
 
     def arm(self, attempt: Attempt) -> None:
         """From now on an interrupt for this attempt raises, in the main thread."""
-        self._target = attempt
+        self.target = attempt
 
     def disarm(self) -> None:
         """From the return of this on, none does."""
         while True:
             try:
-                self._target = None
+                self.target = None
                 return
             except ShutdownRequested:
                 continue
@@ -77,7 +77,7 @@ class Interrupt:
         self._on_signal(SIGNAL, None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        wanted, target = self.wanted, self._target
+        wanted, target = self.wanted, self.target
         if wanted is None or wanted is not target or self._nursery.in_child:
             return
         if self.shield.depth:

@@ -258,8 +258,11 @@ class Worker:
             # User code that the garbage collector ran in the midst of `_say`.
             self._deferred.append((event, args))
             return
-        with self._interrupt.shield:
-            later = self._say(me, event, args)
+        if me == self._main and self._interrupt.target is not None:
+            with self._interrupt.shield:
+                later = self._say(me, event, args)
+        else:
+            later = self._say(me, event, args)  # no interrupt can raise in here
         for effect in later:
             self._do(effect)
         if self.quitting and self.quitting.status:
@@ -288,7 +291,7 @@ class Worker:
                     event, args = deferred.popleft()
             finally:
                 self._speaker = 0
-        if (self._data.outbox or self._to_start or self.quitting) and me != self._main:
+        if me != self._main and (self._data.outbox or self._to_start or self.quitting):
             (control.wake if self.lending.since else self._wake).set()
         if (
             self._control_link.outbox
@@ -441,7 +444,7 @@ class Worker:
         if key in session.handed:
             self.begun += 1
             self._place.begin(key)
-            attempt.task.update(started_at=time.time())
+            attempt.task.began(time.time())
         return begin(session, key, now)
 
     def may_wait(self, attempt: Attempt) -> bool:

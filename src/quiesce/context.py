@@ -111,6 +111,12 @@ class TaskContext:
         # Reentrant: the garbage collector may run code of the task in the midst of a change.
         self._changing = RLock()
 
+    def began(self, at: float) -> None:
+        """It begins; said before any code of the task can run, and again if it was put off."""
+        self._changes["started_at"] = at
+        if self._info is not None:
+            self.update(started_at=at)
+
     def update(self, **changes: Any) -> None:
         """Change what the task sees of itself. Any thread; no change is lost."""
         with self._changing:
