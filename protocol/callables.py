@@ -28,6 +28,11 @@ _PROTOCOL: Final = 5
 _MAIN: Final = b"_main_"
 _NO_ARGUMENTS: Final = b""
 _NONE: Final = pickle.dumps(None, _PROTOCOL)
+#: A function, and whether it `is_async`.
+Loaded = tuple[Callable[..., Any], bool]
+#: What was imported by name, by that; so many at most.
+_known: Final[dict[bytes, Loaded]] = {}
+_MOST_KNOWN: Final = 4096
 #: Of an exception and all that it was raised from or while handling, so many travel.
 CHAIN_LIMIT: Final = 32
 
@@ -84,27 +89,32 @@ def pack_function(fn: Callable[..., Any]) -> bytes:
 def unpack_function(data: bytes) -> Callable[..., Any]:
     """The function. ImportError, with what to do about it, if its module can't be imported here."""
     if data[:1] == _REFERENCE:
-        return _import_function(data)
+        return load_function(data)[0]
     fn = _loads_in_worker(data, "the function")
     if not callable(fn):
         raise TypeError(f"expected a function, got {fn!r:.80}")
     return fn  # type: ignore[no-any-return]  # nothing more is known of a callable
 
 
-def load_function(data: bytes) -> tuple[Callable[..., Any], bool]:
+def load_function(data: bytes) -> Loaded:
     """The function, as `unpack_function`, and whether it `is_async`."""
-    if data[:1] == _REFERENCE:
-        return _import_function(data), _is_async_by_name(data)
-    fn = unpack_function(data)
-    return fn, is_async(fn)
+    if data[:1] != _REFERENCE:
+        fn = unpack_function(data)
+        return fn, is_async(fn)
+    known = _known.get(data)
+    if known is None:
+        fn = _import_function(data)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        known = _known[data] = fn, is_async(fn)
+    return known
 
 
-@functools.lru_cache(maxsize=4096)
-def _is_async_by_name(data: bytes) -> bool:
-    return is_async(_import_function(data))
+def known_function(data: object) -> Loaded | None:
+    """What `load_function` would give, if that is known already: then nobody's code runs for it."""
+    return _known.get(data) if isinstance(data, bytes) else None
 
 
-@functools.lru_cache(maxsize=4096)
 def _import_function(data: bytes) -> Callable[..., Any]:
     module, _, name = data[1:].decode().partition(":")
     try:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from quiesce.registry.ids import AttemptKey
 from quiesce.registry.rows import AssignRow
 
 
@@ -36,7 +37,7 @@ class Assign(NamedTuple):
 class EndedTaken(NamedTuple):
     """Data: the broker has these ends for good: (task, attempt). They need not be held any longer."""
 
-    rows: list[tuple[int, int]]
+    rows: list[AttemptKey]
 
 
 class StopOrder(NamedTuple):

@@ -6,6 +6,7 @@ import importlib
 import operator
 import os
 import pickle
+import shlex
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from quiesce.errors import ShutdownRequested, TaskCrashedError
 from quiesce.protocol import callables
 from quiesce.protocol.callables import (
     is_async,
+    known_function,
+    load_function,
     pack_arguments,
     pack_exception,
     pack_function,
@@ -28,6 +31,7 @@ from quiesce.protocol.callables import (
     unpack_function,
     unpack_value,
 )
+from quiesce.protocol.frames import Frame
 
 
 def double(value: int) -> int:
@@ -213,6 +217,19 @@ def test_what_unpacks_to_something_else_is_refused() -> None:
 def test_is_async(fn: Any, expected: bool) -> None:
     assert is_async(fn) is expected
     assert is_async(and_back(fn)) is expected
+    assert load_function(pack_function(fn))[1] is expected
+
+
+def test_what_was_imported_by_name_is_known() -> None:
+    """What travels by value is not: to unpickle it runs its code, each time."""
+    packed = pack_function(shlex.quote)
+    assert known_function(packed) is None
+    assert load_function(packed) == (shlex.quote, False)
+    assert known_function(packed) == (shlex.quote, False)
+    by_value = pack_function(lambda: 1)
+    load_function(by_value)
+    assert known_function(by_value) is None
+    assert known_function(Frame(packed)) is None
 
 
 # --- arguments and results -----------------------------------------------------------------------

@@ -9,7 +9,7 @@ from quiesce import context
 from quiesce.errors import NotInTaskError, ShutdownRequested
 from quiesce.registry.ids import Attempt, TaskId
 from quiesce.values import TaskInfo
-from quiesce.workers.table import PoolTable, flag_key
+from quiesce.workers.table import CHECKS, FLAG, PoolTable, flag_key
 
 
 class _Port:
@@ -42,14 +42,14 @@ def table() -> Iterator[PoolTable]:
 def task(table: PoolTable) -> Iterator[context.TaskContext]:
     """An attempt that has begun, with its words in a real table; the current one."""
     place = table.place(0)
-    entry = place.begin(*KEY)
+    entry = place.begin(KEY)
     task = context.TaskContext(
         key=KEY,
         describe=lambda: TaskInfo(id=KEY[0], attempt=2, kind="attach", name="me", runtime="test"),
         port=_Port(),
         words=place.words,
-        flag_index=place.flag_index(entry),
-        check_index=place.check_index(entry),
+        flag_index=entry + FLAG,
+        check_index=entry + CHECKS,
         flag_key=flag_key(*KEY),
     )
     token = context.enter(task)

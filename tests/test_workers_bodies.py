@@ -160,8 +160,11 @@ def test_a_request_overtakes_its_task(broker: FakeBroker, tmp_path: Path) -> Non
     assert key not in broker.begun
 
 
-def test_a_received_task_that_has_not_begun_never_runs(pool: Pool, tmp_path: Path) -> None:
+def test_a_received_task_that_has_not_begun_never_runs(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broker = pool.broker
+    monkeypatch.setattr(broker, "assigns_again", True)  # should this take long
     peer = broker.await_peer()
     rows = [broker.row(peer, bodies.gate_file, str(tmp_path), str(n)) for n in range(5)]
     running = pool.settings.slots
@@ -267,6 +270,13 @@ def test_a_refused_associate_raises(broker: FakeBroker) -> None:
     end = broker.await_end(key)
     assert end.outcome == "failed"
     assert "TaskNotFoundError: gone" in end.text
+
+
+def test_what_a_task_leaves_in_its_context_goes_with_it(pool: Pool, broker: FakeBroker) -> None:
+    if pool.settings.slots > 1:
+        pytest.skip("another thread may still be on its way out of the first task")
+    assert broker.call(bodies.keep_in_context) is None
+    assert not broker.call(bodies.is_left)
 
 
 def test_progress_is_thinned_out(broker: FakeBroker, tmp_path: Path) -> None:

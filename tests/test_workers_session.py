@@ -255,9 +255,8 @@ def test_capacity_bounds_what_is_held(worker: Driver) -> None:
     end(worker, 3)
     # One is handed over and three are held: the table is full.
     assert (list(worker.session.handed), worker.session.running) == ([key(4)], {})
-    assert worker(to_worker.EndedTaken([(1, 1), (2, 1)])) == [
-        Forget(*key(1)),
-        Forget(*key(2)),
+    assert worker(to_worker.EndedTaken([key(1), key(2)])) == [
+        Forget([key(1), key(2)]),
         Hand(row(5, 5)),
     ]
 
@@ -274,7 +273,7 @@ def test_what_has_ended_and_is_forgotten_does_not_come_again(worker: Driver) -> 
     """Its number has passed, and nothing else is left of it."""
     run(worker, row(1, 1))
     end(worker, 1)
-    assert worker(to_worker.EndedTaken([(1, 1)])) == [Forget(*key(1))]
+    assert worker(to_worker.EndedTaken([key(1)])) == [Forget([key(1)])]
     assert worker(assign(row(1, 1))) == []
 
 
@@ -286,8 +285,8 @@ def test_ends_are_sent_again_until_they_are_taken(worker: Driver) -> None:
         age = worker.now - 100.0
         expected = [Data(from_worker.Ended([ended(1, age, age)]))] if again else []
         assert worker.do("tick") == expected
-    assert worker(to_worker.EndedTaken([(1, 1)])) == [Forget(*key(1))]
-    assert worker(to_worker.EndedTaken([(1, 1)])) == []
+    assert worker(to_worker.EndedTaken([key(1)])) == [Forget([key(1)])]
+    assert worker(to_worker.EndedTaken([key(1)])) == []
     worker.now += 100
     assert worker.do("tick") == []
     assert worker.session.due() is None
@@ -325,7 +324,7 @@ def test_a_stop_of_what_has_not_begun(worker: Driver) -> None:
     assert worker(stop(3, 3)) == [seen(3, "never-began")]
     assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 0.0)]))]
     # It was never in the table.
-    assert worker(to_worker.EndedTaken([(3, 1), (1, 1)])) == [Forget(*key(1))]
+    assert worker(to_worker.EndedTaken([key(3), key(1)])) == [Forget([key(1)])]
 
 
 def test_a_stop_overtakes_its_task(worker: Driver) -> None:
@@ -396,14 +395,14 @@ def test_a_stop_does_not_wait_until_it_can_begin(
 ) -> None:
     way(worker, 2.0)
     assert worker(message) == [
-        Forget(*key(1)),
+        Forget([key(1)]),
         *said,
         Data(from_worker.Ended([never_ran(1)])),
         Hand(row(3, 3)),
     ]
     assert key(1) not in worker.session.handed
     assert worker(stop(1, 3)) == [seen(1, "never-began")]
-    assert worker(to_worker.EndedTaken([(1, 1)])) == []
+    assert worker(to_worker.EndedTaken([key(1)])) == []
 
 
 @WAYS
@@ -434,7 +433,7 @@ def test_hello_lists_it_as_received(worker: Driver, way: Callable[[Driver, float
 def test_after_exit_it_never_begins(worker: Driver, way: Callable[[Driver, float], None]) -> None:
     way(worker, 0.0)
     begin(worker, 2)
-    assert worker(to_worker.Exit(3)) == [Forget(*key(1))]
+    assert worker(to_worker.Exit(3)) == [Forget([key(1)])]
     assert list(worker.session.received) == [key(1), key(3)]
     assert worker(to_worker.Exit(3)) == []
     assert end(worker, 2) == [Data(from_worker.Ended([ended(2, 0.0)]))]
@@ -461,6 +460,13 @@ def test_what_loads_for_long_has_begun(worker: Driver) -> None:
     assert worker.do("tick") == []
     assert worker.session.due() is None
     assert worker.do("begin", key(1)) == []
+
+
+def test_what_needs_no_loading_begins_at_once(worker: Driver) -> None:
+    worker(assign(row(1, 1)))
+    assert worker.do("begin", key(1)) == []
+    assert (worker.session.loading, list(worker.session.running)) == ({}, [key(1)])
+    assert worker.session.due() == 100.0 + BEGUN_AFTER
 
 
 def test_a_worker_of_one_slot_tells_while_it_loads() -> None:
@@ -626,10 +632,10 @@ def test_exit_waits_for_what_runs_and_its_ends(worker: Driver) -> None:
     begin(worker, 3)
     assert worker(to_worker.Exit(3)) == []
     assert end(worker, 2) == [Data(from_worker.Ended([ended(2, 0.0)]))]
-    assert worker(to_worker.EndedTaken([(1, 1), (2, 1)])) == [Forget(*key(1)), Forget(*key(2))]
+    assert worker(to_worker.EndedTaken([key(1), key(2)])) == [Forget([key(1), key(2)])]
     assert end(worker, 3) == [Data(from_worker.Ended([ended(3, 0.0)]))]
-    assert worker(to_worker.EndedTaken([(3, 1)])) == [
-        Forget(*key(3)),
+    assert worker(to_worker.EndedTaken([key(3)])) == [
+        Forget([key(3)]),
         Quit(0, "the pool is going"),
     ]
 
@@ -728,7 +734,7 @@ def test_nothing_begins_until_the_lease_is_back(
 ) -> None:
     way(worker, 0.0)
     begin(worker, 2)
-    assert worker.do("lease_half_over", "why") == [Forget(*key(1)), AskToStop(*key(2), "why")]
+    assert worker.do("lease_half_over", "why") == [Forget([key(1)]), AskToStop(*key(2), "why")]
     assert list(worker.session.received) == [key(1), key(3)]
     assert end(worker, 2) == [Data(from_worker.Ended([lease_ended(2)]))]
     assert worker(assign(row(4, 4))) == []
@@ -752,7 +758,7 @@ def test_what_loads_while_the_lease_is_over_is_not_put_off(worker: Driver) -> No
     handed(worker, 0.0)
     worker.do("load", key(1))
     assert worker.do("lease_half_over", "why") == [
-        Forget(*key(2)),
+        Forget([key(2)]),
         AskToStop(*key(1), "why"),
     ]
     assert worker.session.put_off(key(1)) == []

@@ -8,7 +8,7 @@ import pytest
 
 from quiesce.registry.ids import Attempt, TaskId
 from quiesce.workers import predecessor
-from quiesce.workers.table import ENTRIES, Phase, Place, PoolTable, flag_key
+from quiesce.workers.table import CHECKS, ENTRIES, FLAG, Phase, Place, PoolTable, flag_key
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def table() -> Iterator[PoolTable]:
 
 
 def begin(place: Place, task: int, attempt: int = 1) -> int:
-    return place.begin(TaskId(task), Attempt(attempt))
+    return place.begin((TaskId(task), Attempt(attempt)))
 
 
 def test_both_sides_see_the_same(table: PoolTable) -> None:
@@ -29,11 +29,11 @@ def test_both_sides_see_the_same(table: PoolTable) -> None:
     theirs.set_pid(4711)
     begin(mine, 5, 2)
     assert theirs.phases() == [(5, 2, Phase.BEGUN)]
-    mine.end(TaskId(5), Attempt(2), Phase.FAILED)
+    mine.end((TaskId(5), Attempt(2)), Phase.FAILED)
     assert theirs.phase(5, 2) is Phase.FAILED
     assert theirs.phase(5, 1) is Phase.FREE
-    mine.free(TaskId(5), Attempt(2))
-    mine.free(TaskId(5), Attempt(2))
+    mine.free((TaskId(5), Attempt(2)))
+    mine.free((TaskId(5), Attempt(2)))
     assert theirs.phases() == []
     assert [(each.serial, each.pid, each.ready) for each in table.account()] == [(7, 4711, False)]
     mine.set_ready()
@@ -63,7 +63,7 @@ def test_flags_reach_the_attempts_that_they_are_meant_for(table: PoolTable) -> N
     place = table.place(0)
     entries = [begin(place, task) for task in (1, 2, 3)]
     table.place(0).flag({(2, 1), (3, 2), (9, 1)})
-    flags = [place.words[place.flag_index(entry)] for entry in entries]
+    flags = [place.words[entry + FLAG] for entry in entries]
     assert flags == [0, flag_key(2, 1), 0]
 
 
@@ -71,10 +71,10 @@ def test_a_stale_flag_says_nothing_to_the_next_attempt(table: PoolTable) -> None
     place = table.place(0)
     entry = begin(place, 1)
     table.place(0).flag({(1, 1)})
-    place.free(TaskId(1), Attempt(1))
+    place.free((TaskId(1), Attempt(1)))
     again = begin(place, 1, 2)
     assert again == entry
-    assert place.words[place.flag_index(again)] == flag_key(1, 1) != flag_key(1, 2)
+    assert place.words[again + FLAG] == flag_key(1, 1) != flag_key(1, 2)
 
 
 def test_flag_keys_differ_and_are_never_zero() -> None:
@@ -87,24 +87,24 @@ def test_flag_keys_differ_and_are_never_zero() -> None:
 def test_check_counters_begin_at_zero(table: PoolTable) -> None:
     place = table.place(0)
     entry = begin(place, 1)
-    place.words[place.check_index(entry)] += 5
+    place.words[entry + CHECKS] += 5
     assert table.place(0).checks() == {(1, 1): 5}
-    place.free(TaskId(1), Attempt(1))
+    place.free((TaskId(1), Attempt(1)))
     begin(place, 2)
     assert table.place(0).checks() == {(2, 1): 0}
 
 
 def test_what_is_reserved_or_put_off_has_not_begun(table: PoolTable) -> None:
     place = table.place(0)
-    entry = place.reserve(TaskId(1), Attempt(1))
+    entry = place.reserve((TaskId(1), Attempt(1)))
     assert table.place(0).phases() == []
     for _ in range(2):
         assert begin(place, 1) == entry
         assert table.place(0).phases() == [(1, 1, Phase.BEGUN)]
-        place.put_off(TaskId(1), Attempt(1))
+        place.put_off((TaskId(1), Attempt(1)))
         assert table.place(0).phases() == []
     assert begin(place, 2) != entry
-    place.free(TaskId(1), Attempt(1))
+    place.free((TaskId(1), Attempt(1)))
     assert begin(place, 3) == entry
 
 
@@ -116,7 +116,7 @@ def test_all_entries_can_be_used_and_used_again(table: PoolTable) -> None:
         with pytest.raises(IndexError):
             begin(place, ENTRIES + 1)
         for task in range(1, ENTRIES + 1):
-            place.free(TaskId(task), Attempt(1))
+            place.free((TaskId(task), Attempt(1)))
 
 
 class Killed(BaseException):
@@ -145,13 +145,13 @@ def test_a_kill_between_two_writes(table: PoolTable, writes: int) -> None:
     """Begin one attempt where another was, end it, free it: after each write the account is true."""
     place = table.place(0)
     begin(place, 1)
-    place.end(TaskId(1), Attempt(1), Phase.FAILED)
-    place.free(TaskId(1), Attempt(1))
+    place.end((TaskId(1), Attempt(1)), Phase.FAILED)
+    place.free((TaskId(1), Attempt(1)))
     place.words = DyingWords(place.words, writes)  # type: ignore[assignment]  # of the same shape
     try:
         begin(place, 2)
-        place.end(TaskId(2), Attempt(1), Phase.COMPLETED)
-        place.free(TaskId(2), Attempt(1))
+        place.end((TaskId(2), Attempt(1)), Phase.COMPLETED)
+        place.free((TaskId(2), Attempt(1)))
     except Killed:
         pass
     # Three writes begin it, one ends it, one frees it.
@@ -208,16 +208,14 @@ def test_the_note_of_a_lease_is_never_earlier_than_its_timer(table: PoolTable) -
 def test_half_a_lease_sets_all_flags(table: PoolTable) -> None:
     places = [table.place(0), table.place(3)]
     entries = [begin(place, task) for place, task in zip(places, (7, 8), strict=True)]
-    places[0].reserve(TaskId(9), Attempt(1))
+    places[0].reserve((TaskId(9), Attempt(1)))
     over = begin(places[1], 10)
-    places[1].end(TaskId(10), Attempt(1), Phase.COMPLETED)
+    places[1].end((TaskId(10), Attempt(1)), Phase.COMPLETED)
     table.ask_all()
     assert [place.lease_turns for place in places] == [1, 1]
-    flags = [
-        place.words[place.flag_index(entry)] for place, entry in zip(places, entries, strict=True)
-    ]
+    flags = [place.words[entry + FLAG] for place, entry in zip(places, entries, strict=True)]
     assert flags == [flag_key(7, 1), flag_key(8, 1)]
-    assert places[1].words[places[1].flag_index(over)] == 0
+    assert places[1].words[over + FLAG] == 0
 
 
 def test_turns_are_counted(table: PoolTable) -> None:
@@ -254,4 +252,4 @@ def test_the_lease_is_said_to_be_over_before_the_first_flag(table: PoolTable) ->
         table.ask_all()
     table._words = whole
     assert place.lease_turns == 1
-    assert place.words[place.flag_index(entry)] == 0
+    assert place.words[entry + FLAG] == 0

@@ -29,7 +29,7 @@ from quiesce.protocol.callables import (
 )
 from quiesce.protocol.codec import Decoder, encode
 from quiesce.protocol.frames import Frame, Payload, as_payload, payload_bytes
-from quiesce.registry.ids import Attempt, TaskId
+from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow, EndedRow
 from quiesce.workers.settings import PoolSettings
 
@@ -70,6 +70,8 @@ class FakeBroker:
         self.epoch = EPOCH
         self.take_ends = True
         self.take_exits = True
+        #: Whether it assigns again what is given back.
+        self.assigns_again = False
         self.welcome = True
         self.peers: dict[int, Peer] = {}
         self.supervisor = b""
@@ -81,6 +83,7 @@ class FakeBroker:
         self.last_task = 0
         self.last_request = 0
         self.where: dict[Key, Peer] = {}
+        self.rows: dict[Key, AssignRow] = {}
         #: Everything that came, in its order.
         self.log: list[Any] = []
         self.begun: list[Key] = []
@@ -139,12 +142,19 @@ class FakeBroker:
             case from_worker.Begun():
                 self.begun += [(task, attempt) for task, attempt, _ in message.rows]
             case from_worker.Ended():
-                keys: list[Key] = []
+                keys: list[AttemptKey] = []
                 for row in message.rows:
                     self.ended[(row.task_id, row.attempt)] = row
                     keys.append((row.task_id, row.attempt))
                 if self.take_ends:
                     self.tell(self.data, sender, to_worker.EndedTaken(keys))
+            case from_worker.GivenBack(rows) if self.assigns_again:
+                self.tell(self.data, sender, to_worker.GivenBackTaken(rows))
+                for task, attempt, _ in rows:
+                    peer = self.where[(task, attempt)]
+                    peer.last_assign += 1
+                    given = self.rows[(task, attempt)]
+                    self.assign(peer, given._replace(assign_number=peer.last_assign))
 
     def _on_worker_hello(self, sender: bytes, hello: from_worker.Hello) -> None:
         known = self.peers.get(hello.incarnation)
@@ -189,6 +199,7 @@ class FakeBroker:
             as_payload(pack_arguments(args, kwargs)),
         )
         self.where[(row.task_id, row.attempt)] = peer
+        self.rows[(row.task_id, row.attempt)] = row
         return row
 
     def assign(self, peer: Peer, *rows: AssignRow) -> None:

@@ -11,9 +11,11 @@ from quiesce.errors import PayloadTooLargeError, ShutdownRequested
 from quiesce.protocol.callables import pack_exception, pack_value
 from quiesce.registry.ids import AttemptKey
 from quiesce.registry.rows import AssignRow
-from quiesce.registry.states import Outcome
+from quiesce.registry.states import Outcome, State
+from quiesce.task_info import Fence, TaskInfo
 from quiesce.workers.scope import Scope
 from quiesce.workers.table import Phase
+from quiesce.workers.worker_effects import Identity
 
 if TYPE_CHECKING:
     import asyncio  # see `loop`
@@ -41,7 +43,6 @@ NOTHING: Final = Verdict(Outcome.COMPLETED, "", pack_value(None))
 class Where(Enum):
     """Where the body of an attempt runs."""
 
-    NOWHERE = auto()
     MAIN_THREAD = auto()
     THREAD = auto()
     LOOP = auto()
@@ -50,16 +51,32 @@ class Where(Enum):
 class Attempt:
     """One attempt in this process, from its Hand to its end."""
 
-    def __init__(self, row: AssignRow, task: TaskContext, scope: Scope) -> None:
-        self.key: AttemptKey = (row.task_id, row.attempt)
+    __slots__ = (
+        "context",
+        "forced",
+        "has_passed",
+        "key",
+        "root",
+        "row",
+        "scope",
+        "task",
+        "verdict",
+        "where",
+    )
+
+    def __init__(self, key: AttemptKey, row: AssignRow, task: TaskContext, scope: Scope) -> None:
+        self.key = key
         self.row = row
         self.task = task
         self.scope = scope
         #: The body's context, in which `task` is the current one. Nothing else leaks between attempts.
         self.context: Final = contextvars.Context()
-        self.where = Where.NOWHERE
+        #: Where its body runs, once that has begun.
+        self.where: Where | None = None
         #: The asyncio task of the body, if it runs on the loop.
         self.root: asyncio.Task[Any] | None = None
+        #: Whether the gate let it pass when it was asked last.
+        self.has_passed = False
         #: Force has come: whatever it starts now is killed when it is seen.
         self.forced = False
         #: Set once the body has ended.
@@ -77,6 +94,24 @@ class Attempt:
             f"task {row.task_id}.{row.attempt} {row.kind} {row.name!r} "
             f"(tenant {info.tenant_id!r}, timeline {info.timeline_id!r})"
         )
+
+
+def info_of(row: AssignRow, identity: Identity, fence: Fence) -> TaskInfo:
+    """An attempt as it sees itself when it begins; when that was, the worker tells it then."""
+    return TaskInfo(
+        id=row.task_id,
+        attempt=row.attempt,
+        kind=row.kind,
+        name=row.name,
+        runtime=identity.runtime,
+        tenant_id=row.tenant_id,
+        timeline_id=row.timeline_id,
+        state=State.RUNNING,
+        created_at=row.created_at,
+        host=identity.host,
+        worker_pid=identity.pid,
+        fence=fence,
+    )
 
 
 def judge(error: BaseException | None, asked: bool) -> Outcome:

@@ -20,7 +20,7 @@ from quiesce.workers.link import Link
 from quiesce.workers.stacks import stacks_of
 from quiesce.workers.sweeper import Sweeper
 from quiesce.workers.worker_effects import AskToStop, ForceAttempt, Look
-from quiesce.workers.worker_session import BEGUN_AFTER
+from quiesce.workers.worker_session import BEGUN_AFTER, WorkerSession
 
 if TYPE_CHECKING:
     from quiesce.workers.worker import Worker
@@ -143,11 +143,11 @@ class ControlThread:
         for connected in link.hear():
             if not connected:
                 self._lost.add(link)
-                self._worker.say(lambda session, now: session.connection_lost(now))
+                self._worker.say(WorkerSession.connection_lost)
             elif link in self._lost:
                 self._lost.discard(link)
                 if not self._lost:
-                    self._worker.say(lambda session, now: session.connected(now))
+                    self._worker.say(WorkerSession.connected)
 
     def _on_time(self) -> None:
         worker = self._worker
@@ -156,7 +156,7 @@ class ControlThread:
             self.ask_to_stop(self._asking.popleft())
         if self.terminated:
             self.terminated = False
-            worker.say(lambda session, now: session.exit_asking("the pool is going", now))
+            worker.say(WorkerSession.exit_asking, "the pool is going")
         while self._closing:
             self._sweeper.close(self._closing.popleft())
             self._sweep_due = True
@@ -166,7 +166,7 @@ class ControlThread:
         now = time.monotonic()
         due = worker.due()
         if due is not None and due <= now:
-            worker.say(lambda session, now: session.tick(now))
+            worker.say(WorkerSession.tick)
         if now >= self._look_at:
             for attempt in worker.closing():
                 self._tell_lingering(attempt)

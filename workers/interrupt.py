@@ -34,7 +34,8 @@ class Shield:
     def __exit__(self, *_: object) -> None:
         if threading.get_ident() == self._main:
             self.depth -= 1
-            if not self.depth:
+            # Asked with the depth at zero: an interrupt that comes after this raises by itself.
+            if not self.depth and self._interrupt.wanted is not None:
                 self._interrupt.look()
 
 
@@ -44,29 +45,29 @@ class Interrupt:
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
         #: The attempt whose body runs in the main thread now. Written by the main thread alone.
-        self._target: Attempt | None = None
+        self.target: Attempt | None = None
         #: The attempt that an interrupt is meant for. Written by the control thread, cleared by the handler.
-        self._wanted: Attempt | None = None
+        self.wanted: Attempt | None = None
         #: `with interrupt.shield:` no interrupt raises in here; one that comes raises at the end.
         self.shield: Final = Shield(self)
         signal.signal(SIGNAL, self._on_signal)
 
     def arm(self, attempt: Attempt) -> None:
         """From now on an interrupt for this attempt raises, in the main thread."""
-        self._target = attempt
+        self.target = attempt
 
     def disarm(self) -> None:
         """From the return of this on, none does."""
         while True:
             try:
-                self._target = None
+                self.target = None
                 return
             except ShutdownRequested:
                 continue
 
     def send(self, attempt: Attempt) -> None:
         """Raise ShutdownRequested in the body of this attempt, if it still runs in the main thread."""
-        self._wanted = attempt
+        self.wanted = attempt
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, SIGNAL)
@@ -76,11 +77,11 @@ class Interrupt:
         self._on_signal(SIGNAL, None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        wanted, target = self._wanted, self._target
+        wanted, target = self.wanted, self.target
         if wanted is None or wanted is not target or self._nursery.in_child:
             return
         if self.shield.depth:
-            return  # `_wanted` stays: leaving the shield looks at it
-        self._wanted = None
+            return  # `wanted` stays: leaving the shield looks at it
+        self.wanted = None
         reason = wanted.task.root.reason
         raise ShutdownRequested(f"forced{': ' + reason if reason else ''}")

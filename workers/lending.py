@@ -21,11 +21,11 @@ class Lending:
         self._link = link
         self._turn = threading.Lock()
         self._turn.acquire()
-        #: Since when it is lent; 0.0 while it is not.
+        #: Since when it is lent, or the last body has begun since; 0.0 while it is not lent.
         self.since = 0.0
 
     def lend(self, now: float) -> None:
-        """The main thread begins a body."""
+        """The main thread begins a body, and maybe others after it."""
         self.since = now
         self._turn.release()
 

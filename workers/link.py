@@ -83,7 +83,8 @@ class Link:
                 break
             rows += message.rows
             if kind is from_worker.Ended:
-                size += sum(len(row.result) for row in message.rows)
+                for row in message.rows:
+                    size += len(row.result)
             count += 1
         return kind(rows), count
 

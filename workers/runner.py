@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.errors import ShutdownRequested
-from quiesce.protocol.callables import load_function, unpack_arguments
+from quiesce.protocol.callables import Loaded, known_function, load_function, unpack_arguments
 from quiesce.protocol.frames import Frame, payload_view
 from quiesce.registry.states import Outcome
 from quiesce.workers import loop as loops, task_logs
@@ -47,7 +47,7 @@ class Gate(Protocol):
         """Its function is a coroutine's, and waits for the loop. False: it was asked to stop, and ends now."""
 
     def may_run(self, attempt: Attempt) -> bool:
-        """Its body begins on the loop. False: it was stopped while it waited, and nothing of it may run."""
+        """Its body begins. False: it was stopped before, and nothing of it may run."""
 
     def runs(self, attempt: Attempt) -> None:
         """Its function is loaded, and called at once."""
@@ -87,7 +87,6 @@ class Runner:
 
     def start(self, attempt: Attempt) -> None:
         """Run an attempt if it is not stopped before it begins. With one slot this may last as long as its body."""
-        attempt.context.run(task_logs.enter_task, attempt.task, attempt.row)
         if self._inline:
             self._load_and_run(attempt, Where.MAIN_THREAD)
         else:
@@ -103,17 +102,16 @@ class Runner:
         self._hands.hurry()
 
     def _load_and_run(self, attempt: Attempt, where: Where) -> None:
-        if not self._gate.may_load(attempt):
+        known = known_function(attempt.row.function)
+        # What needs neither to be loaded nor the loop begins at once.
+        ask = self._gate.may_load if known is None or known[1] else self._gate.may_run
+        if not ask(attempt):
             return
-        if _log.isEnabledFor(logging.DEBUG):
-            attempt.context.run(_log.debug, "%s begins", attempt.words())
         attempt.where = where
         ident = threading.get_ident()
         attempt.scope.threads[ident] = threading.current_thread().name
         interrupt = self._interrupt if where is Where.MAIN_THREAD else None
-        value, error = guarded(
-            lambda: attempt.context.run(self._load_and_call, attempt), interrupt, attempt
-        )
+        value, error = guarded(self._load_and_call, attempt, known, interrupt)
         if self._nursery.in_child:
             leave_child(error)
         attempt.scope.threads.pop(ident, None)
@@ -125,16 +123,20 @@ class Runner:
         else:
             self._end_body(attempt, None, ShutdownRequested(_TOO_LATE), here=True)
 
-    def _load_and_call(self, attempt: Attempt) -> Any:
+    def _load_and_call(self, attempt: Attempt, known: Loaded | None) -> Any:
         """In the attempt's context: what loading imports and rebuilds is its doing, too."""
-        function, calls_coroutine = load_function(bytes(_view(attempt.row.function)))
+        row = attempt.row
+        task_logs.enter_task(attempt.task, row)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s begins", attempt.words())
+        function, calls_coroutine = known or load_function(bytes(_view(row.function)))
         task_logs.adopt_structlog()
-        args, kwargs = unpack_arguments(_view(attempt.row.arguments))
-        if attempt.is_asked:
+        args, kwargs = unpack_arguments(_view(row.arguments))
+        if attempt.task.is_asked:
             raise ShutdownRequested(_TOO_LATE)
         if calls_coroutine:
             return _Coroutine(function, args, kwargs)
-        if not self._nursery.in_child:
+        if known is None and not self._nursery.in_child:
             self._gate.runs(attempt)
         return function(*args, **kwargs)
 
@@ -187,24 +189,24 @@ class Runner:
 
         `here`: this thread may wait.
         """
-        asked = attempt.is_asked
-        try:
-            if error is None and value is None:  # no code of the task's has a part in that
-                attempt.verdict = NOTHING
-            else:
-                attempt.verdict = attempt.context.copy().run(
-                    verdict_of, value, error, asked, self.limit
-                )
-        except BaseException as failure:
-            _log.exception("the verdict on %s can't be packed", attempt.words())
-            outcome = judge(error or failure, asked)
-            attempt.verdict = Verdict(outcome, f"{error or failure!r}", b"")
+        if error is None and value is None:  # no code of the task's has a part in that
+            attempt.verdict = NOTHING
+        else:
+            attempt.verdict = self._verdict(attempt, value, error)
         if not attempt.scope.end_body():
             self._on_linger()
         elif here and not attempt.scope.used_loop:
             self._end(attempt)
         else:
             self.on_empty(attempt)
+
+    def _verdict(self, attempt: Attempt, value: Any, error: BaseException | None) -> Verdict:
+        asked = attempt.is_asked
+        try:
+            return attempt.context.copy().run(verdict_of, value, error, asked, self.limit)
+        except BaseException as failure:
+            _log.exception("the verdict on %s can't be packed", attempt.words())
+            return Verdict(judge(error or failure, asked), f"{error or failure!r}", b"")
 
     # --- after the body ---------------------------------------------------------------------------
 
@@ -279,13 +281,20 @@ class _Coroutine:
 
 
 def _view(payload: Sized) -> bytes:
-    return payload_view(payload) if isinstance(payload, (bytes, Frame)) else b""
+    if isinstance(payload, bytes):
+        return payload
+    return payload_view(payload) if isinstance(payload, Frame) else b""
 
 
 def guarded(
-    call: Callable[[], Any], interrupt: Interrupt | None, attempt: Attempt
+    call: Callable[[Attempt, Loaded | None], Any],
+    attempt: Attempt,
+    known: Loaded | None,
+    interrupt: Interrupt | None,
 ) -> tuple[Any, BaseException | None]:
-    """The value of `call`, or what it raised; between `arm` and `disarm` an interrupt may raise.
+    """The value of `call` in the attempt's context, or what it raised.
+
+    Between `arm` and `disarm` an interrupt may raise.
 
     The outer `try` catches one that hits the few instructions of ours after the body: it is disarmed by
     the handler itself, so that it comes once.
@@ -296,7 +305,7 @@ def guarded(
         try:
             if interrupt is not None:
                 interrupt.arm(attempt)
-            value = call()
+            value = attempt.context.run(call, attempt, known)
         except BaseException as raised:
             error = raised
         if interrupt is not None:

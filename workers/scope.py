@@ -4,9 +4,11 @@ After neon's `Gate`, which counts guards; ours also names what each guard stands
 say what it still waits for.
 """
 
-import threading
+from _thread import RLock
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
+
+from quiesce.registry.ids import AttemptKey
 
 if TYPE_CHECKING:
     import asyncio  # see `loop`
@@ -18,12 +20,34 @@ PROCESSES: Final = "child processes"
 class Scope:
     """What one attempt has begun. Thread-safe.
 
-    The body itself is the first hold. `on_empty` is called once, by whoever releases the last one.
+    The body itself is the first hold. `on_empty` is called once, by whoever releases the last one. Both calls are
+    given the key of the attempt, which this does not refer to: what an attempt leaves behind goes with it, and
+    does not wait for the garbage collector.
     """
 
-    def __init__(self, on_empty: Callable[[], None], on_processes: Callable[[], None]) -> None:
+    __slots__ = (
+        "_body_over",
+        "_empty",
+        "_holds",
+        "_key",
+        "_lock",
+        "_on_empty",
+        "_on_processes",
+        "forks",
+        "tasks",
+        "threads",
+        "used_loop",
+    )
+
+    def __init__(
+        self,
+        key: AttemptKey,
+        on_empty: Callable[[AttemptKey], None],
+        on_processes: Callable[[AttemptKey], None],
+    ) -> None:
+        self._key = key
         # Reentrant: the garbage collector may run user code in here, which may begin something.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._on_empty = on_empty
         self._on_processes = on_processes
         #: All and only what goes on, each with words for people.
@@ -49,7 +73,7 @@ class Scope:
         with self._lock:
             now_empty = self._drop(what)
         if now_empty:
-            self._on_empty()
+            self._on_empty(self._key)
 
     def _drop(self, what: object) -> bool:
         self._holds.pop(what, None)
@@ -64,7 +88,7 @@ class Scope:
             empty = self._empty = not self._holds
             sweep = PROCESSES in self._holds
         if sweep:
-            self._on_processes()
+            self._on_processes(self._key)
         return empty  # not `self._empty`: by now another thread may have released the last one
 
     @property
@@ -85,7 +109,7 @@ class Scope:
             self._holds[PROCESSES] = PROCESSES
             sweep = self._body_over
         if sweep:
-            self._on_processes()
+            self._on_processes(self._key)
 
     def no_processes(self, forks: int) -> bool:
         """A sweep that began after `forks` starts has found none. False: one was started meanwhile."""
@@ -94,7 +118,7 @@ class Scope:
                 return False
             now_empty = self._drop(PROCESSES)
         if now_empty:
-            self._on_empty()
+            self._on_empty(self._key)
         return True
 
     def words(self, processes: str = "") -> str:

@@ -26,11 +26,14 @@ ENTRIES: Final = 256
 _ENTRY_WORDS: Final = 4
 _HEADER_WORDS: Final = 8
 _PLACE_WORDS: Final = _HEADER_WORDS + ENTRIES * _ENTRY_WORDS
+#: Where in an entry the stop flag is, and the check counter.
+FLAG: Final = 2
+CHECKS: Final = 3
 _MAGIC: Final = 0x3145435345495551  # "QUIESCE1", read as one word
 _MASK: Final = 2**64 - 1
 #: Words of the region's header that are about the lease of the pool; all of them the supervisor's.
 _ARMED_UNTIL: Final = 4
-_LEASE_TURNS: Final = 5
+LEASE_TURNS: Final = 5
 _LEASE: Final = 6
 
 
@@ -43,6 +46,10 @@ class Phase(IntEnum):
     FAILED = 3
     CANCELLED = 4
     CRASHED = 5
+
+
+#: `Phase.BEGUN` as a plain number.
+_BEGUN: Final = int(Phase.BEGUN)
 
 
 class PhaseRow(NamedTuple):
@@ -79,8 +86,8 @@ class Place:
         self.index = index
         self._base = _HEADER_WORDS + index * _PLACE_WORDS
         self._entries = self._base + _HEADER_WORDS
-        #: All and only the entries that no attempt has or will have. The worker's alone.
-        self._free = list(range(ENTRIES - 1, -1, -1))
+        #: All and only the entries that no attempt has or will have, by their first words. The worker's alone.
+        self._free = [self._entries + entry * _ENTRY_WORDS for entry in range(ENTRIES)][::-1]
         #: Where each attempt is. The worker's alone.
         self._where: dict[AttemptKey, int] = {}
 
@@ -94,50 +101,39 @@ class Place:
         """Name this worker's descriptor of the file into which it writes its stacks."""
         self.words[self._base + 3] = fd + 1
 
-    def reserve(self, task_id: TaskId, attempt: AttemptNumber) -> int:
-        """Keep an entry, which this gives, for an attempt that has not begun: nobody else sees that.
+    def reserve(self, key: AttemptKey) -> int:
+        """Keep an entry for an attempt that has not begun: nobody else sees that. Gives the entry's first word.
 
         Raises:
             IndexError: all entries are in use; the session never hands over that many.
         """
-        entry = self._free.pop()
-        at = self._entries + entry * _ENTRY_WORDS
-        self._where[(task_id, attempt)] = entry
-        self.words[at] = task_id
-        self.words[at + 3] = 0
-        return entry
+        at = self._where[key] = self._free.pop()
+        self.words[at] = key[0]
+        self.words[at + CHECKS] = 0
+        return at
 
-    def begin(self, task_id: TaskId, attempt: AttemptNumber) -> int:
-        """Note that an attempt begins, before its first instruction. Gives the reserved entry, or a new one."""
-        entry = self._where.get((task_id, attempt))
-        if entry is None:
-            entry = self.reserve(task_id, attempt)
-        self.words[self._entries + entry * _ENTRY_WORDS + 1] = attempt << 8 | Phase.BEGUN
-        return entry
+    def begin(self, key: AttemptKey) -> int:
+        """Note that an attempt begins, before its first instruction. Gives what `reserve` did or would."""
+        at = self._where.get(key)
+        if at is None:
+            at = self.reserve(key)
+        self.words[at + 1] = key[1] << 8 | _BEGUN
+        return at
 
-    def put_off(self, task_id: TaskId, attempt: AttemptNumber) -> None:
+    def put_off(self, key: AttemptKey) -> None:
         """Nothing of this attempt runs any more or has to end: as before `begin`, its entry is reserved."""
-        self.words[self._entries + self._where[(task_id, attempt)] * _ENTRY_WORDS + 1] = 0
+        self.words[self._where[key] + 1] = 0
 
-    def end(self, task_id: TaskId, attempt: AttemptNumber, phase: Phase) -> None:
+    def end(self, key: AttemptKey, phase: Phase) -> None:
         """Note how an attempt ended, after all that it began has ended."""
-        entry = self._where[(task_id, attempt)]
-        self.words[self._entries + entry * _ENTRY_WORDS + 1] = attempt << 8 | phase
+        self.words[self._where[key] + 1] = key[1] << 8 | phase
 
-    def free(self, task_id: TaskId, attempt: AttemptNumber) -> None:
+    def free(self, key: AttemptKey) -> None:
         """The broker knows the end of this attempt: its entry is not needed any longer. Twice is harmless."""
-        entry = self._where.pop((task_id, attempt), None)
-        if entry is not None:
-            self.words[self._entries + entry * _ENTRY_WORDS + 1] = 0
-            self._free.append(entry)
-
-    def flag_index(self, entry: int) -> int:
-        """The word, counted in `words`, that holds the stop flag of an entry."""
-        return self._entries + entry * _ENTRY_WORDS + 2
-
-    def check_index(self, entry: int) -> int:
-        """The word, counted in `words`, that counts the checks of an entry."""
-        return self._entries + entry * _ENTRY_WORDS + 3
+        at = self._where.pop(key, None)
+        if at is not None:
+            self.words[at + 1] = 0
+            self._free.append(at)
 
     # the supervisor writes
 
@@ -158,9 +154,9 @@ class Place:
 
     def flag(self, keys: set[tuple[int, int]]) -> None:
         """Ask these attempts to stop, where they have begun here."""
-        for entry, row in self._rows():
+        for at, row in self._rows():
             if row.phase is Phase.BEGUN and (row.task_id, row.attempt) in keys:
-                self.words[self.flag_index(entry)] = flag_key(row.task_id, row.attempt)
+                self.words[at + FLAG] = flag_key(row.task_id, row.attempt)
 
     def flag_all(self) -> None:
         """Ask all attempts to stop that have begun here and not ended."""
@@ -176,7 +172,7 @@ class Place:
     @property
     def lease_turns(self) -> int:
         """How often the pool's lease was half over, and was back: odd while nothing may begin."""
-        return self.words[_LEASE_TURNS]
+        return self.words[LEASE_TURNS]
 
     @property
     def serial(self) -> int:
@@ -212,12 +208,13 @@ class Place:
     def checks(self) -> dict[AttemptKey, int]:
         """The check counters of the attempts that have begun and not ended."""
         return {
-            (row.task_id, row.attempt): self.words[self.check_index(entry)]
-            for entry, row in self._rows()
+            (row.task_id, row.attempt): self.words[at + CHECKS]
+            for at, row in self._rows()
             if row.phase is Phase.BEGUN
         }
 
     def _rows(self) -> list[tuple[int, PhaseRow]]:
+        """Each with its first word."""
         words = self.words
         found = []
         # All phases in one go: a request to stop is on its way to a task while the supervisor looks for it here.
@@ -229,7 +226,7 @@ class Place:
                 task_id = words[at]
                 if words[at + 1] == word:
                     row = PhaseRow(TaskId(task_id), AttemptNumber(word >> 8), Phase(word & 0xFF))
-                    found.append((entry, row))
+                    found.append((at, row))
         return found
 
 
@@ -270,7 +267,7 @@ class PoolTable:
         """Note the supervisor; forget its predecessor's lease and its workers, whose account is settled."""
         for index in range(self.places):
             self.place(index).clear()
-        for at in (_ARMED_UNTIL, _LEASE_TURNS, _LEASE):
+        for at in (_ARMED_UNTIL, LEASE_TURNS, _LEASE):
             self._words[at] = 0
         self._words[1] = int.from_bytes(supervisor, "big")
 
@@ -291,15 +288,15 @@ class PoolTable:
 
     def ask_all(self) -> None:
         """The lease is half over: nothing may begin (said first), and all that has begun is asked to stop."""
-        if not self._words[_LEASE_TURNS] % 2:
-            self._words[_LEASE_TURNS] += 1
+        if not self._words[LEASE_TURNS] % 2:
+            self._words[LEASE_TURNS] += 1
         for index in range(self.places):
             self.place(index).flag_all()
 
     def lease_is_back(self) -> None:
         """What begins from now on may run."""
-        if self._words[_LEASE_TURNS] % 2:
-            self._words[_LEASE_TURNS] += 1
+        if self._words[LEASE_TURNS] % 2:
+            self._words[LEASE_TURNS] += 1
 
     # anyone reads
 

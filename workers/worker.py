@@ -27,10 +27,9 @@ from quiesce.protocol.codec import Decoder
 from quiesce.protocol.frames import as_payload
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
-from quiesce.registry.states import State
-from quiesce.task_info import Fence, TaskInfo
+from quiesce.task_info import Fence
 from quiesce.workers import births, dumps, hooks, kernel, logs, task_logs
-from quiesce.workers.attempt import PHASES, Attempt, Verdict
+from quiesce.workers.attempt import PHASES, Attempt, Verdict, info_of
 from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.lease import half_over
@@ -42,7 +41,7 @@ from quiesce.workers.port import Port
 from quiesce.workers.runner import Runner
 from quiesce.workers.scope import Scope
 from quiesce.workers.settings import PoolSettings
-from quiesce.workers.table import ENTRIES, Place, PoolTable, flag_key
+from quiesce.workers.table import CHECKS, ENTRIES, FLAG, LEASE_TURNS, Place, PoolTable, flag_key
 from quiesce.workers.worker_effects import (
     AskToStop,
     Control,
@@ -68,8 +67,8 @@ IN_A_ROW: Final = 0.002
 #: Seconds by which the control thread may be late.
 SOON: Final = 0.003
 
-#: Something that the session is told, at a moment.
-Event = Callable[[WorkerSession, float], Effects]
+#: Something that the session is told: called with the session, what else it is given, and last the moment.
+Event = Callable[..., Effects]
 
 
 def worker_main(
@@ -123,7 +122,7 @@ class Worker:
         self._session = WorkerSession(identity)
         #: The thread that has the lock and tells the session something; 0 for none.
         self._speaker = 0
-        self._deferred: deque[Event] = deque()
+        self._deferred: deque[tuple[Event, tuple[Any, ...]]] = deque()
         #: The turns of the pool's lease that the session has been told.
         self._lease_turns = 0
         self._main = threading.get_ident()
@@ -171,7 +170,7 @@ class Worker:
 
     def run(self) -> NoReturn:
         """Say hello, load what is to be loaded, and serve until Quit."""
-        self.say(lambda session, now: session.start(now))
+        self.say(WorkerSession.start)
         self._control.thread.start()
         try:
             for module in self._settings.preload:
@@ -200,6 +199,8 @@ class Worker:
             patience = None if self._data.flush() else 50
             if self._to_start and inline:
                 self._run_inline()
+                if not self._to_start:
+                    continue  # first of all, what has ended leaves
                 patience = 0
             while self._to_start and not inline:
                 self.runner.start(self._to_start.popleft())
@@ -219,16 +220,19 @@ class Worker:
         """Bodies, one after the other. What has ended before one that may take long has left."""
         now = time.monotonic()
         enough = now + IN_A_ROW
-        while self._to_start and now < enough and not self.quitting:
-            attempt = self._to_start.popleft()
-            function = attempt.row.function
-            if function != self._quick:
+        waiting, lending, outbox = self._to_start, self.lending, self._data.outbox
+        lending.lend(now)
+        while waiting and now < enough and not self.quitting:
+            function = waiting[0].row.function
+            if outbox and function != self._quick:
+                lending.take_back()
                 self._data.flush()
-            self.lending.lend(now)
-            self.runner.start(attempt)
-            self.lending.take_back()
+                lending.lend(now)
+            lending.since = now
+            self.runner.start(waiting.popleft())
             began, now = now, time.monotonic()
             self._quick = function if now < began + IN_A_ROW else None
+        lending.take_back()
 
     def fail(self) -> NoReturn:
         """The control thread has failed, and said so."""
@@ -245,41 +249,49 @@ class Worker:
 
     def hear(self, message: Any) -> None:
         """A message of the broker."""
-        self.say(lambda session, now: session.receive(message, now))
+        self.say(WorkerSession.receive, message)
 
-    def say(self, event: Event) -> None:
+    def say(self, event: Event, *args: Any) -> None:
         """Tell the session something, and do what it wants done. Any thread."""
-        if self._speaker == threading.get_ident():
+        me = threading.get_ident()
+        if self._speaker == me:
             # User code that the garbage collector ran in the midst of `_say`.
-            self._deferred.append(event)
+            self._deferred.append((event, args))
             return
-        with self._interrupt.shield:
-            later = self._say(event)
+        if me == self._main and self._interrupt.target is not None:
+            with self._interrupt.shield:
+                later = self._say(me, event, args)
+        else:
+            later = self._say(me, event, args)  # no interrupt can raise in here
         for effect in later:
             self._do(effect)
         if self.quitting and self.quitting.status:
             _log.error("%s", self.quitting.text)
             end_process(self.quitting.status)
 
-    def _say(self, event: Event) -> Effects:
+    def _say(self, me: int, event: Event, args: tuple[Any, ...]) -> Effects:
         later: Effects = []
-        me = threading.get_ident()
-        deferred, queue, control = self._deferred, self._queue, self._control
+        session, deferred, queue = self._session, self._deferred, self._queue
+        control = self._control
         with self._lock:
             self._speaker = me
-            if self._place.lease_turns != self._lease_turns:
-                self._tell_lease()  # first: what has ended or begins is judged by it
-            deferred.append(event)
             try:
-                while deferred:
+                if self._place.words[LEASE_TURNS] != self._lease_turns:
+                    self._tell_lease()  # first: what has ended or begins is judged by it
+                    deferred.append((event, args))
+                    event, args = deferred.popleft()
+                while True:
                     now = time.monotonic()
-                    for effect in deferred.popleft()(self._session, now):
+                    for effect in event(session, *args, now):
                         if not queue(effect):
                             later.append(effect)
+                    is_sooner = control.asleep_until > now + SOON and self._is_sooner()
+                    if not deferred:
+                        break
+                    event, args = deferred.popleft()
             finally:
                 self._speaker = 0
-            is_sooner = self._is_sooner(now)
-        if (self._data.outbox or self._to_start or self.quitting) and me != self._main:
+        if me != self._main and (self._data.outbox or self._to_start or self.quitting):
             (control.wake if self.lending.since else self._wake).set()
         if (
             self._control_link.outbox
@@ -290,13 +302,10 @@ class Worker:
             control.rouse()
         return later
 
-    def _is_sooner(self, now: float) -> bool:
-        """Under the lock: whether something is due before the control thread looks, and that is not soon."""
-        looks_at = self._control.asleep_until
-        if looks_at <= now + SOON:
-            return False
+    def _is_sooner(self) -> bool:
+        """Under the lock: whether something is due before the control thread looks."""
         due = self._session.due()
-        return due is not None and due < looks_at
+        return due is not None and due < self._control.asleep_until
 
     def _tell_lease(self) -> None:
         """Under the lock: each turn is told, since in each half lease the flags of all that ran were set."""
@@ -304,9 +313,9 @@ class Worker:
         while self._lease_turns < self._place.lease_turns:
             self._lease_turns += 1
             if self._lease_turns % 2:
-                self._deferred.append(lambda session, now: session.lease_half_over(reason, now))
+                self._deferred.append((WorkerSession.lease_half_over, (reason,)))
             else:
-                self._deferred.append(lambda session, now: session.lease_is_back(now))
+                self._deferred.append((WorkerSession.lease_is_back, ()))
 
     def _queue(self, effect: Any) -> bool:
         """Under the lock: what must keep its order. False: it is to be done after the lock."""
@@ -316,8 +325,9 @@ class Worker:
         elif kind is Hand:
             self._hand(effect.row)
         elif kind is Forget:
-            self._place.free(effect.task_id, effect.attempt)
-            self.attempts.pop((effect.task_id, effect.attempt), None)
+            for key in effect.keys:
+                self._place.free(key)
+                self.attempts.pop(key, None)
         elif kind is Control:
             self._control_link.outbox.append(effect.message)
         elif kind is Quit:
@@ -374,66 +384,68 @@ class Worker:
 
     def _hand(self, row: AssignRow) -> None:
         """Under the lock: make the attempt; nothing of it has begun."""
-        entry = self._place.reserve(row.task_id, row.attempt)
-        session, place = self._session, self._place
+        key = (row.task_id, row.attempt)
+        at = self._place.reserve(key)
+        session = self._session
         identity = session.identity
         fence = (session.epoch, session.incarnation, row.attempt)
-        attempt: Attempt
-        scope = Scope(
-            on_empty=lambda: self.runner.on_empty(attempt),
-            on_processes=lambda: self._control.close_processes(attempt),
-        )
+        scope = Scope(key, self._on_empty, self._on_processes)
         task = TaskContext(
-            key=(row.task_id, row.attempt),
-            describe=lambda: describe(row, identity, Fence(*fence)),
+            key=key,
+            describe=lambda: info_of(row, identity, Fence(*fence)),
             port=self._port,
-            words=place.words,
-            flag_index=place.flag_index(entry),
-            check_index=place.check_index(entry),
-            flag_key=flag_key(row.task_id, row.attempt),
+            words=self._place.words,
+            flag_index=at + FLAG,
+            check_index=at + CHECKS,
+            flag_key=flag_key(*key),
             scope=scope,
         )
-        attempt = Attempt(row, task, scope)
-        self.attempts[attempt.key] = attempt
+        attempt = self.attempts[key] = Attempt(key, row, task, scope)
         self._to_start.append(attempt)
+
+    def _on_empty(self, key: AttemptKey) -> None:
+        self.runner.on_empty(self.attempts[key])
+
+    def _on_processes(self, key: AttemptKey) -> None:
+        attempt = self.attempts.get(key)
+        # None: it has ended, and somebody has kept its context and used it.
+        if attempt is not None:
+            self._control.close_processes(attempt)
 
     # The gate. All of it is one step each under the lock, so an attempt either is stopped or begins. That it
     # has begun is in the table before its first instruction can run.
 
     def may_load(self, attempt: Attempt) -> bool:
         """See Gate."""
-        return self._pass(attempt, lambda session, now: session.load(attempt.key, now))
+        self.say(self._pass, attempt, WorkerSession.load)
+        return attempt.has_passed
 
     def may_run(self, attempt: Attempt) -> bool:
         """See Gate."""
-        return self._pass(attempt, lambda session, now: session.begin(attempt.key, now))
+        self.say(self._pass, attempt, WorkerSession.begin)
+        return attempt.has_passed
 
     def runs(self, attempt: Attempt) -> None:
         """See Gate. It began when it was loaded: nothing can come of it but a sooner word to the broker."""
-        with self._interrupt.shield, self._lock:
-            now = time.monotonic()
-            self._session.begin(attempt.key, now)
-            is_sooner = self._is_sooner(now)
-        if is_sooner:
-            self._control.rouse()
+        self.say(WorkerSession.begin, attempt.key)
 
-    def _pass(self, attempt: Attempt, begin: Event) -> bool:
-        is_ours = False
-
-        def event(session: WorkerSession, now: float) -> Effects:
-            nonlocal is_ours
-            # Not by its key alone: it may have been stopped, and be assigned to us again.
-            is_ours = self.attempts.get(attempt.key) is attempt
-            if not is_ours:
-                return []
-            if attempt.key in session.handed:
-                self.begun += 1
-                self._place.begin(*attempt.key)
-                attempt.task.update(started_at=time.time())
-            return begin(session, now)
-
-        self.say(event)
-        return is_ours
+    def _pass(
+        self,
+        session: WorkerSession,
+        attempt: Attempt,
+        begin: Callable[[WorkerSession, AttemptKey, float], Effects],
+        now: float,
+    ) -> Effects:
+        """Under the lock. Not by its key alone: it may have been stopped, and be assigned to us again."""
+        key = attempt.key
+        attempt.has_passed = self.attempts.get(key) is attempt
+        if not attempt.has_passed:
+            return []
+        if key in session.handed:
+            self.begun += 1
+            self._place.begin(key)
+            attempt.task.began(time.time())
+        return begin(session, key, now)
 
     def may_wait(self, attempt: Attempt) -> bool:
         """See Gate. What has left a thread or a process behind has begun, and stays so."""
@@ -444,7 +456,7 @@ class Worker:
             asked = session.asked.get(attempt.key)
             effects = session.put_off(attempt.key) if attempt.scope.is_bare else []
             if attempt.key in session.handed:
-                self._place.put_off(*attempt.key)
+                self._place.put_off(attempt.key)
             return effects
 
         self.say(event)
@@ -458,32 +470,16 @@ class Worker:
         self._client.wait_spawned(attempt.key)
         if attempt.scope.forks:
             births.bury(self.nursery, attempt.key)
+        self.say(self._end, attempt.key, verdict)
 
-        def ended(session: WorkerSession, now: float) -> Effects:
-            self._place.end(*attempt.key, PHASES[verdict.outcome])
-            del self.attempts[attempt.key]
-            result = as_payload(verdict.result)
-            return session.ended(attempt.key, verdict.outcome, verdict.text, result, now)
-
-        self.say(ended)
-
-
-def describe(row: AssignRow, identity: Identity, fence: Fence) -> TaskInfo:
-    """An attempt as it sees itself when it begins; when that was, the worker tells it then."""
-    return TaskInfo(
-        id=row.task_id,
-        attempt=row.attempt,
-        kind=row.kind,
-        name=row.name,
-        runtime=identity.runtime,
-        tenant_id=row.tenant_id,
-        timeline_id=row.timeline_id,
-        state=State.RUNNING,
-        created_at=row.created_at,
-        host=identity.host,
-        worker_pid=identity.pid,
-        fence=fence,
-    )
+    def _end(
+        self, session: WorkerSession, key: AttemptKey, verdict: Verdict, now: float
+    ) -> Effects:
+        """Under the lock."""
+        outcome, text, result = verdict
+        self._place.end(key, PHASES[outcome])
+        del self.attempts[key]
+        return session.ended(key, outcome, text, as_payload(result), now)
 
 
 def end_process(status: int) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, NamedTuple
 
-from quiesce.registry.ids import Attempt, TaskId
+from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 
 #: Seconds until a message without an answer is sent again; doubles.
@@ -58,10 +58,9 @@ class ForceAttempt(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """The broker has the end of this attempt, or it was handed over and must not begin: its entry is free."""
+    """The broker has the ends of these attempts, or they were handed over and must not begin: done with them."""
 
-    task_id: TaskId
-    attempt: Attempt
+    keys: list[AttemptKey]
 
 
 class Settle(NamedTuple):

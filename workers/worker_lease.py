@@ -24,7 +24,7 @@ class WorkerLease(WorkerState):
 
     def take_back(self) -> Effects:
         """What was handed over and has not begun is received, as before."""
-        forgotten: Effects = [Forget(*key) for key in self.handed]
+        forgotten: Effects = [Forget(list(self.handed))] if self.handed else []
         self.received = {**self.handed, **self.received}
         self.handed = {}
         return forgotten

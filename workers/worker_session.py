@@ -8,8 +8,9 @@ What an attempt goes through here:
 
 Whoever was handed an attempt asks before anything of it begins: the loop may be blocked by a neighbour for
 long, and a Stop does not wait for it. Loading a function runs user code, so it counts as running; a coroutine
-that is loaded and left nothing behind is handed over again, to the loop, as if it had not begun. What was handed
-can be taken back by a Forget, and handed over anew: whoever has the old one learns that when it asks.
+that is loaded and left nothing behind is handed over again, to the loop, as if it had not begun. What needs no
+loading, since its function is known and no coroutine's, begins at once. What was handed can be taken back by a
+Forget, and handed over anew: whoever has the old one learns that when it asks.
 
 A worker without registration (at its start, after a lost connection, when the broker does not know it) keeps
 what it has to say and says it once it is registered. Nothing that has begun depends on the broker being there.
@@ -17,7 +18,7 @@ No clock: `now` is an argument, in seconds on any clock that never goes back.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any, Final
 
 from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
@@ -51,6 +52,8 @@ BEGUN_AFTER: Final = 0.002
 LOADING: Final = 1.0
 #: Seconds that an exiting worker waits for the broker to take its last ends.
 LAST_ENDS: Final = 5.0
+#: Said of each end: to look up a member of an enumeration, and its value, costs more than all the rest of a row.
+_RETURNED: Final = Evidence.RETURNED.value
 
 
 class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
@@ -179,15 +182,19 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             self.last_assign = max(self.last_assign, row.assign_number)
             if key in self.tombstones:
                 ended.append(key)
-            elif not any(
-                key in place for place in (self.received, self.handed, self.running, self.held)
+            elif not (
+                key in self.received
+                or key in self.handed
+                or key in self.running
+                or key in self.held
             ):
                 self.received[key] = row
-        self.tombstones = {
-            key: number
-            for key, number in self.tombstones.items()
-            if number > self.last_assign and key not in ended
-        }
+        if self.tombstones:
+            self.tombstones = {
+                key: number
+                for key, number in self.tombstones.items()
+                if number > self.last_assign and key not in ended
+            }
         for key in ended:
             self._hold_unbegun(key, now)
         return [*self._send_held(now), *self._hand(now)]
@@ -267,22 +274,32 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         self.waiting.pop(key, None)
         self.lingering.pop(key, None)
         self.progress.pop(key, None)
-        if asked is not None and asked.lease:
-            text = f"{LEASE_OVER}{asked.reason}\n{text}".rstrip()
-        self.unsent.append(key)
-        self.held[key] = Held(
-            outcome.value,
-            Evidence.RETURNED.value,
+        delivered_at = observed_at = None
+        if asked is not None:
+            delivered_at, observed_at = asked.delivered_at, asked.observed_at
+            if asked.lease:
+                text = f"{LEASE_OVER}{asked.reason}\n{text}".rstrip()
+        send_at, interval = now, RESEND
+        if self.registered:
+            send_at, interval = self._again(result, RESEND, now)
+        else:
+            self.unsent.append(key)
+        held = self.held[key] = Held(
+            str(outcome),
+            _RETURNED,
             begun_at,
             now,
-            None if asked is None else asked.delivered_at,
-            None if asked is None else asked.observed_at,
+            delivered_at,
+            observed_at,
             text,
             result,
-            now,
-            RESEND,
+            send_at,
+            interval,
         )
-        return [*self._send_held(now), *self._hand(now), *self._leave(now)]
+        effects: Effects = []
+        if self.registered:
+            effects.append(Data(from_worker.Ended([_row(key, held, now)])))
+        return [*effects, *self._hand(now), *self._leave(now)]
 
     def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
         self.unsent.append(key)
@@ -299,8 +316,14 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             RESEND,
         )
 
+    def _again(self, result: Sized, interval: float, now: float) -> tuple[float, float]:
+        """When an end that is sent now is sent again, and how long after that: later if its result is large."""
+        send_at = now + interval + len(result) / 8e6
+        self.resend_at = min(self.resend_at, send_at)
+        return send_at, min(2 * interval, RESEND_SLOWEST)
+
     def _send_held(self, now: float, *, everything: bool = False) -> Effects:
-        """Send the ends that are due. A large result waits longer for its answer before it is sent again."""
+        """Send the ends that are due."""
         if not self.registered:
             return []
         keys: Iterable[AttemptKey] = self.unsent
@@ -312,35 +335,22 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             if not everything and held.send_at > now:
                 self.resend_at = min(self.resend_at, held.send_at)
                 continue
-            send_at = now + held.interval + len(held.result) / 8e6
-            self.resend_at = min(self.resend_at, send_at)
-            self.held[key] = Held(*held[:-2], send_at, min(2 * held.interval, RESEND_SLOWEST))
-            rows.append(
-                EndedRow(
-                    *key,
-                    held.outcome,
-                    held.evidence,
-                    None if held.begun_at is None else now - held.begun_at,
-                    now - held.ended_at,
-                    None if held.delivered_at is None else now - held.delivered_at,
-                    None if held.observed_at is None else now - held.observed_at,
-                    held.text,
-                    held.result,
-                )
-            )
+            send_at, interval = self._again(held.result, held.interval, now)
+            self.held[key] = held._replace(send_at=send_at, interval=interval)
+            rows.append(_row(key, held, now))
         self.unsent = []
         return [Data(from_worker.Ended(rows))] if rows else []
 
     def _on_ended_taken(self, message: to_worker.EndedTaken, now: float) -> Effects:
-        effects: Effects = []
-        for task, attempt in message.rows:
-            key = (TaskId(task), Attempt(attempt))
+        gone: list[AttemptKey] = []
+        for key in message.rows:
             held = self.held.pop(key, None)
             if key in self.unsent:
                 self.unsent.remove(key)
             if held is not None and held.begun_at is not None:
-                effects.append(Forget(*key))
-        return [*effects, *self._hand(now), *self._leave(now)]
+                gone.append(key)
+        forgotten: Effects = [Forget(gone)] if gone else []
+        return [*forgotten, *self._hand(now), *self._leave(now)]
 
     # --- requests to stop -------------------------------------------------------------------------
 
@@ -370,7 +380,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             return []
         if self.handed.pop(key, None) is not None:
             self._hold_unbegun(key, now)
-            return [Forget(*key)]
+            return [Forget([key])]
         if self.received.pop(key, None) is None and last_assign > self.last_assign:
             self.tombstones[key] = last_assign
         else:
@@ -473,3 +483,18 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             last_end = max(held.ended_at for held in self.held.values())
             times.append(max(last_end, self.exiting_since) + LAST_ENDS)
         return min(times, default=None)
+
+
+def _row(key: AttemptKey, held: Held, now: float) -> EndedRow:
+    """How an end is told: what happened when, in seconds before now."""
+    return EndedRow(
+        *key,
+        held.outcome,
+        held.evidence,
+        None if held.begun_at is None else now - held.begun_at,
+        now - held.ended_at,
+        None if held.delivered_at is None else now - held.delivered_at,
+        None if held.observed_at is None else now - held.observed_at,
+        held.text,
+        held.result,
+    )

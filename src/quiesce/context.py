@@ -6,8 +6,8 @@ attempt and hands in what reaches beyond the process: the port to the broker and
 """
 
 import dataclasses
-import threading
 import warnings
+from _thread import RLock
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -109,7 +109,13 @@ class TaskContext:
         self.scope = scope
         self._observed = False
         # Reentrant: the garbage collector may run code of the task in the midst of a change.
-        self._changing = threading.RLock()
+        self._changing = RLock()
+
+    def began(self, at: float) -> None:
+        """It begins; said before any code of the task can run, and again if it was put off."""
+        self._changes["started_at"] = at
+        if self._info is not None:
+            self.update(started_at=at)
 
     def update(self, **changes: Any) -> None:
         """Change what the task sees of itself. Any thread; no change is lost."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import mmap
 import multiprocessing
 import os
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,28 @@ def leave_memory() -> str:
     memory = SharedMemory(create=True, size=64)
     memory.close()
     return str(memory.name)
+
+
+class _Thing:
+    """Can be referred to weakly."""
+
+
+_kept: ContextVar[_Thing] = ContextVar("kept")
+_left: list[weakref.ref[_Thing]] = []
+
+
+def keep_in_context() -> None:
+    """Leave something behind that only its own context holds, and nothing for the garbage collector to find it."""
+    gc.disable()
+    thing = _Thing()
+    _kept.set(thing)
+    _left.append(weakref.ref(thing))
+
+
+def is_left() -> bool:
+    """Whether that is still there."""
+    gc.enable()
+    return _left.pop()() is not None
 
 
 def nothing() -> None:

@@ -218,9 +218,10 @@ class Worker(Process):
             case Hand(row):
                 attempt = self.attempts[(row.task_id, row.attempt)] = Attempt(self, row)
                 self.engine.after(0.0005 * self.engine.random.random(), self.load, attempt)
-            case Forget(task_id, number):
-                self.attempts.pop((task_id, number), None)
-                self.table.phases.pop((task_id, number), None)
+            case Forget(keys):
+                for key in keys:
+                    self.attempts.pop(key, None)
+                    self.table.phases.pop(key, None)
             case AskToStop(task_id, number):
                 found = self.attempts.get((task_id, number))
                 if found is not None:
@@ -251,9 +252,13 @@ class Worker(Process):
             return
         self.table.phases[attempt.key] = "begun"
         self.judge.begins(attempt)
+        chance = self.engine.random.random()
+        if chance < 0.4:
+            # Its function is known: there is nothing to load.
+            self.begin_body(attempt)
+            return
         now = self.clock.read()
         self.do(self.session.load(attempt.key, now))
-        chance = self.engine.random.random()
         if chance < 0.8 or self._slots == 1:
             self.begin_body(attempt)
         elif chance < 0.9:
