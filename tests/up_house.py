@@ -113,9 +113,9 @@ place.assign(7)
 place.set_pid(worker.pid)
 if mode != "without workers":
     place.set_ready()
-place.begin(11, 1)
-place.begin(12, 3)
-place.end(12, 3, Phase.COMPLETED)
+place.begin((11, 1))
+place.begin((12, 3))
+place.end((12, 3), Phase.COMPLETED)
 note |= {"worker": worker.pid, "grandchild": grandchild}
 
 def end():
