@@ -275,6 +275,12 @@ MUTANTS: Final = (
         "(facts.SpawnJoined,)",
     ),
     Mutant(
+        "a task that was frozen ahead, and is assigned with others, is written as it was",
+        "registry/ahead.py",
+        "                for task_id in fact.task_ids:\n                    self._rows.pop(TaskId(task_id), None)\n",
+        "                pass\n",
+    ),
+    Mutant(
         "a task that was frozen ahead, and has something parked behind it, is written as it was",
         "registry/ahead.py",
         "                self._rows.pop(TaskId(fact.holder), None)\n",
