@@ -277,8 +277,8 @@ MUTANTS: Final = (
     Mutant(
         "a task that was frozen ahead, and is assigned with others, is written as it was",
         "registry/ahead.py",
-        "                for task_id in fact.task_ids:\n                    self._rows.pop(TaskId(task_id), None)\n",
-        "                pass\n",
+        "                    self._rows.pop(TaskId(task_id), None)\n",
+        "                    pass\n",
     ),
     Mutant(
         "a task that was frozen ahead, and has something parked behind it, is written as it was",
