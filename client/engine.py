@@ -304,11 +304,11 @@ class Engine:
         return len(self._running) < self._workers + (self._ahead if full else _AHEAD)
 
     def _begin_next(self, client: Client) -> None:
-        call = self._pending.popleft()
-        if call.fn in _CHUNKS:
-            self._pending.appendleft(call)
+        if self._pending[0].fn in _CHUNKS:
             self._begin_chunks(client)
-        elif self._takes(call.future):
+            return
+        call = self._pending.popleft()
+        if self._takes(call.future):
             self._begin(client, call.fn, call.args, call.kwargs, name_of(call.fn), (call.future,))
 
     def _share_for(self, call: _Call) -> int:

@@ -18,7 +18,7 @@ from quiesce.registry.ids import (
     SpawnNumber,
     TaskId,
 )
-from quiesce.registry.moving import count, leave_sessions, move
+from quiesce.registry.moving import count, keep_short, leave_sessions, move
 from quiesce.registry.records import (
     Ask,
     Session,
@@ -280,10 +280,8 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         host=worker.host if worker else "",
         worker_pid=worker.pid if worker else None,
     )
-    history = state.history
-    history[task.id] = state.ended_now[task.id] = ended
-    while len(history) > state.history_limit:
-        history.popitem(last=False)
+    state.history[task.id] = state.ended_now[task.id] = ended
+    keep_short(state)
     spawn = task.spawn
     count(state.live_total, (spawn.runtime, spawn.kind), -1)
     count(state.ended_total, (spawn.runtime, spawn.kind, fact.outcome), +1)

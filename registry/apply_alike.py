@@ -7,7 +7,7 @@ from typing import Final
 from quiesce.registry import facts
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import AssignNumber, Incarnation, SessionId, SpawnNumber, TaskId
-from quiesce.registry.moving import count, leave_sessions, move
+from quiesce.registry.moving import count, keep_short, leave_sessions, move
 from quiesce.registry.records import Task
 from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow
 from quiesce.registry.state import State
@@ -90,5 +90,4 @@ def tasks_completed(state: State, fact: facts.TasksCompleted) -> None:
         count(state.held_tenant, (kind, tenant), -many)
         count(state.live_total, (runtime, kind), -many)
         count(state.ended_total, (runtime, kind, _COMPLETED), many)
-    while len(history) > state.history_limit:
-        history.popitem(last=False)
+    keep_short(state)

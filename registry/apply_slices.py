@@ -6,7 +6,7 @@ from quiesce.registry import facts
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import StopId, TaskId
 from quiesce.registry.marked import Batch
-from quiesce.registry.moving import RegistryFault, count, leave_sessions, move, story
+from quiesce.registry.moving import RegistryFault, count, keep_short, leave_sessions, move, story
 from quiesce.registry.records import Ask, stopped_row
 from quiesce.registry.rows import ResultRow, StoppedRow
 from quiesce.registry.state import State
@@ -73,5 +73,4 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
     for stops, ended in rows.items():
         for stop_id in stops:
             state.stops[stop_id].report(ended)
-    while len(state.history) > state.history_limit:
-        state.history.popitem(last=False)
+    keep_short(state)

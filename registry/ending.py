@@ -54,8 +54,7 @@ def end(
             task.id, str(outcome), str(evidence), exit_status, started_at, at, text, result
         )
     )
-    for session_id in task.watchers:
-        _send_results(turn, session_id, [task.id])
+    _tell_watchers(turn, [task])
     if task.parked:
         turn.unparked.extend(task.parked)
     if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
@@ -107,18 +106,15 @@ def complete(turn: Turn, worker: Worker, ended: dict[TaskId, Completed]) -> None
                 result=result,
             )
         return
+    tasks: list[Task]
+    tasks, *columns = map(list, zip(*rows, strict=True))
     kinds: set[str] = set()
-    watched: dict[tuple[SessionId, ...], list[TaskId]] = {}
-    for task, _, _, _ in rows:
+    for task in tasks:
         if task.spawn.kind not in kinds:
             kinds.add(task.spawn.kind)
             turn.let_go(task)
-        watched.setdefault(task.watchers, []).append(task.id)
-    _, *columns = map(list, zip(*rows, strict=True))
     turn.emit(facts.TasksCompleted(worker.incarnation, [*ended], *columns))
-    for sessions, task_ids in watched.items():
-        for session_id in sessions:
-            _send_results(turn, session_id, task_ids)
+    _tell_watchers(turn, tasks)
 
 
 def _goes_on(turn: Turn, task: Task, outcome: str, *, interrupted: bool) -> bool:
@@ -188,25 +184,25 @@ def may_run_again(turn: Turn, task: Task) -> bool:
 
 def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: str) -> None:
     """End queued tasks that the same stops have marked. They hold nothing that others could get now."""
-    state = turn.state
-    watched: dict[SessionId, list[TaskId]] = {}
-    for task_id in task_ids:
-        task = state.tasks[task_id]
-        for session_id in task.watchers:
-            watched.setdefault(session_id, []).append(task_id)
-        if task.parked:
-            turn.unparked.extend(task.parked)
-    turn.touched.update(state.stops_for(state.tasks[task_ids[0]]))
+    tasks = [turn.state.tasks[task_id] for task_id in task_ids]
+    for task in tasks:
+        turn.unparked.extend(task.parked)
+    turn.touched.update(turn.state.stops_for(tasks[0]))
     at = max(turn.now.wall, asked_at)
     turn.emit(facts.TasksNeverRan([*task_ids], asked_at, reason, at, NEVER_BEGAN))
-    for session_id, ended in watched.items():
-        _send_results(turn, session_id, ended)
+    _tell_watchers(turn, tasks)
 
 
-def _send_results(turn: Turn, session_id: SessionId, task_ids: list[TaskId]) -> None:
-    session = turn.state.sessions.get(session_id)
-    if session is not None:
-        turn.send_results(session_id, list(map(session.results.__getitem__, task_ids)))
+def _tell_watchers(turn: Turn, tasks: list[Task]) -> None:
+    """These have ended: whoever watches one of them, and is still there, gets its result."""
+    watched: dict[SessionId, list[TaskId]] = {}
+    for task in tasks:
+        for session_id in task.watchers:
+            watched.setdefault(session_id, []).append(task.id)
+    for session_id, task_ids in watched.items():
+        session = turn.state.sessions.get(session_id)
+        if session is not None:
+            turn.send_results(session_id, list(map(session.results.__getitem__, task_ids)))
 
 
 def never_ran(turn: Turn, task: Task) -> None:

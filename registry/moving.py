@@ -46,6 +46,12 @@ def leave_sessions(state: State, task: Task, result: ResultRow) -> None:
             session.results[task.id] = result
 
 
+def keep_short(state: State) -> None:
+    """The oldest of the history go, down to its limit."""
+    while len(state.history) > state.history_limit:
+        state.history.popitem(last=False)
+
+
 def count(counts: dict[_K, int], key: _K, change: int) -> None:
     """Add to a count; no zeros are kept."""
     new = counts.get(key, 0) + change
