@@ -33,17 +33,12 @@ class ScopeIndex:
     def add(self, task: Task) -> None:
         """Enter a live task under its present labels."""
         spawn = task.spawn
-        for key in _keys(spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime):
-            self._sets.setdefault(key, set()).add(task.id)
+        self.add_many((task.id,), spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
 
     def remove(self, task: Task) -> None:
         """Take it out again; its labels must be those it was added under."""
         spawn = task.spawn
-        for key in _keys(spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime):
-            members = self._sets[key]
-            members.remove(task.id)
-            if not members:
-                del self._sets[key]
+        self.remove_many((task.id,), spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
 
     def add_many(
         self,
