@@ -21,6 +21,7 @@ from quiesce.broker.journal_thread import DiskJournal
 from quiesce.broker.peers import Channel, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.broker.stand_in import StandIn
+from quiesce.broker.vigil import Vigil
 from quiesce.protocol import wire
 from quiesce.registry import effects, events
 
@@ -69,6 +70,7 @@ class Broker:
         #: What it sleeps on: descriptors, for ZeroMQ's own poller looks at each socket several times. That of a
         #: socket tells of what comes until the socket is used; so before each sleep both are looked at.
         self._poll = select.poll()
+        self._vigil = Vigil(self._poll, settings.busy_poll)
         self._monitors = frozenset(
             int(monitor.getsockopt(zmq.FD)) for monitor in self._connections.monitors.values()
         )
@@ -95,6 +97,7 @@ class Broker:
         """Before the sockets are closed, whether it ran or not."""
         if self._stand_in is not None:
             self._stand_in.close()
+        self._vigil.close()
         self._connections.close()
 
     def settle(self) -> None:
@@ -146,7 +149,7 @@ class Broker:
             self._hurried += 1
         else:
             self._hurried = 0
-            for what, _ in self._poll.poll(0 if arrived else self._timeout(longest)):
+            for what, _ in self._vigil.wait(0 if arrived else self._timeout(longest)):
                 if what == self._wakeup:
                     self._take_signals()
                 elif what in self._monitors:

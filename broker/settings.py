@@ -19,8 +19,8 @@ class BrokerSettings:
     must end the broker. `run` names the `quiesce up` that starts the broker, "" if none does; `swept`: the
     runs before it of which nothing lives any more. `stopping`: not "", and the broker begins the stop of the
     whole system with this reason as soon as it has started, unless it is stopping already: the broker before
-    it had been asked to, and died. `lease`, `lease_bound`, `clock_drift` and `kill_delay` are L, Lb, rho and K
-    of `registry.leases`.
+    it had been asked to, and died. `busy_poll`: see `vigil`. `lease`, `lease_bound`, `clock_drift` and `kill_delay`
+    are L, Lb, rho and K of `registry.leases`.
     """
 
     address: str
@@ -40,6 +40,7 @@ class BrokerSettings:
     payload_limit: int = 64 * 1024 * 1024
     session_timeout: float = 300.0
     history: int = 10_000
+    busy_poll: float = 0.0004
     log_level: str = "INFO"
     log_file: str = ""
     log_format: str = "console"

@@ -68,6 +68,7 @@ class BrokerConfig:
     payload_limit: int = 64 * 1024 * 1024
     session_timeout: float = 300.0
     history: int = 10_000
+    busy_poll: float = 0.0004
     app_dir: str = ""
     log_level: str = "INFO"
     log_file: str = ""

@@ -132,6 +132,7 @@ BROKER: Final[Mapping[str, Key]] = {
     "payload_limit": Key(_whole(1024, 2**31), "number"),
     "session_timeout": Key(_number(1, _DAY), "number"),
     "history": Key(_whole(0, 10_000_000), "number"),
+    "busy_poll": Key(_number(0, 0.01), "number"),
     "app_dir": Key(_text),
     "log_level": Key(_choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", upper=True)),
     "log_file": Key(_text),

@@ -98,6 +98,7 @@ def broker_settings(
         payload_limit=broker.payload_limit,
         session_timeout=broker.session_timeout,
         history=broker.history,
+        busy_poll=broker.busy_poll,
         log_level=broker.log_level,
         log_file=broker.log_file,
         log_format=broker.log_format,

@@ -30,7 +30,7 @@ from quiesce.workers.settings import PoolSettings
 
 KEYS_OF_BROKER = (
     "(keys: address, state, lease, lease_bound, clock_drift, kill_delay, durability, stop_timeout, "
-    "payload_limit, session_timeout, history, app_dir, log_level, log_file, log_format, metrics, "
+    "payload_limit, session_timeout, history, busy_poll, app_dir, log_level, log_file, log_format, metrics, "
     "metrics_public, shutdown_order, default_runtimes)"
 )
 KEYS_OF_RUNTIME = "(keys: processes, slots, max_queue, kill_neighbours, stop_grace, preload, title)"
@@ -134,6 +134,7 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         payload_limit = 2048
         session_timeout = 10
         history = 0
+        busy_poll = 0
         app_dir = "."
         log_level = "debug"
         log_file = "log"
@@ -163,6 +164,7 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         payload_limit=2048,
         session_timeout=10.0,
         history=0,
+        busy_poll=0.0,
         app_dir=str(tmp_path),
         log_level="DEBUG",
         log_file=str(tmp_path / "log"),
