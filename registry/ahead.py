@@ -26,8 +26,10 @@ class Ahead:
         self._state = state
         #: Queued tasks as they are now.
         self._rows: dict[TaskId, tuple[Any, ...]] = {}
-        #: Those that were there when it began and have not been looked at; None: it has not begun.
-        self._left: Iterator[TaskId] | None = None
+        #: Those of this round that have not been looked at; None: it has not begun.
+        self._left: Iterator[int] | None = None
+        #: Until which task this round goes, and over how many.
+        self._through = self._many = 0
 
     @property
     def begun(self) -> bool:
@@ -35,16 +37,24 @@ class Ahead:
         return self._left is not None
 
     def go_on(self) -> bool:
-        """Freeze some more; whether these were the last."""
-        tasks = self._state.tasks
+        """Freeze some more; whether it is time for the snapshot."""
+        state = self._state
         if self._left is None:
-            self._left = iter(list(tasks))
+            self._left = iter(list(state.tasks))
+            self._through, self._many = state.last_task_id, len(state.tasks)
         looked = list(islice(self._left, SLICE))
-        for task_id in looked:
-            task = tasks.get(task_id)
+        for number in looked:
+            task = state.tasks.get(TaskId(number))
             if task is not None and task.state is TaskState.QUEUED and not task.parked:
-                self._rows[task_id] = freeze_for_journal(task)
-        return len(looked) < SLICE
+                self._rows[task.id] = freeze_for_journal(task)
+        if len(looked) == SLICE:
+            return False
+        # The next round is over those that came during this one; unless they come as fast as they are frozen.
+        came = range(self._through + 1, state.last_task_id + 1)
+        if len(came) < SLICE or len(came) >= self._many:
+            return True
+        self._left, self._through, self._many = iter(came), state.last_task_id, len(came)
+        return False
 
     def see(self, happened: Iterable[Fact]) -> None:
         """These have been applied."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce.registry import apply_alike, apply_slices, apply_stops, facts
-from quiesce.registry.ended import EndedTask
+from quiesce.registry.ended import ended_task
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
@@ -270,7 +270,7 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
         for stop_id in stops:
             state.stops[stop_id].report([row])
-    ended = EndedTask(
+    ended = ended_task(
         task,
         outcome=fact.outcome,
         evidence=fact.evidence,

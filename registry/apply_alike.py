@@ -5,7 +5,7 @@ from itertools import repeat
 from typing import Final
 
 from quiesce.registry import facts
-from quiesce.registry.ended import EndedTask
+from quiesce.registry.ended import ended_task
 from quiesce.registry.ids import AssignNumber, Incarnation, SessionId, SpawnNumber, TaskId
 from quiesce.registry.moving import count, keep_short, leave_sessions, move
 from quiesce.registry.records import Task
@@ -78,7 +78,7 @@ def tasks_completed(state: State, fact: facts.TasksCompleted) -> None:
             alike[labels] = [task_id]
         fields = (task_id, task.attempt, _COMPLETED, _RETURNED, None, "", result)
         leave_sessions(state, task, _new(ResultRow, fields))
-        history[task_id] = ended_now[task_id] = EndedTask(
+        history[task_id] = ended_now[task_id] = ended_task(
             task, _COMPLETED, _RETURNED, None, started_at, at, host, pid
         )
     for labels, task_ids in alike.items():

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from quiesce.registry import facts
-from quiesce.registry.ended import EndedTask
+from quiesce.registry.ended import ended_task
 from quiesce.registry.ids import StopId, TaskId
 from quiesce.registry.marked import Batch
 from quiesce.registry.moving import RegistryFault, count, keep_short, leave_sessions, move, story
@@ -53,7 +53,7 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
         rows.setdefault(batch.stops, []).append(row)
         result = ResultRow(task.id, task.attempt, _CANCELLED, _NEVER_RAN, None, fact.text, b"")
         leave_sessions(state, task, result)
-        state.history[task.id] = state.ended_now[task.id] = EndedTask(
+        state.history[task.id] = state.ended_now[task.id] = ended_task(
             task,
             outcome=_CANCELLED,
             evidence=_NEVER_RAN,

@@ -105,7 +105,6 @@ _STOP: Final = (
 _STOP_MORE: Final = ("open", "timed_out", "completed_at", "by")
 _STOP_VOLATILE: Final = ("asked_by", "cycle_told")
 _CLOSURE: Final = ("holder", "reason", "since", "keep", "caller", "left", "system")
-_ENDED: Final = tuple(name for name in EndedTask.__slots__ if name != "progress")
 
 _get_state: Final = attrgetter(*_STATE)
 _get_task: Final = attrgetter(*_TASK)
@@ -120,7 +119,6 @@ _get_session: Final = attrgetter(*_SESSION, *_SESSION_MORE)
 _get_stop: Final = attrgetter("id", *_STOP, *_STOP_MORE)
 _get_stop_volatile: Final = attrgetter(*_STOP_VOLATILE)
 _get_closure: Final = attrgetter("scope", *_CLOSURE)
-_get_ended: Final = attrgetter(*_ENDED)
 
 
 def freeze(
@@ -152,8 +150,10 @@ def freeze(
         tuple([_freeze_stop(stop, state, volatile) for stop in state.stops.values()]),
         tuple([(stop_id, _get_closure(each)) for stop_id, each in sorted(state.closures.items())]),
         tuple(
-            [
-                (_get_ended(ended), ended.progress if volatile else None)
+            state.history.values()
+            if volatile
+            else [
+                ended if ended.progress is None else ended._replace(progress=None)
                 for ended in state.history.values()
             ]
         ),
@@ -282,10 +282,12 @@ def thaw(registry: "Registry", frozen: Frozen) -> None:
         _set(closure, _CLOSURE, row[1:])
         state.closures[stop_id] = closure
         state.closed.setdefault(closure.scope, set()).add(stop_id)
-    for row, progress in history:
-        ended = EndedTask.__new__(EndedTask)
-        _set(ended, _ENDED, row)
-        ended.progress = progress
+    for row in history:
+        if len(row) == len(EndedTask._fields):
+            ended = EndedTask._make(row)
+        else:
+            fields, progress = row  # an older journal's
+            ended = EndedTask._make((*fields, progress))
         state.history[ended.id] = ended
     state.stop_history.extend(
         EndedStop(*row)._replace(scope=Scope(*row[1])) for row in stop_history

@@ -172,8 +172,8 @@ def tell(turn: Turn, task: Task) -> None:
     worker = turn.state.workers[task.worker]
     if worker.status is not None or task.ask is None or task.ask.delivered_at is not None:
         return
-    turn.raise_flag(worker.supervisor, (worker.serial, task.id, task.attempt))
     turn.ask_stop(worker.incarnation, (task.id, task.attempt, worker.last_assign, task.ask.reason))
+    turn.raise_flag(worker.supervisor, (worker.serial, task.id, task.attempt))
     turn.timers.set(("resend", task.id), turn.now.tick + RESEND)
 
 

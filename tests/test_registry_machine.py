@@ -470,6 +470,49 @@ def test_what_changes_after_it_was_frozen_ahead_is_frozen_again(
     assert not ahead.registry.ahead.begun
 
 
+@pytest.mark.parametrize(
+    ("come", "turns"),
+    [([0, 3], 6), ([0, 1], 4), ([2] * 9, 4)],
+    ids=["frozen, too", "few enough to be left", "as fast as they are frozen"],
+)
+def test_those_that_come_while_others_are_frozen_ahead(
+    monkeypatch: pytest.MonkeyPatch, come: list[int], turns: int
+) -> None:
+    monkeypatch.setattr("quiesce.registry.ahead.SLICE", 2)
+    desk = Desk()
+    desk.thorough = False
+    desk.session()
+    desk.spawn(*[{"runtime": "solo"}] * 6)
+    taken = 1
+    for many in itertools.chain(come, itertools.repeat(0)):
+        if desk.registry.ahead.go_on():
+            break
+        if many:
+            desk.spawn(*[{"runtime": "solo"}] * many)
+        taken += 1
+    assert taken == turns
+    assert desk.registry.snapshot() == desk.registry.freeze(volatile=False, payloads=True)
+
+
+def test_a_snapshot_of_an_older_journal_is_read() -> None:
+    """In it, the progress of an ended task stands beside the rest."""
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.end(worker, 1)
+    state, tasks, queues, workers, supervisors, gone, sessions, stops, closures, *rest = (
+        desk.registry.freeze(volatile=False, payloads=True)
+    )
+    history, *others = rest
+    older = tuple((tuple(row[:-1]), None) for row in history)
+    sections = (state, tasks, queues, workers, supervisors, gone, sessions, stops, closures)
+    thawed = Registry.thaw((*sections, older, *others), **desk.configuration)
+    assert len(history) == 1
+    assert thawed.freeze(volatile=False, payloads=True)[9] == history
+    assert thawed.state.history[TaskId(1)].outcome == "completed"
+
+
 def test_limits_are_checked() -> None:
     for wrong in (-1.0, math.nan):
         with pytest.raises(ValueError, match="stop_grace of kind 'gc' must be 0 or more"):

@@ -132,8 +132,8 @@ def test_after_a_new_connection_it_hears_again_what_it_has_not_acknowledged(desk
     desk.hello(1, incarnation=worker, last_assign=2)
     desk.expect(
         effects.WelcomeWorker,
-        effects.RaiseFlags(POOL, [(1, 2, 1)]),
         effects.AskStops(worker, [(2, 1, 2, "shutdown_tasks(tenant_id=x)")]),
+        effects.RaiseFlags(POOL, [(1, 2, 1)]),
     )
 
 

@@ -22,8 +22,8 @@ def desk() -> Desk:
 def ask(worker: int, task_id: int, last_assign: int, reason: str) -> list[effects.Effect]:
     """What a task that is asked to stop causes."""
     return [
-        effects.RaiseFlags(supervisor_id("pool"), [(1, task_id, 1)]),
         effects.AskStops(Incarnation(worker), [(task_id, 1, last_assign, reason)]),
+        effects.RaiseFlags(supervisor_id("pool"), [(1, task_id, 1)]),
     ]
 
 
@@ -147,8 +147,8 @@ def test_the_request_is_sent_until_it_is_acknowledged(desk: Desk) -> None:
     desk.expect(*ask(worker, 1, 1, "shutdown_tasks(tenant_id=x)"))
     desk.wait(0.5)
     assert [type(effect) for effect in desk.effects] == [
-        effects.RaiseFlags,
         effects.AskStops,
+        effects.RaiseFlags,
         effects.Log,
         effects.StillWaiting,
     ]

@@ -24,8 +24,8 @@ def desk() -> Desk:
 def ask(worker: int, task_id: int, last_assign: int, reason: str) -> list[effects.Effect]:
     """What a task that is asked to stop causes."""
     return [
-        effects.RaiseFlags(supervisor_id("pool"), [(1, task_id, 1)]),
         effects.AskStops(Incarnation(worker), [(task_id, 1, last_assign, reason)]),
+        effects.RaiseFlags(supervisor_id("pool"), [(1, task_id, 1)]),
     ]
 
 

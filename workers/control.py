@@ -56,6 +56,8 @@ class ControlThread:
         self.watches_lease = False
         #: Requests to stop that another thread came to know of, to be made known by this one.
         self._asking: deque[AskToStop] = deque()
+        #: Somebody was woken since this thread waited last.
+        self._woken = False
         #: Attempts with processes whose body has ended, from any thread.
         self._closing: deque[Attempt] = deque()
         #: The process was asked to end by SIGTERM; set by the signal handler.
@@ -69,6 +71,8 @@ class ControlThread:
 
     def rouse(self) -> None:
         """Have it look at once. Until it does so nobody else needs to wake it. Any thread."""
+        if threading.get_ident() == self.thread.ident:
+            return  # it looks by itself before it falls asleep
         self.asleep_until = 0.0
         self.wake.set()
 
@@ -93,8 +97,13 @@ class ControlThread:
             self._worker.fail()
 
     def _turn(self) -> None:
-        sent = self._link.flush()
-        for what, _ in self._poller.poll(self._timeout(sent)):
+        if self._woken:
+            # Who was woken needs the interpreter, which this thread leaves to them only while it waits.
+            self._woken = False
+            timeout = 1
+        else:
+            timeout = self._timeout(self._link.flush())
+        for what, _ in self._poller.poll(timeout):
             if what is self._link.socket:
                 for message in self._link.receive():
                     self._worker.hear(message)
@@ -195,6 +204,7 @@ class ControlThread:
             if attempt.task.is_awaited:
                 # What waits for the task's token is woken now. Said first: it may end at once.
                 attempt.task.observe()
+            self._woken = True
             try:
                 attempt.context.copy().run(attempt.task.root.cancel, effect.reason)
             except BaseException:
