@@ -119,6 +119,12 @@ class Core:
         self.incoming.epoch = self.outgoing.epoch = epoch
         #: Something acknowledged before may be missing from the journal, and may still run.
         self._doubtful = not recovered.complete
+        #: What is due at the end of a turn, by turns.
+        self._chores = deque(
+            [self._go_on_stopping, self._care_for_snapshot, self.outgoing.pack_long]
+        )
+        #: Something was decided at the end of the last turn: what follows from it leaves in the next.
+        self._follows = False
         self._graves: deque[tuple[float, PeerKey]] = deque()
         #: What the driver counts.
         self.more_counters: Callable[[], dict[str, int]] = dict
@@ -174,9 +180,7 @@ class Core:
         return min(deadline, later)
 
     def pass_time(self) -> None:
-        """What time brings, and the next slice of a long stop. After the inbox: it may hold what is awaited."""
-        if self.outgoing.again:  # one slice in each turn, however many stops are under way
-            self.handle(events.Continue(self.outgoing.again.popleft()))
+        """What time brings. After the inbox: it may hold what is awaited."""
         tick = self._tick = self._now().tick
         deadline = self.registry.next_deadline()
         if deadline is not None and deadline <= tick:
@@ -188,36 +192,56 @@ class Core:
             self.peers.forget(self._graves.popleft()[1])
 
     def leave(self) -> None:
-        """What is safe by now leaves.
+        """What is safe by now leaves. Then comes a piece of what takes long: nobody waits for this turn any more.
 
         Raises:
             JournalFailedError: nothing can be written any more.
         """
         for effect in self._journal.committed():
             self.outgoing.carry_out(effect)
-        if self._journal.room() is self.registry.state.full:
-            self.handle(events.RoomSaid(self._journal.room()))
+        room = self._journal.room()
+        changed = room is self.registry.state.full
+        if changed:
+            self.handle(events.RoomSaid(room))
         if self._doubtful and self.registry.state.certain_at is None:
             self._doubtful = False
             self._journal.vouch()
-        self._care_for_snapshot()
         self.outgoing.flush(self._tick)
         if self.peers.full:
             self.peers.flush()
+        self._follows = self._do_a_chore() or changed
 
-    def _care_for_snapshot(self) -> None:
+    def _do_a_chore(self) -> bool:
+        """One in each turn, however much there is to do; whether there was any."""
+        for _ in range(len(self._chores)):
+            self._chores.rotate(-1)
+            if self._chores[-1]():
+                return True
+        return False
+
+    # Each does a piece of what takes long, and says whether there was one to do.
+
+    def _go_on_stopping(self) -> bool:
+        if not self.outgoing.again:
+            return False
+        self.handle(events.Continue(self.outgoing.again.popleft()))
+        return True
+
+    def _care_for_snapshot(self) -> bool:
         """Freeze some of what is there, until the snapshot can be had at once."""
         ahead = self.registry.ahead
         if self._journal.wants_snapshot():
             if ahead.go_on():
                 self._journal.snapshot(self.registry.snapshot())
-        elif ahead.begun:
+            return True
+        if ahead.begun:
             ahead.take()  # there is no room for it any more
+        return False
 
     @property
     def busy(self) -> bool:
         """Whether there is something to be done in the next turn, whatever else comes."""
-        return self.outgoing.busy or self.registry.ahead.begun
+        return self._follows or self.outgoing.busy or self.registry.ahead.begun
 
     def say_goodbye(self) -> None:
         """The system has stopped: the last words to clients."""

@@ -43,7 +43,7 @@ SYNCED: Final[frozenset[type]] = frozenset(
     }
 )
 #: Bytes of one piece of a snapshot (no commit comes in between), of one part of a blob, and rows deleted at once.
-CHUNK: Final = 32 * 1024
+CHUNK: Final = 8 * 1024
 PART: Final = 8 * 2**20
 SLICE: Final = 500
 #: Seconds between a snapshot that was given up and the next.

@@ -50,7 +50,7 @@ class Outgoing:
         #: What is done about a stop that still waits.
         self.on_still_waiting: Callable[[effects.StillWaiting], None] = lambda effect: None
         self._rows: dict[tuple[Any, ...], list[Any]] = {}
-        #: Long reports, of which each `flush` packs a piece; they leave in this order.
+        #: Long reports, to be packed piece by piece; they leave in this order.
         self._long: deque[tuple[Any, to_client.StopReport]] = deque()
 
     def carry_out(self, effect: Effect) -> None:
@@ -64,8 +64,6 @@ class Outgoing:
 
     def flush(self, tick: float) -> None:
         """Send what was collected, but for what may wait still."""
-        if self._long:
-            self._pack_long()
         if self._rows:
             self._flush_rows(tick)
         if tick >= self.later_at:
@@ -104,17 +102,20 @@ class Outgoing:
     def flush_all(self) -> None:
         """Send what was collected, long reports too: these are the last words."""
         self.flush(math.inf)
-        while self._long:
-            self._pack_long()
+        while self.pack_long():
+            pass
 
-    def _pack_long(self) -> None:
-        """A piece of the first long report. Whoever waits for something else shall not wait for all of it."""
+    def pack_long(self) -> bool:
+        """A piece of the first long report, if there is one: nobody shall wait for all of it."""
+        if not self._long:
+            return False
         key, report = self._long[0]
         rows = report.tasks
         assert isinstance(rows, PackedRows)  # ours: else it is not long
         if rows.pack(PIECE):
             self._long.popleft()
             self._say(key, "control", report)  # says so, too, if it can't be packed
+        return True
 
     def _flush_control(self, key: Any) -> None:
         """Send what was collected for one peer's control route."""

@@ -7,7 +7,6 @@ Payloads are never looked at: bytes are kept, anything else is kept as its lengt
 journal, all are kept as they are.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sized
 from operator import attrgetter
 from types import MappingProxyType
@@ -133,13 +132,12 @@ def freeze(
     """
     state = registry.state
     keep = _keep if payloads else _payload
-    rows = map(ready.get, state.tasks) if ready else itertools.repeat(None)
     return (
         _get_state(state),
         tuple(
             [
-                row or _freeze_task(task, volatile, keep)
-                for task, row in zip(state.tasks.values(), rows, strict=False)
+                ready.get(task_id) or _freeze_task(task, volatile, keep)
+                for task_id, task in state.tasks.items()
             ]
         ),
         tuple([(name, queue.turns()) for name, queue in state.queues.items() if len(queue)]),
@@ -237,7 +235,12 @@ def _freeze_session(session: Session, volatile: bool, keep: Keep) -> Frozen:
     return (
         _get_session(session),
         tuple(session.answers.values()),
-        tuple([(*row[:-1], keep(row.result)) for row in session.results.values()]),
+        tuple(
+            [
+                row if type(row.result) is bytes else (*row[:-1], keep(row.result))
+                for row in session.results.values()
+            ]
+        ),
         tuple(sorted(session.requests.items())),
         tuple(sorted(session.blocks)),
         tuple(session.reports.items()),

@@ -93,6 +93,8 @@ class Lane:
             there = (
                 each for each, _ in itertools.groupby(heapq.merge(self.line, sorted(self.back)))
             )
+        elif len(self.line) == len(self.members):
+            return iter(self.line)
         return filter(self.members.__contains__, there)
 
     def first(self) -> TaskId:

@@ -128,7 +128,7 @@ def test_a_long_report_holds_nobody_up() -> None:
     while broker.core.outgoing.again:
         broker.turn(commit=True)
     broker.core.hear("control", b"1", from_client.Reopen(2, (None, "x", None, None)))
-    while broker.core.outgoing.busy:
+    while broker.core.busy:
         broker.core.pass_time()
         broker.journal.commit()
         broker.core.leave()
