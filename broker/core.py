@@ -28,6 +28,10 @@ from quiesce.registry.machine import Registry
 
 #: Seconds for which a dead worker's route is kept, so that its last words are heard.
 MOURNING: Final = 5.0
+#: Seconds after a piece of what takes long, in which who talks to the broker is not held up by the next.
+RECESS: Final = 0.0015
+#: The same, while what somebody waits for is being written: the journal's thread needs the interpreter.
+PATIENCE: Final = 0.005
 
 
 def boottime_and_wall() -> Instant:
@@ -84,7 +88,8 @@ class Core:
             boot_id: names this boot of the machine.
             now: its clock.
             complain: told of each malformed message.
-            patient: let what nobody waits for leave a little later, with something else.
+            patient: let what nobody waits for leave a little later, with something else; and what takes long wait
+                a little for whoever talks to the broker.
         """
         self.peers = peers
         self._journal = journal
@@ -123,8 +128,12 @@ class Core:
         self._chores = deque(
             [self._go_on_stopping, self._care_for_snapshot, self.outgoing.pack_long]
         )
+        self._patient = patient
         #: Something was decided at the end of the last turn: what follows from it leaves in the next.
         self._follows = False
+        #: When the last chore was done; and whether another was put off, since somebody may answer.
+        self._worked_at = -math.inf
+        self.talking = False
         self._graves: deque[tuple[float, PeerKey]] = deque()
         #: What the driver counts.
         self.more_counters: Callable[[], dict[str, int]] = dict
@@ -191,13 +200,16 @@ class Core:
         while self._graves and self._graves[0][0] <= tick:
             self.peers.forget(self._graves.popleft()[1])
 
-    def leave(self) -> None:
+    def leave(self, *, heard: bool = False) -> None:
         """What is safe by now leaves. Then comes a piece of what takes long: nobody waits for this turn any more.
+
+        `heard`: there were messages in this turn.
 
         Raises:
             JournalFailedError: nothing can be written any more.
         """
-        for effect in self._journal.committed():
+        ready = self._journal.committed()
+        for effect in ready:
             self.outgoing.carry_out(effect)
         room = self._journal.room()
         changed = room is self.registry.state.full
@@ -209,7 +221,15 @@ class Core:
         self.outgoing.flush(self._tick)
         if self.peers.full:
             self.peers.flush()
-        self._follows = self._do_a_chore() or changed
+        self._follows = changed
+        self.talking = self._patient and self._is_talking(heard or bool(ready))
+        if not self.talking and self._do_a_chore():
+            self._follows = True
+            self._worked_at = self._now().tick
+
+    def _is_talking(self, now: bool) -> bool:
+        rested = self._now().tick - self._worked_at
+        return rested < PATIENCE if self._journal.behind else now and rested < RECESS
 
     def _do_a_chore(self) -> bool:
         """One in each turn, however much there is to do; whether there was any."""

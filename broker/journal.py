@@ -62,6 +62,10 @@ class Journal(Protocol):
             JournalFailedError: the journal has failed, and all that was safe before has been handed out.
         """
 
+    @property
+    def behind(self) -> bool:
+        """Whether something that was taken is not safe yet."""
+
     def fileno(self) -> int:
         """Readable when `committed` has something new to say; -1: it always has, at once."""
 
@@ -134,6 +138,11 @@ class MemoryJournal:
         """All effects that were taken since the last call."""
         ready, self._ready = self._ready, []
         return ready
+
+    @property
+    def behind(self) -> bool:
+        """Never."""
+        return False
 
     def fileno(self) -> int:
         """There is nothing to wait for."""

@@ -189,6 +189,11 @@ class DiskJournal:
                 size += weight(fact)
         return size <= SMALL
 
+    @property
+    def behind(self) -> bool:
+        """Whether something that was taken is not safe yet."""
+        return self._done != self._taken or bool(self._open)
+
     def fileno(self) -> int:
         """Readable when there is something to take, and for ever once the journal has failed."""
         return self._eventfd

@@ -32,6 +32,8 @@ LONG: Final = 0.001
 CAP: Final[dict[Channel, int]] = {"control": 1000, "data": 200}
 #: Turns that follow each other without a look at anything but the sockets, as long as each finds messages there.
 IN_A_ROW: Final = 10
+#: Seconds for which what takes long waits for somebody's next word.
+MOMENT: Final = 0.0003
 #: Seconds between two tries of a full connection.
 RETRY: Final = 0.02
 #: Seconds of one sleep: somebody's deadline may be after the end of time.
@@ -149,7 +151,7 @@ class Broker:
             self._hurried += 1
         else:
             self._hurried = 0
-            for what, _ in self._vigil.wait(0 if arrived else self._timeout(longest)):
+            for what, _ in self._wait(bool(arrived), longest):
                 if what == self._wakeup:
                     self._take_signals()
                 elif what in self._monitors:
@@ -160,7 +162,13 @@ class Broker:
         for channel in arrived:
             self._drain(channel, CAP[channel])
         self._core.pass_time()
-        self._core.leave()
+        self._core.leave(heard=bool(arrived))
+
+    def _wait(self, arrived: bool, longest: float) -> list[tuple[int, int]]:
+        """Until something is to be done; what has something to say, beside the sockets."""
+        if not arrived and self._core.talking and self._core.busy:
+            return self._vigil.look(MOMENT)
+        return self._vigil.wait(0 if arrived else self._timeout(longest))
 
     def _timeout(self, longest: float) -> int:
         """Milliseconds until something is due."""

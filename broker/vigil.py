@@ -60,6 +60,13 @@ class Vigil:
         self._short = bool(ready) and time.monotonic() <= enough
         return ready
 
+    def look(self, seconds: float) -> list[tuple[int, int]]:
+        """What has something to say within a moment, too short to sleep."""
+        enough = time.monotonic() + seconds
+        while not (ready := self._poll.poll(0)) and time.monotonic() < enough:
+            os.sched_yield()
+        return ready
+
     def _is_crowded(self, now: float) -> bool:
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY

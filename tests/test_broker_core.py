@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quiesce.broker.core import Core
+from quiesce.broker.core import PATIENCE, RECESS, Core
 from quiesce.broker.journal import MemoryJournal, Recovered
 from quiesce.broker.outgoing import LATER, MANY, PIECE, Outgoing
 from quiesce.broker.peers import Channel, Peer, Peers
@@ -14,7 +14,7 @@ from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client, to_worker
 from quiesce.registry.effects import AssignTasks, Effect, TakeEnds
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
-from quiesce.registry.ids import Incarnation
+from quiesce.registry.ids import Incarnation, StopId
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from registry_helpers import session_id, spawn_row
 
@@ -40,6 +40,10 @@ class StalledJournal(MemoryJournal):
         while self.pending:
             super().append(*self.pending.popleft())
 
+    @property
+    def behind(self) -> bool:
+        return bool(self.pending)
+
 
 class RecordingPeers(Peers):
     """Keeps what would be sent."""
@@ -59,7 +63,8 @@ class RecordingPeers(Peers):
 class Broker:
     """A core, and a client that speaks to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self.tick = 1.0
         self.peers = RecordingPeers()
         self.journal = StalledJournal()
         settings = BrokerSettings(
@@ -79,16 +84,17 @@ class Broker:
             recovered,
             1,
             "boot",
-            now=lambda: Instant(1.0, 1000.0),
+            now=lambda: Instant(self.tick, 1000.0),
+            patient=patient,
         )
         self.turn(commit=True)
 
-    def turn(self, *, commit: bool) -> list[Any]:
+    def turn(self, *, commit: bool, heard: bool = False) -> list[Any]:
         """What leaves at the end of a turn, to whomever, on data."""
         self.core.pass_time()
         if commit:
             self.journal.commit()
-        self.core.leave()
+        self.core.leave(heard=heard)
         sent, self.peers.sent = self.peers.sent, []
         return [message for _, channel, message in sent if channel == "data"]
 
@@ -136,6 +142,43 @@ def test_a_long_report_holds_nobody_up() -> None:
     done, report = answers[-2:]
     assert done == to_client.Done(2)
     assert [row.id for row in report.tasks] == list(range(1, many + 1))
+
+
+def test_who_talks_to_the_broker_does_not_wait_for_one_slice_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But the slices of a stop don't wait for ever, whoever talks."""
+    monkeypatch.setattr("quiesce.registry.stopping.SLICE", 1)
+    broker = Broker(patient=True)
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    many = from_client.SpawnMany(0, spawn_row(1, tenant_id="x"), [b""] * 9)
+    broker.core.hear("data", b"2", many)
+    stop = from_client.Stop(1, (None, "x", None, None), None, None, None, False, False, "", 9, None)
+    broker.core.hear("control", b"1", stop)
+
+    def slices(*, commit: bool = True, heard: bool = False) -> int:
+        state = broker.core.registry.state
+        before = state.left_of(state.stops[StopId(1)])
+        broker.turn(commit=commit, heard=heard)
+        return before - state.left_of(state.stops[StopId(1)])
+
+    assert slices(heard=True) == 1  # nothing was done for long
+    assert slices(heard=True) == 0
+    assert broker.core.talking
+    assert slices() == 1
+    broker.tick += RECESS
+    assert slices(heard=True) == 1
+    # What leaves by now is talk, too: somebody may answer.
+    broker.tick += RECESS / 2
+    assert slices() == 0
+    # And what somebody waits for is to be written before anything else is done.
+    broker.core.hear("data", b"2", from_client.Spawn(0, [spawn_row(10)]))
+    broker.tick += RECESS
+    assert slices(commit=False) == 0
+    broker.tick += PATIENCE
+    assert slices(commit=False) == 1
+    assert broker.core.busy
 
 
 def test_a_snapshot_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:

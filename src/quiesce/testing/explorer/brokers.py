@@ -148,6 +148,11 @@ class Pages:
         """The explorer hands them out."""
         return []
 
+    @property
+    def behind(self) -> bool:
+        """Nobody asks here."""
+        return False
+
     def fileno(self) -> int:
         """There is nothing to wait for."""
         return -1

@@ -239,6 +239,11 @@ class SimulatedJournal:
             raise JournalFailedError(self._failure)
         return ready
 
+    @property
+    def behind(self) -> bool:
+        """Nobody asks here."""
+        return False
+
     def fileno(self) -> int:
         """Nobody polls here."""
         return -1
