@@ -20,7 +20,7 @@ from quiesce.registry.waiting import held_first, still_waits, waiting_for
 #: A request to stop is sent again after so many seconds without its acknowledgement.
 RESEND: Final = 0.5
 #: Queued tasks that one slice of a stop ends, so that nobody else waits long.
-SLICE: Final = 400
+SLICE: Final = 500
 #: Seconds that a stop whose time is over gives its slices, again and again.
 NEXT_SLICE: Final = 0.05
 #: Said after so many seconds of silence, then again after each of the other.
