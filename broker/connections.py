@@ -45,6 +45,21 @@ _CAP: Final = 1000
 Knows = Callable[[Channel, bytes], bool]
 
 
+def leave_room() -> int:
+    """How many descriptors this process is to use: as many as it may. From now on it may use twice as many, if that
+    is granted: a flood of connections is faster than we count.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * soft, hard), hard))
+    return soft
+
+
+def backlog(limit: int) -> int:
+    """How many connections may wait for each of two listeners, so that all of them find room beyond HIGH."""
+    return max(1, min(100, int((1 - HIGH) * limit / 4)))
+
+
 class _Connection:
     """One descriptor that a listener has accepted."""
 
@@ -98,6 +113,7 @@ class Connections:
             monitor.setsockopt(zmq.LINGER, 0)
             monitor.connect(where)
             self.monitors[channel] = monitor
+        self._probe = next(int(each.getsockopt(zmq.FD)) for each in self.monitors.values())
         self._by_fd: dict[int, _Connection] = {}
         self._other = 0
         self._count_at = self._tend_at = -1.0
@@ -130,8 +146,10 @@ class Connections:
     def look(self) -> None:
         """Take in who has come and gone; now and then look at all, and do what has to be done."""
         taken = [self._take(channel, monitor) for channel, monitor in self.monitors.items()]
+        self._shut_in_time()
         tick = self._tick()
-        if tick >= self._tend_at or len(self._by_fd) + self._other >= HIGH * self._limit:
+        if tick >= self._tend_at:
+            self._tend_at = tick + PACE
             self._tend(tick)
         if not all(taken):
             self.look_at = tick  # a monitor's descriptor won't tell again of what was left
@@ -142,22 +160,40 @@ class Connections:
         if tick >= self._count_at:
             self._count_at = tick + COUNT_PACE
             self._count()
-        used = len(self._by_fd) + self._other
-        if not self.shut and used >= HIGH * self._limit:
+            self._shut_in_time()
+        used = self._told
+        self._cut_off_idle(tick)
+        if self.shut and used < LOW * self._limit:
+            self._open(used)
+
+    @property
+    def _told(self) -> int:
+        """How many descriptors are in use, by what was told so far."""
+        return len(self._by_fd) + self._other
+
+    def _shut_in_time(self) -> None:
+        """Shut the doors, if it is time. In a flood that is a matter of a millisecond, and the monitors' words come
+        late: so the lowest number that is free counts, too.
+        """
+        if self.shut:
+            return
+        try:
+            free = os.dup(self._probe)
+            os.close(free)
+        except OSError:
+            free = self._limit
+        used = max(free, self._told)
+        if used >= HIGH * self._limit:
             self._shut(used)
-        if tick >= self._tend_at:
-            self._tend_at = tick + PACE
-            self._cut_off_idle(tick)
-            if self.shut and used < LOW * self._limit:
-                self._open(used)
 
     # --- who comes and goes -----------------------------------------------------------------------
 
     def _take(self, channel: Channel, monitor: "zmq.Socket[bytes]") -> bool:
-        """Whether that was all."""
+        """Whether that was all. In a flood there is always more: the doors don't wait for its end."""
         for _ in range(_CAP):
             if not is_readable(monitor):
                 return True
+            self._shut_in_time()
             event, fd = read_event(monitor)
             if event == zmq.EVENT_ACCEPTED:
                 self._accepted(channel, fd)
@@ -217,6 +253,9 @@ class Connections:
                 found.detach()
 
     def _shut(self, used: int) -> None:
+        for path in self._files:
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(aside(path))
         self.shut = True
         self.times_shut += 1
         log.warning(
@@ -225,9 +264,6 @@ class Connections:
             used,
             self._limit,
         )
-        for path in self._files:
-            with contextlib.suppress(FileNotFoundError):
-                path.rename(aside(path))
 
     def _open(self, used: int) -> None:
         self.shut = False

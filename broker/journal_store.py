@@ -48,8 +48,10 @@ PART: Final = 8 * 2**20
 SLICE: Final = 500
 #: Seconds between a snapshot that was given up and the next.
 PAUSE: Final = 60.0
-#: Roughly what a commit adds to SQLite's log beside what it says.
+#: Roughly what a commit adds to SQLite's log beside what it says: pages, most of them those of the one before.
 _OVERHEAD: Final = 8192
+#: So many times what is to be moved into its file SQLite's log may hold: small commits say little and log much.
+_AGAIN_AND_AGAIN: Final = 8
 #: While the disk is full the log is made short more often: its room serves the next commits.
 _SHORT_LOG: Final = 2**20
 _INSERT_ROW: Final = (
@@ -116,8 +118,8 @@ class Store:
         self.snapshot_bytes = found.snapshot_bytes
         self.paused_until = 0.0
         self._manifest_seq = found.manifest.seq if found.manifest else 0
-        #: Bytes since SQLite's log was made short.
-        self._logged = 0
+        #: Since SQLite's log was made short: bytes to be moved into its file, and bytes in the log.
+        self._to_move = self._logged = 0
         self._sync: bool | None = None
         self.space = Space(self._folder, limits)
         try:
@@ -147,7 +149,7 @@ class Store:
         if mode != "wal":
             raise OSError(f"{self._path}: SQLite can't keep its log here (journal mode {mode})")
         execute("PRAGMA wal_autocheckpoint = 0")
-        execute(f"PRAGMA journal_size_limit = {2 * self._limits.checkpoint}")
+        execute(f"PRAGMA journal_size_limit = {2 * _AGAIN_AND_AGAIN * self._limits.checkpoint}")
         execute("PRAGMA secure_delete = OFF")
         self._set_sync(True)
         execute("BEGIN EXCLUSIVE")
@@ -232,7 +234,7 @@ class Store:
         self._persist(self._write_head, sync)
         self.tail_facts += sum(map(fact_weight, facts))
         self.tail_bytes += size
-        self._logged += size + _OVERHEAD
+        self._has_logged(size)
 
     def keep_short(self) -> None:
         """Move SQLite's log into its file, if it has grown long; look at the disk now and then."""
@@ -245,8 +247,12 @@ class Store:
         """Whether SQLite's log has grown long."""
         limit = self._limits.checkpoint
         if not self.space.roomy:
-            limit = min(limit, _SHORT_LOG)
-        return self._logged >= limit
+            return self._logged >= min(limit, _SHORT_LOG)
+        return self._to_move >= limit or self._logged >= _AGAIN_AND_AGAIN * limit
+
+    def _has_logged(self, size: int) -> None:
+        self._to_move += size
+        self._logged += size + _OVERHEAD
 
     def vouch(self) -> None:
         """Nothing that is missing matters any more."""
@@ -326,7 +332,7 @@ class Store:
 
     def _checkpoint(self, how: str) -> None:
         """Without room on the disk it stays undone, and does no harm: the log holds all."""
-        self._logged = 0
+        self._to_move = self._logged = 0
         try:
             busy, logged, moved = self._connection.execute(
                 f"PRAGMA wal_checkpoint({how})"
@@ -386,7 +392,7 @@ class Store:
             checksum = chain_chunk(checksum, body)
             self._next_chunk += 1
             written += len(body)
-            self._logged += len(body) + self._fresh_size() + _OVERHEAD
+            self._has_logged(len(body) + self._fresh_size())
             self._set_sync(False)
             self._write(_INSERT_CHUNK, (first + number, body, checksum), reserved=False)
             number += 1
@@ -458,7 +464,7 @@ class Store:
     def _erase(self, statement: str, bounds: tuple[int, int]) -> None:
         self._set_sync(False)
         self._persist(lambda: self._connection.execute(statement, bounds))
-        self._logged += _OVERHEAD
+        self._has_logged(_OVERHEAD)
 
     def _deletions(
         self, low: int, high: int, first_chunk: int, doomed: list[BlobRef]

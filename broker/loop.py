@@ -55,8 +55,11 @@ class Broker:
         recovered: Recovered,
         epoch: int,
         boot_id: str,
+        descriptors: int | None = None,
     ) -> None:
-        """`recovered`: what the journal held. The broker of `epoch` goes on from there."""
+        """`recovered`: what the journal held. The broker of `epoch` goes on from there. `descriptors`: how many it
+        is to use.
+        """
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {"control": control, "data": data}
         self._channels: dict[object, Channel] = {control: "control", data: "data"}
         self._both = [(control, zmq.POLLIN), (data, zmq.POLLIN)]
@@ -67,6 +70,7 @@ class Broker:
             settings.socket_files,
             lambda channel, route: self._peers.at(channel, route) is not None,
             time.monotonic,
+            limit=descriptors,
         )
         self._wakeup = wakeup
         #: What it sleeps on: descriptors, for ZeroMQ's own poller looks at each socket several times. That of a

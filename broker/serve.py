@@ -23,7 +23,7 @@ from setproctitle import setproctitle
 
 from quiesce import logs
 from quiesce.broker.boot import boot_id
-from quiesce.broker.connections import aside
+from quiesce.broker.connections import aside, backlog, leave_room
 from quiesce.broker.incoming import CONTROL_LIMIT
 from quiesce.broker.journal import (
     JournalDamagedError,
@@ -90,7 +90,8 @@ def serve(settings: BrokerSettings) -> int:
     """Lock, bind, run; and leave nothing behind."""
     wakeup = _catch_signals(alone=settings.parent_pid == 0)
     state = Path(settings.state)
-    sockets = _Sockets(settings)
+    descriptors = leave_room()
+    sockets = _Sockets(settings, backlog(descriptors))
     locks: list[Lock] = []
     broker: Broker | None = None
     try:
@@ -124,6 +125,7 @@ def serve(settings: BrokerSettings) -> int:
             recovered,
             epoch,
             boot,
+            descriptors,
         )
         # Tasks and facts make no cycles: the collector, as it comes by itself, costs a third of all work in vain.
         # A look at 5,000 new objects takes a millisecond, for which everybody waits; at all that are left of
@@ -173,8 +175,9 @@ def _catch_signals(*, alone: bool) -> int:
 class _Sockets:
     """The two endpoints and the folder they stand in."""
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, backlog: int) -> None:
         self._settings = settings
+        self._backlog = backlog
         self._context = zmq.Context(io_threads=wire.IO_THREADS)
         self.control = self._socket(CONTROL_LIMIT, wire.CONTROL_IO)
         largest = 2 * settings.payload_limit + CONTROL_LIMIT
@@ -191,6 +194,7 @@ class _Sockets:
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
         socket.setsockopt(zmq.MAXMSGSIZE, largest)
+        socket.setsockopt(zmq.BACKLOG, self._backlog)
         return socket
 
     def make_folder(self) -> None:

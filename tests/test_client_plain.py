@@ -682,6 +682,23 @@ def test_a_client_that_nobody_closes_says_goodbye_when_it_goes(broker: FakeBroke
     broker.take(from_client.Goodbye)
 
 
+def test_acknowledgements_of_results_wait_for_company_but_not_if_they_are_many(
+    broker: FakeBroker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_ACK_AFTER", 1000.0)
+    monkeypatch.setattr(driver, "_ACK_MANY", 3)
+    handles = [client.spawn("background", "compaction", work) for _ in range(3)]
+    for number in (1, 2, 3):
+        broker.answer(number, 40 + number)
+    for task_id in (41, 42):
+        broker.say(DATA, to_client.Ended([ended(task_id, result=pack_value(None))]))
+    assert handles[1].result(10) is None
+    client.reopen()  # whatever was to be sent before has been by now
+    assert broker.count(from_client.ResultsTaken) == 0
+    broker.say(DATA, to_client.Ended([ended(43, result=pack_value(None))]))
+    assert broker.take(from_client.ResultsTaken).task_ids == [41, 42, 43]
+
+
 def test_results_that_nobody_is_there_to_be_told_of_keep_no_thread_awake(
     broker: FakeBroker, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
