@@ -287,6 +287,18 @@ MUTANTS: Final = (
         "                pass\n",
     ),
     Mutant(
+        "what follows from the last slice of a stop waits until somebody speaks",
+        "broker/core.py",
+        "        return self._follows or self.outgoing.busy or",
+        "        return self.outgoing.busy or",
+    ),
+    Mutant(
+        "the slices of a stop wait as long as somebody speaks",
+        "broker/core.py",
+        "else now and rested < RECESS",
+        "else now",
+    ),
+    Mutant(
         "the loop commits what a snapshot will hold already",
         "broker/journal_thread.py",
         "self._done != self._taken or self._cut_due or",
@@ -425,6 +437,7 @@ SUITES: Final = (
     Suite(
         "journal",
         (
+            "tests/test_broker_core.py",
             "tests/test_journal.py",
             "tests/test_crash_points.py",
             "tests/test_stalled_disk.py",

@@ -17,6 +17,7 @@ import zmq
 
 from hostile_house import House, counters
 from quiesce import Client
+from quiesce.broker import connections
 from quiesce.broker.connections import HIGH, PATIENCE, Connections, aside
 from quiesce.errors import ProtocolError
 from quiesce.protocol import PROTOCOL_VERSION, from_client
@@ -276,6 +277,48 @@ def test_who_says_nothing_is_cut_off_and_who_is_known_is_not(
             here.close()
             router.close(0)
     (run_folder / "s").unlink()
+
+
+def test_in_a_flood_the_doors_are_shut_before_all_are_counted(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zmq.Context() as context:
+        router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        with open("/dev/null") as lowest:
+            limit = int((lowest.fileno() + 40) / HIGH)
+        here = Connections(
+            context,
+            {"control": router},
+            [run_folder / "s"],
+            lambda channel, route: False,
+            lambda: 0.0,
+            limit=limit,
+        )
+        read = connections.read_event
+        shut: list[bool] = []
+
+        def reading(monitor: Any) -> tuple[int, int]:
+            shut.append(here.shut)
+            return read(monitor)
+
+        monkeypatch.setattr(connections, "read_event", reading)
+        router.bind(f"ipc://{run_folder}/s")
+        made = [socket.socket(socket.AF_UNIX) for _ in range(50)]
+        try:
+            for each in made:
+                each.settimeout(10)
+                each.connect(str(run_folder / "s"))
+                each.recv(1)  # of the greeting: it is accepted
+            assert not here.shut
+            here.look()
+            assert shut == [True] * 50
+            assert aside(run_folder / "s").exists()
+        finally:
+            for each in made:
+                each.close()
+            here.close()
+            router.close(0)
+    aside(run_folder / "s").unlink()
 
 
 def _port() -> int:
