@@ -17,10 +17,9 @@ import zmq
 
 from hostile_house import House, counters
 from quiesce import Client
-from quiesce.broker import connections
 from quiesce.broker.connections import HIGH, PATIENCE, Connections, aside
 from quiesce.errors import ProtocolError
-from quiesce.protocol import PROTOCOL_VERSION, from_client
+from quiesce.protocol import PROTOCOL_VERSION, from_client, wire
 from quiesce.protocol.codec import encode
 from quiesce.testing import fuzz_values as fuzz
 from quiesce.testing.bodies import nothing
@@ -294,14 +293,13 @@ def test_in_a_flood_the_doors_are_shut_before_all_are_counted(
             lambda: 0.0,
             limit=limit,
         )
-        read = connections.read_event
         shut: list[bool] = []
 
         def reading(monitor: Any) -> tuple[int, int]:
             shut.append(here.shut)
-            return read(monitor)
+            return wire.read_event(monitor)
 
-        monkeypatch.setattr(connections, "read_event", reading)
+        monkeypatch.setattr("quiesce.broker.connections.read_event", reading)
         router.bind(f"ipc://{run_folder}/s")
         made = [socket.socket(socket.AF_UNIX) for _ in range(50)]
         try:
