@@ -46,12 +46,12 @@ Knows = Callable[[Channel, bytes], bool]
 
 
 def leave_room() -> int:
-    """How many descriptors this process is to use: as many as it may. From now on it may use twice as many, if that
-    is granted: a flood of connections is faster than we count.
+    """How many descriptors this process is to use: as many as it may. From now on it may use four times as many, if
+    that is granted: a flood of connections is faster than we count.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * soft, hard), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4 * soft, hard), hard))
     return soft
 
 

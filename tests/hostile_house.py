@@ -46,7 +46,7 @@ class House:
 
         def narrow() -> None:
             if limit:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, 2 * limit))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, 4 * limit))
 
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
