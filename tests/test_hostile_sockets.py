@@ -7,8 +7,8 @@ has not grown.
 import random
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import zmq
 from hostile_house import House, counters
 from quiesce import Client
 from quiesce.broker.connections import HIGH, PATIENCE, Connections, aside
+from quiesce.broker.peers import Channel
 from quiesce.errors import ProtocolError
 from quiesce.protocol import PROTOCOL_VERSION, from_client, wire
 from quiesce.protocol.codec import encode
@@ -228,96 +229,95 @@ def test_more_connections_than_descriptors(run_folder: Path, dealer: Dealers, sc
     assert not any(aside(path).exists() for path in house.settings.socket_files)
 
 
+@contextmanager
+def watched(
+    folder: Path,
+    knows: Callable[[Channel, bytes], bool],
+    tick: Callable[[], float],
+    limit: int | None = None,
+) -> Iterator[tuple[Connections, "zmq.Socket[bytes]"]]:
+    """The broker's part, played in this process: who is connected to a socket `s` there."""
+    with zmq.Context() as context:
+        router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        files = [folder / "s"]
+        here = Connections(context, {"control": router}, files, knows, tick, limit=limit)
+        router.bind(f"ipc://{folder}/s")
+        try:
+            yield here, router
+        finally:
+            here.close()
+            router.close(0)
+
+
+@contextmanager
+def strangers(folder: Path, many: int) -> Iterator[list[socket.socket]]:
+    """So many that are connected to it."""
+    with ExitStack() as stack:
+        made = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(many)]
+        for each in made:
+            each.settimeout(10)
+            each.connect(str(folder / "s"))
+        yield made
+
+
 def test_who_says_nothing_is_cut_off_and_who_is_known_is_not(
     run_folder: Path, dealer: Dealers
 ) -> None:
-    """Here the broker's part is played in this process, by a clock of the test's own."""
+    """By a clock of the test's own."""
     clock = [0.0]
     known: set[bytes] = set()
-    with zmq.Context() as context:
-        router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        here = Connections(
-            context,
-            {"control": router},
-            [run_folder / "s"],
-            lambda channel, route: route in known,
-            lambda: clock[0],
-        )
-        router.bind(f"ipc://{run_folder}/s")
-        made = [socket.socket(socket.AF_UNIX) for _ in range(3)]
-        try:
-            for each in made:
-                each.settimeout(10)
-                each.connect(str(run_folder / "s"))
-            talker = dealer(None, f"ipc://{run_folder}/s")
-            talker.send(b"hello")
-            route = router.recv()
+    with (
+        watched(run_folder, lambda _, route: route in known, lambda: clock[0]) as (here, router),
+        strangers(run_folder, 3) as made,
+    ):
+        talker = dealer(None, f"ipc://{run_folder}/s")
+        talker.send(b"hello")
+        route = router.recv()
+        here.look()
+        assert here.counters()["connections"] == 4
+        here.heard(router.recv(copy=False).get(zmq.SRCFD), route)
+        known.add(route)
+        for clock[0] in (PATIENCE - 1, PATIENCE + 1, 2 * PATIENCE):
             here.look()
-            assert here.counters()["connections"] == 4
-            here.heard(router.recv(copy=False).get(zmq.SRCFD), route)
-            known.add(route)
-            for clock[0] in (PATIENCE - 1, PATIENCE + 1, 2 * PATIENCE):
-                here.look()
-                expected = 4 if clock[0] < PATIENCE else 1
-                assert here.counters()["connections"] == expected
-            for each in made:
-                while each.recv(100):
-                    pass  # what is left of the greeting, and then the end
-            # Nobody's any more: as long as a stranger it may stay.
-            known.clear()
-            for clock[0] in (3 * PATIENCE - 1, 3 * PATIENCE + 1):
-                here.look()
-            assert here.counters() == {
-                "connections": 0,
-                "connections_cut_off": 4,
-                "times_shut": 0,
-            }
-        finally:
-            for each in made:
-                each.close()
-            here.close()
-            router.close(0)
+            expected = 4 if clock[0] < PATIENCE else 1
+            assert here.counters()["connections"] == expected
+        for each in made:
+            while each.recv(100):
+                pass  # what is left of the greeting, and then the end
+        # Nobody's any more: as long as a stranger it may stay.
+        known.clear()
+        for clock[0] in (3 * PATIENCE - 1, 3 * PATIENCE + 1):
+            here.look()
+        assert here.counters() == {
+            "connections": 0,
+            "connections_cut_off": 4,
+            "times_shut": 0,
+        }
     (run_folder / "s").unlink()
 
 
 def test_in_a_flood_the_doors_are_shut_before_all_are_counted(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with zmq.Context() as context:
-        router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        with open("/dev/null") as lowest:
-            limit = int((lowest.fileno() + 40) / HIGH)
-        here = Connections(
-            context,
-            {"control": router},
-            [run_folder / "s"],
-            lambda channel, route: False,
-            lambda: 0.0,
-            limit=limit,
-        )
-        shut: list[bool] = []
+    with open("/dev/null") as lowest:
+        limit = int((lowest.fileno() + 40) / HIGH)
+    shut: list[bool] = []
+    with (
+        watched(run_folder, lambda *_: False, lambda: 0.0, limit) as (here, _),
+        strangers(run_folder, 50) as made,
+    ):
 
         def reading(monitor: Any) -> tuple[int, int]:
             shut.append(here.shut)
             return wire.read_event(monitor)
 
         monkeypatch.setattr("quiesce.broker.connections.read_event", reading)
-        router.bind(f"ipc://{run_folder}/s")
-        made = [socket.socket(socket.AF_UNIX) for _ in range(50)]
-        try:
-            for each in made:
-                each.settimeout(10)
-                each.connect(str(run_folder / "s"))
-                each.recv(1)  # of the greeting: it is accepted
-            assert not here.shut
-            here.look()
-            assert shut == [True] * 50
-            assert aside(run_folder / "s").exists()
-        finally:
-            for each in made:
-                each.close()
-            here.close()
-            router.close(0)
+        for each in made:
+            each.recv(1)  # of the greeting: it is accepted
+        assert not here.shut
+        here.look()
+        assert shut == [True] * 50
+        assert aside(run_folder / "s").exists()
     aside(run_folder / "s").unlink()
 
 
