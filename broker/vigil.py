@@ -52,9 +52,7 @@ class Vigil:
         enough = began + self._longest
         ready: list[tuple[int, int]] = []
         if self._short and not self._is_crowded(began):
-            while not ready and time.monotonic() < enough:
-                os.sched_yield()
-                ready = self._poll.poll(0)
+            ready = self.look(self._longest)
         if not ready:
             ready = self._poll.poll(timeout)
         self._short = bool(ready) and time.monotonic() <= enough
@@ -82,7 +80,7 @@ class Vigil:
                 f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC
             )
             self._account = self._read()
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError):
             self._longest = 0.0  # without it nobody could tell whom it costs
 
     def _read(self) -> tuple[int, int]:

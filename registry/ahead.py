@@ -4,7 +4,7 @@ They are nearly all of a registry that is large. And of a queued task that nothi
 a journal holds changes but in three ways: it is assigned, joined, or something is parked behind it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -40,8 +40,7 @@ class Ahead:
         """Freeze some more; whether it is time for the snapshot."""
         state = self._state
         if self._left is None:
-            self._left = iter(list(state.tasks))
-            self._through, self._many = state.last_task_id, len(state.tasks)
+            self._left = self._round(list(state.tasks))
         looked = list(islice(self._left, SLICE))
         for number in looked:
             task = state.tasks.get(TaskId(number))
@@ -53,8 +52,12 @@ class Ahead:
         came = range(self._through + 1, state.last_task_id + 1)
         if len(came) < SLICE or len(came) >= self._many:
             return True
-        self._left, self._through, self._many = iter(came), state.last_task_id, len(came)
+        self._left = self._round(came)
         return False
+
+    def _round(self, numbers: Sequence[int]) -> Iterator[int]:
+        self._through, self._many = self._state.last_task_id, len(numbers)
+        return iter(numbers)
 
     def see(self, happened: Iterable[Fact]) -> None:
         """These have been applied."""
