@@ -68,6 +68,11 @@ def end(runs: Collection[str], patience: float = PATIENCE) -> Swept:
     return Swept(list(sweep.killed.values()), sweep.ours)
 
 
+def remain(runs: Collection[str]) -> bool:
+    """Whether anything that carries the mark of one of these runs is not dead yet, as far as one look can tell."""
+    return any(_environment(each.pid).get(RUN_MARKER) in runs for each in processes.everything())
+
+
 class _Sweep:
     def __init__(self, runs: Collection[str]) -> None:
         self._runs = runs
@@ -90,7 +95,7 @@ class _Sweep:
         # The youngest first, and killed at once: who lives shortly may have a successor before it ends.
         for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=True):
             process = processes.look(pid)
-            environment = processes.environment(pid) or _environment_of_threads(pid)
+            environment = _environment(pid)
             mark = environment.get(RUN_MARKER, "")
             if process is None:
                 missed = True
@@ -164,13 +169,12 @@ def _has_ended(process: Process) -> bool:
     return now.is_zombie and not _threads(process.pid)
 
 
-def _environment_of_threads(pid: int) -> dict[str, str]:
-    """Of a process whose first thread has ended, and with it what /proc shows of the process."""
-    for thread in _threads(pid):
-        environment = processes.environment(thread)
-        if environment:
-            return environment
-    return {}
+def _environment(pid: int) -> dict[str, str]:
+    """Of a process; by its other threads once the first has ended, and with it what /proc shows of the process."""
+    environment = processes.environment(pid)
+    for thread in () if environment else _threads(pid):
+        environment = environment or processes.environment(thread)
+    return environment
 
 
 def _threads(pid: int) -> list[int]:

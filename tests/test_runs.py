@@ -258,9 +258,11 @@ def test_a_process_without_its_first_thread_is_ended_too(start: Start) -> None:
     while is_running(process.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None
+    assert leftovers.remain({"one"})
     (killed,) = leftovers.end({"one"}).killed
     assert killed.startswith(f"{process.pid} (")
     assert process.wait(5) == -signal.SIGKILL
+    assert not leftovers.remain({"one"})
 
 
 def test_we_and_our_ancestors_are_not_ended_and_keep_the_run_from_being_over(

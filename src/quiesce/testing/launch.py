@@ -15,7 +15,8 @@ from quiesce.errors import QuiesceError
 from quiesce.workers import processes
 from quiesce.workers.markers import RUN_MARKER
 
-#: Seconds for what is over to be gone.
+#: Seconds for what is about to end to do so by itself, and for what was killed to be gone.
+_DYING: Final = 1.0
 _GONE: Final = 10.0
 
 
@@ -148,15 +149,7 @@ def end_what_is_left(found: set[str], state: Path) -> list[str]:
     every = found | listed
     if not every:
         return []
-    deadline = time.monotonic() + _GONE
-    while True:
-        # What was about to end is given the chance to.
-        alive = any(
-            processes.environment(each.pid).get(RUN_MARKER) in every
-            for each in processes.everything()
-            if not each.is_zombie
-        )
-        if not alive or time.monotonic() > deadline - _GONE + 1.0:
-            break
+    deadline = time.monotonic() + _DYING
+    while leftovers.remain(every) and time.monotonic() < deadline:
         time.sleep(0.01)
     return leftovers.end(every, _GONE).killed
