@@ -102,6 +102,8 @@ def test_stops_and_times(client: Client, tmp_path: Path) -> None:
     assert row["requested_at"] <= found["at"]
     assert found["closed"] == 1
     assert found["runtimes"]["mgmt-request"]["kinds"]["attach"]["stopping"] == 1
+    # Else it might end before the request has reached it.
+    until(lambda: client.statistics()["times"]["stop_delivery"]["rows"])
     gate.touch()
     stop.join(20)
     witness.close()
