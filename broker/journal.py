@@ -56,7 +56,8 @@ class Journal(Protocol):
         """Take one turn. Never waits for the disk."""
 
     def committed(self) -> list[Effect]:
-        """The effects whose facts are safe by now, in order, each once.
+        """The effects whose facts are safe by now, in order, each once; but the binding ones among themselves: they
+        may come later than others that were caused after them.
 
         Raises:
             JournalFailedError: the journal has failed, and all that was safe before has been handed out.

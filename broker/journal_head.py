@@ -75,9 +75,14 @@ class HeadFile:
             os.replace(self._fresh, self._path)
             self._fresh = None
 
+    def sync(self) -> None:
+        """Have what was recorded on the disk; more may be recorded meanwhile."""
+        os.fdatasync(self._fd)
+
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file. Who writes all the same gets an OSError."""
         os.close(self._fd)
+        self._fd = -1
 
 
 def read_head(folder: Path) -> Head | None:

@@ -1,12 +1,13 @@
 """The journal's one connection to SQLite: rows of facts, blobs, snapshots, and SQLite's log kept short.
 
 A group of turns is one row, and one commit. It is synced to the disk always (power-loss), or (crash) when it
-holds a fact of SYNCED. When the disk is full a commit is tried once more, in the room of the reserve: that is
-no I/O error, after which nothing is ever tried again.
+holds a fact of SYNCED, unless that is left for later. When the disk is full a commit is tried once more, in the
+room of the reserve: that is no I/O error, after which nothing is ever tried again.
 """
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from quiesce.protocol.frames import Frame, Payload
 from quiesce.registry import facts as fact_types
 from quiesce.registry.facts import Fact, weight as fact_weight
 
-#: Epochs, closures and completed stops are on the disk before anyone hears of them, in every mode.
+#: Epochs, closures and completed stops are on the disk before anyone is told of them, in every mode.
 SYNCED: Final[frozenset[type]] = frozenset(
     {
         fact_types.EpochStarted,
@@ -121,6 +122,8 @@ class Store:
         #: Since SQLite's log was made short: bytes to be moved into its file, and bytes in the log.
         self._to_move = self._logged = 0
         self._sync: bool | None = None
+        #: Guards the head and `_synced`, which `bind` uses in the midst of a commit.
+        self._head_lock = threading.Lock()
         self.space = Space(self._folder, limits)
         try:
             self._connection = connect(self._path)
@@ -199,8 +202,8 @@ class Store:
 
     # --- commits ----------------------------------------------------------------------------------
 
-    def commit(self, facts: list[Fact]) -> None:
-        """Make these facts safe, as one row.
+    def commit(self, facts: list[Fact], *, later: bool = False) -> None:
+        """Make these facts safe, as one row. `later`: not from what happens to the machine, see `bind`.
 
         Raises:
             JournalFailedError: they can't be: an epoch that goes back.
@@ -212,7 +215,7 @@ class Store:
         pieces = []
         for fact in facts:
             if type(fact) in SYNCED:
-                sync = True
+                sync = sync or not later
                 if type(fact) is fact_types.EpochStarted:
                     if fact.epoch < epoch:
                         raise JournalFailedError(f"epoch {fact.epoch} after epoch {epoch}")
@@ -235,6 +238,14 @@ class Store:
         self.tail_facts += sum(map(fact_weight, facts))
         self.tail_bytes += size
         self._has_logged(size)
+
+    def bind(self, seq: int) -> None:
+        """Have all rows up to this one on the disk, and in the head that they are. While commits go on."""
+        if self._synced < seq:
+            last = self.last.seq
+            self.sync_log()
+            self._write_head(sync=False, synced=last)
+            self._head.sync()
 
     def keep_short(self) -> None:
         """Move SQLite's log into its file, if it has grown long; look at the disk now and then."""
@@ -264,12 +275,16 @@ class Store:
         self._checkpoint("TRUNCATE")
         self._connection.close()
         self._write_head(sync=True, both=True, clean=True)
-        self._head.close()
+        self._close_head()
 
     def abandon(self) -> None:
         """Close what is open, after a failure."""
         self._connection.close()
-        self._head.close()
+        self._close_head()
+
+    def _close_head(self) -> None:
+        with self._head_lock:
+            self._head.close()
 
     def _write(self, statement: str, values: tuple[Any, ...], *, reserved: bool = True) -> None:
         """One row, with the blobs that it was the first to name; if need be where the reserve was."""
@@ -311,19 +326,24 @@ class Store:
                 raise
             write(*arguments)
 
-    def _write_head(self, sync: bool, both: bool = False, clean: bool = False) -> None:
-        last = self.last
-        head = Head(
-            last.seq,
-            self._synced,
-            last.checksum,
-            self._epoch,
-            MODES[self._mode],
-            clean,
-            self._doubtful,
-            self._boot,
-        )
-        self._head.write(head, sync=sync, both=both)
+    def _write_head(
+        self, sync: bool, both: bool = False, clean: bool = False, synced: int = 0
+    ) -> None:
+        """`synced`: this row is on the disk now, too."""
+        with self._head_lock:
+            self._synced = max(self._synced, synced)
+            last = self.last
+            head = Head(
+                last.seq,
+                self._synced,
+                last.checksum,
+                self._epoch,
+                MODES[self._mode],
+                clean,
+                self._doubtful,
+                self._boot,
+            )
+            self._head.write(head, sync=sync, both=both)
 
     def _set_sync(self, sync: bool) -> None:
         if sync is not self._sync:

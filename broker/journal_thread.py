@@ -6,8 +6,11 @@ rows deleted between commits, a little at a time.
 
 But for a commit that waits for no sync that is a long way round: two threads wake each other for what takes
 some microseconds. So the loop may say (`commit_here`) that it can stand a disk that stalls; then it commits
-itself, at the end of each turn, what is small and needs no sync, as long as the journal's thread has nothing
-to do. The store has a lock: who has it writes.
+itself, at the end of each turn, what is small, as long as the journal's thread has nothing to commit. The store has
+a lock: who has it writes.
+
+What the loop has committed is safe from its own death. If it must be safe from the machine's, too, the thread syncs
+it, and nobody waits for that but who is to be told so: the binding effects, which keep their order.
 """
 
 import os
@@ -15,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -26,7 +29,7 @@ from quiesce.broker.journal_store import SYNCED, Store
 from quiesce.protocol.fact_codec import FactError
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts as fact_types
-from quiesce.registry.effects import Effect
+from quiesce.registry.effects import BINDING, Effect
 from quiesce.registry.facts import Fact, weight
 
 #: Facts that the loop commits itself, at most.
@@ -50,6 +53,14 @@ class _Snapshot:
         self.frozen = frozen
 
 
+class _Bound:
+    """What may leave once all rows up to this one are on the disk."""
+
+    def __init__(self, seq: int, effects: list[Effect]) -> None:
+        self.seq = seq
+        self.effects = effects
+
+
 class _Word:
     """What else the loop may say."""
 
@@ -59,7 +70,7 @@ _SHORTEN: Final = _Word()
 _CLOSE: Final = _Word()
 
 _Turn = tuple[list[Fact], list[Effect]]
-_Item = _Turn | _Snapshot | _Word
+_Item = _Turn | _Bound | _Snapshot | _Word
 
 
 class DiskJournal:
@@ -70,6 +81,8 @@ class DiskJournal:
         self._store = store
         self._limits = limits
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
+        #: What is to come behind a sync that the loop is about to ask for.
+        self._behind: list[_Item] | None = None
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
         #: A snapshot has been handed in, and is not done.
@@ -78,6 +91,8 @@ class DiskJournal:
         self._cut_due = False
         #: Turns handed in, and turns whose effects are in `_ready`: equal when nothing is pending.
         self._taken = self._done = 0
+        #: How often the thread was asked for a sync, and has made it (each counted by one of the two alone).
+        self._asked = self._synced = 0
         #: Guards what follows, and `_done`.
         self._lock = threading.Lock()
         self._ready: list[Effect] = []
@@ -122,11 +137,17 @@ class DiskJournal:
     def _hand_over(self, facts: list[Fact], effects: list[Effect]) -> None:
         if not facts:
             with self._lock:
-                if self._done == self._taken and self._failure is None:
+                if self._done == self._taken and not self._binds and self._failure is None:
                     self._hand_back(effects)  # nothing stands before them
                     return
         self._taken += 1
-        self._inbox.put((facts, effects))
+        self._put((facts, effects))
+
+    def _put(self, item: _Item) -> None:
+        if self._behind is None:
+            self._inbox.put(item)
+        else:
+            self._behind.append(item)
 
     def committed(self) -> list[Effect]:
         """What is safe by now."""
@@ -158,9 +179,9 @@ class DiskJournal:
                 return
             turns, self._open = self._open, []
             self._taken += len(turns)
-            with self._aside():
+            with self._bound(turns) as effects, self._aside():
                 try:
-                    self._commit(turns)
+                    self._commit(turns, later=True)
                     self._store.space.look()
                     long = self._store.is_long or not self._store.space.roomy
                 except Exception as error:
@@ -168,20 +189,46 @@ class DiskJournal:
                     return
             with self._lock:
                 # Nobody is to be woken: they are asked for now.
-                self._ready += self._done_with(turns)
+                self._done += len(turns)
+                self._ready += effects
         finally:
             self._store_lock.release()
         if long:
-            self._inbox.put(_SHORTEN)
+            self._put(_SHORTEN)
+
+    @contextmanager
+    def _bound(self, turns: list[_Turn]) -> Iterator[list[Effect]]:
+        """Within, these turns are committed. Then they are synced if need be, and what is binding leaves; gives the
+        effects that need not wait for that.
+        """
+        effects = [effect for turn in turns for effect in turn[1]]
+        binding = [effect for effect in effects if type(effect) in BINDING]
+        if SYNCED.isdisjoint(type(fact) for turn in turns for fact in turn[0]) and not (
+            binding and self._binds
+        ):
+            yield effects
+            return
+        self._asked += 1
+        behind: list[_Item] = []
+        self._behind = behind
+        yield [effect for effect in effects if type(effect) not in BINDING]
+        self._behind = None
+        for item in (_Bound(self._store.last.seq, binding), *behind):
+            self._put(item)
+
+    @property
+    def _binds(self) -> bool:
+        """Whether something is not on the disk yet that is to be."""
+        return self._asked != self._synced
 
     @staticmethod
     def _is_small(turns: list[_Turn]) -> bool:
-        """Whether these turns take neither a sync nor long."""
+        """Whether these turns do not take long, and something may leave before they are synced."""
         size = 0
         for facts, _ in turns:
             for fact in facts:
                 kind = type(fact)
-                if kind in SYNCED:
+                if kind is fact_types.EpochStarted:
                     return False
                 payloads = _PAYLOADS.get(kind)
                 if payloads is not None and Frame in map(type, payloads(fact)):
@@ -192,7 +239,7 @@ class DiskJournal:
     @property
     def behind(self) -> bool:
         """Whether something that was taken is not safe yet."""
-        return self._done != self._taken or bool(self._open)
+        return self._done != self._taken or self._binds or bool(self._open)
 
     def fileno(self) -> int:
         """Readable when there is something to take, and for ever once the journal has failed."""
@@ -222,7 +269,7 @@ class DiskJournal:
         """Have it written."""
         self._hand_over_open()
         self._snapshotting = self._cut_due = True
-        self._inbox.put(_Snapshot(frozen))
+        self._put(_Snapshot(frozen))
 
     def room(self) -> bool:
         """Whether there is room on the disk for new work."""
@@ -230,7 +277,7 @@ class DiskJournal:
 
     def vouch(self) -> None:
         """Have it noted."""
-        self._inbox.put(_VOUCH)
+        self._put(_VOUCH)
 
     def figures(self) -> dict[str, Any]:
         """What it has written since the broker's start, for `Client.statistics()`."""
@@ -250,7 +297,7 @@ class DiskJournal:
             return
         self._closed = True
         self._hand_over_open()
-        self._inbox.put(_CLOSE)
+        self._put(_CLOSE)
         self._thread.join()
         os.close(self._eventfd)
         if self._failure is not None and not self._failure_said:
@@ -292,13 +339,17 @@ class DiskJournal:
         go_on_at = 0.0
         while True:
             turns, word = self._take(None if job is None else go_on_at)
+            if isinstance(word, _Bound) and not turns:
+                self._sync(word)
+                continue
             with self._store_lock:
                 if self._failure is not None:
                     return
                 if turns:
                     self._commit(turns)
                     with self._lock:
-                        self._hand_back(self._done_with(turns))
+                        self._done += len(turns)
+                        self._hand_back([effect for turn in turns for effect in turn[1]])
                 if word is _CLOSE:
                     self._store.close()
                     return
@@ -313,13 +364,23 @@ class DiskJournal:
                     self._cut_due = False
                     ended = time.monotonic()
                     go_on_at = ended + min(LONGEST_REST, REST * (ended - began))
+            if isinstance(word, _Bound):
+                self._sync(word)
             if self._store.is_long:
                 self._store.sync_log()  # the loop may commit meanwhile; the rest takes less long
             with self._store_lock:
                 if self._failure is None:
                     self._store.keep_short()
 
-    def _take(self, until: float | None) -> tuple[list[_Turn], _Snapshot | _Word | None]:
+    def _sync(self, bound: _Bound) -> None:
+        """Have its rows on the disk, and let go. Without the store's lock: the loop commits meanwhile."""
+        self._store.bind(bound.seq)
+        with self._lock:
+            self._synced += 1
+            if self._failure is None:
+                self._hand_back(bound.effects)
+
+    def _take(self, until: float | None) -> tuple[list[_Turn], _Bound | _Snapshot | _Word | None]:
         """All turns that are there, at most a group of facts, up to a word; and that word. Waits for the first,
         not longer than `until`.
         """
@@ -343,18 +404,13 @@ class DiskJournal:
             pass
         return turns, None
 
-    def _commit(self, turns: list[_Turn]) -> None:
+    def _commit(self, turns: list[_Turn], *, later: bool = False) -> None:
         facts = [fact for turn in turns for fact in turn[0]]
         if facts:
             began = time.perf_counter()
-            self._store.commit(facts)
+            self._store.commit(facts, later=later)
             self._commits.add(time.perf_counter() - began)
             self._facts += len(facts)
-
-    def _done_with(self, turns: list[_Turn]) -> list[Effect]:
-        """Under the lock: their effects."""
-        self._done += len(turns)
-        return [effect for turn in turns for effect in turn[1]]
 
     def _hand_back(self, effects: list[Effect]) -> None:
         """Under the lock."""

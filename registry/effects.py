@@ -1,7 +1,7 @@
 """What the broker must do: the outputs of `Registry.handle`, most of them messages.
 
 `HASTY` effects do not wait for the journal: a stalled disk must not hold up a request to stop.
-All others leave only when the facts of their turn are committed.
+All others leave only when the facts of their turn are committed; `BINDING` ones when these are on the disk.
 """
 
 from typing import Final, NamedTuple
@@ -236,3 +236,6 @@ Effect = (
 HASTY: Final = frozenset(
     {AskStops, RaiseFlags, ForceTask, GrantLease, KillWorker, Log, StillWaiting, Again}
 )
+
+#: Effects that say that a stop has ended, or that a closure stands or is over: that must outlive the machine, too.
+BINDING: Final = frozenset({AnswerStop, AnswerDone, SystemStopped})

@@ -359,6 +359,30 @@ MUTANTS: Final = (
         "            if type(fact) in SYNCED:\n",
         "            if False:\n",
     ),
+    Mutant(
+        "a stop is reported before it is on the disk",
+        "registry/effects.py",
+        "BINDING: Final = frozenset({AnswerStop, ",
+        "BINDING: Final = frozenset({",
+    ),
+    Mutant(
+        "what binds does not wait for the disk",
+        "broker/journal_thread.py",
+        "        self._store.bind(bound.seq)\n",
+        "",
+    ),
+    Mutant(
+        "what binds overtakes what waits for the disk",
+        "broker/journal_thread.py",
+        "self._done == self._taken and not self._binds and",
+        "self._done == self._taken and",
+    ),
+    Mutant(
+        "what is handed over during a commit is told before its sync",
+        "broker/journal_thread.py",
+        "        if self._behind is None:\n",
+        "        if True:\n",
+    ),
     # --- workers
     Mutant(
         "the tombstone is forgotten",

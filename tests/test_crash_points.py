@@ -99,16 +99,32 @@ def test_a_missing_sync_is_found(memory: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_an_answer_before_its_commit_is_found(
     memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hasty(self: DiskJournal, turns: list[Any]) -> None:
+    def hasty(self: DiskJournal, turns: list[Any], **more: Any) -> None:
         with self._lock:
             self._done += len(turns)
             self._hand_back([effect for turn in turns for effect in turn[1]])
         time.sleep(0.01)  # so that it is heard
         facts = [fact for turn in turns for fact in turn[0]]
         if facts:
-            self._store.commit(facts)
+            self._store.commit(facts, **more)
 
     monkeypatch.setattr(DiskJournal, "_commit", hasty)
+    assert "was promised, and turn" in found(memory, "crash")
+
+
+def test_a_word_that_binds_before_its_sync_is_found(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = DiskJournal._sync
+
+    def hasty(self: DiskJournal, bound: Any) -> None:
+        with self._lock:
+            self._hand_back(bound.effects)
+        time.sleep(0.01)  # so that it is heard
+        bound.effects = []
+        usual(self, bound)
+
+    monkeypatch.setattr(DiskJournal, "_sync", hasty)
     assert "was promised, and turn" in found(memory, "crash")
 
 

@@ -525,3 +525,4 @@ def test_what_is_hasty_does_not_wait_for_the_journal() -> None:
     hasty = {kind.__name__ for kind in effects.HASTY}
     asking = {"AskStops", "RaiseFlags", "ForceTask", "KillWorker"}
     assert hasty == {*asking, "GrantLease", "Log", "StillWaiting", "Again"}
+    assert effects.HASTY.isdisjoint(effects.BINDING)

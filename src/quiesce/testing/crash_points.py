@@ -13,8 +13,8 @@ and a journal is opened on it. What must be true then:
 
     - It is opened; a loss that was not promised away is never silent.
     - The registry is the one after some turn: whole turns, in order, and none that never was.
-    - Whatever had been acknowledged is there; after a loss of power in mode "crash" all that had been synced,
-      and the rest is there too unless the journal says that it may be incomplete.
+    - Whatever had been acknowledged is there; after a loss of power in mode "crash" whatever had been told as
+      lasting, and the rest is there too unless the journal says that it may be incomplete.
     - Its own rules hold. The epoch is higher than any that somebody has heard of.
     - It can be written on, and read again.
 
@@ -63,6 +63,8 @@ class Made:
     least: int
     most: int
     promised: int
+    #: The last turn that was told as lasting.
+    told: int
     epoch: int
     files: Files = field(default_factory=dict)
     what: str = ""
@@ -116,7 +118,7 @@ def crashes(
 ) -> Iterator[tuple[str, Made]]:
     """All crashes at every so-many-th note, and at each of the first ones."""
     disk = copy.deepcopy(recording.start)
-    acked, taken = recording.acked, _first_turn(recording)
+    acked, told, taken = recording.acked, recording.told, _first_turn(recording)
     epoch = recording.epoch
     offset = chance.randrange(every)
     noted = 0
@@ -127,6 +129,8 @@ def crashes(
                 taken = int(count)
             elif word == "acked":
                 acked = int(count)
+            elif word == "told":
+                told = int(count)
             else:
                 epoch = int(count)
         noted += op.kind != "mark"
@@ -140,6 +144,7 @@ def crashes(
             least=acked,
             most=taken,
             promised=acked,
+            told=told,
             epoch=epoch,
         )
         if chosen and op.kind == "write" and len(op.data) > 1:
@@ -156,7 +161,7 @@ def crashes(
         yield "clean", replace(base, files=disk.after_kill(), what=what)
         base.boot += "'"
         if recording.mode == "crash":
-            base.promised = recording.past.synced[acked]
+            base.promised = recording.past.synced[told]
         for said, files in disk.losses(chance, some):
             yield "lost", replace(base, files=files, what=f"lost at {where}: {said}")
 
@@ -243,6 +248,7 @@ def record_recovery(
         epoch=made.epoch,
         doubtful=made.doubtful,
         acked=min(made.least, made.turn),
+        told=min(made.told, made.turn),
     )
 
 

@@ -1,5 +1,6 @@
 """The work of a broker on a real journal whose every write is noted: what `crash_points` cuts off."""
 
+import contextlib
 import random
 import select
 import time
@@ -11,9 +12,11 @@ from quiesce.broker.core import recover
 from quiesce.broker.journal import Journal, JournalFailedError, JournalLimits, next_epoch
 from quiesce.broker.journal_open import open_journal
 from quiesce.broker.journal_store import SYNCED
+from quiesce.broker.journal_thread import DiskJournal
 from quiesce.registry import effects
 from quiesce.registry.effects import Effect
 from quiesce.registry.facts import Fact
+from quiesce.registry.ids import RequestNumber, SessionId
 from quiesce.registry.machine import Registry
 from quiesce.testing.disk import Disk, Op, Recorder
 from quiesce.testing.fuzz import NOTHING, Mess, plain, settings
@@ -69,8 +72,9 @@ class Watched:
         self._past = past
         #: Another registry, to which each turn is applied.
         self._replica = registry
-        self.acked = self._taken = len(past.keys) - 1
-        #: The effect by which each turn is known when it comes out again.
+        #: The last turns of which an effect has come out, and a binding one.
+        self.acked = self.told = self._taken = len(past.keys) - 1
+        #: The effects by which each turn is known when it comes out again.
         self._markers: dict[int, int] = {}
         self._kept: list[Effect] = []
 
@@ -83,26 +87,33 @@ class Watched:
             self._past.add(self._replica, facts)
             self._taken += 1
             self._recorder.mark(f"taken {self._taken}")
-            marker = effects.Log("DEBUG", f"turn {self._taken}")
-            self._kept.append(marker)
-            self._markers[id(marker)] = self._taken
-            more.append(marker)
+            markers: list[Effect] = [
+                effects.Log("DEBUG", f"turn {self._taken}"),
+                effects.AnswerDone(SessionId(b""), RequestNumber(self._taken)),
+            ]
+            self._kept += markers
+            self._markers.update((id(each), self._taken) for each in markers)
+            more += markers
         self._journal.append(facts, more)
 
     def committed(self) -> list[Effect]:
         """What came out, but for the marks."""
         ready = self._journal.committed()
         for effect in ready:
-            self.acked = max(self.acked, self._markers.get(id(effect), 0))
+            turn = self._markers.get(id(effect), 0)
+            self.acked = max(self.acked, turn)
+            if type(effect) in effects.BINDING:
+                self.told = max(self.told, turn)
         if ready:
             self._recorder.mark(f"acked {self.acked}")
+            self._recorder.mark(f"told {self.told}")
         return [effect for effect in ready if id(effect) not in self._markers]
 
     def settle(self, core: Any, patience: float = 30.0) -> None:
         """Wait until all that was taken has come out."""
         deadline = time.monotonic() + patience
         core.leave()
-        while self.acked < self._taken:
+        while self.told < self._taken:
             assert time.monotonic() < deadline, f"turn {self._taken} is not committed"
             select.select([self._journal.fileno()], [], [], 1.0)
             core.leave()
@@ -124,8 +135,9 @@ class Recording:
     epoch: int = 0
     #: The journal said from the start that something may be missing.
     doubtful: bool = False
-    #: The turn that somebody had been told of before.
+    #: The turn that somebody had heard of before, and the one that was told as lasting.
     acked: int = 0
+    told: int = 0
 
 
 def record(
@@ -159,8 +171,10 @@ def live(
     )
     replica = recover(SETTINGS, recovered)
     assert key_of(replica) == past.keys[-1], "a life begins with another registry"
-    recorder.mark(f"acked {len(past.keys) - 1}")  # from here on it acts on what it has read
+    for what in ("acked", "told"):
+        recorder.mark(f"{what} {len(past.keys) - 1}")  # from here on it acts on what it has read
     watched = Watched(journal, recorder, past, replica)
+    assert isinstance(journal, DiskJournal)
     try:
         epoch = next_epoch(folder, recovered.last_epoch)
         recorder.mark(f"epoch {epoch}")
@@ -172,6 +186,8 @@ def live(
             epoch=epoch,
         )
         mess.jumps = (0.01, 0.6, 3.0)
+        watched.settle(mess.core)  # nobody hears of an epoch before
+        journal.commit_here(contextlib.nullcontext)
         mess.make_busy()
         for step in range(steps):
             if full and step == steps // 3:

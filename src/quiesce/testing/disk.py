@@ -27,8 +27,9 @@ _NOTED: Final = frozenset({"head", "head.new", "reserve"})
 
 
 class Op(NamedTuple):
-    """One note. `kind`: "write" (`data` at `at`), "truncate" (to `at`), "sync", "rename" (to `to`), "unlink",
-    "make", "folder" (its names are synced), or "mark" (`to` says what).
+    """One note. `kind`: "write" (`data` at `at`), "truncate" (to `at`), "syncing" (a sync begins, others may write
+    meanwhile), "sync" (it is done), "rename" (to `to`), "unlink", "make", "folder" (its names are synced), or
+    "mark" (`to` says what).
     """
 
     kind: str
@@ -272,12 +273,14 @@ def _note_pwrite(recorder: Recorder, usual: Callable[..., int]) -> Callable[...,
 
 def _note_sync(recorder: Recorder, usual: Callable[..., None]) -> Callable[..., None]:
     def patched(fd: int) -> None:
-        usual(fd)
         name = _named(recorder, fd)
+        if name:
+            recorder.catch_up(name)
+            recorder.ops.append(Op("syncing", name))
+        usual(fd)
         if name == _FOLDER:
             recorder.ops.append(Op("folder"))
         elif name:
-            recorder.catch_up(name)
             recorder.ops.append(Op("sync", name))
 
     return patched
@@ -351,15 +354,21 @@ class _File:
         self.live = bytearray()
         self.safe = b""
         self.pending: list[Op] = []
+        #: What the sync that goes on will make safe, and how many of the pending notes.
+        self.syncing: tuple[bytes, int] | None = None
 
     def take(self, op: Op) -> None:
         apply(self.live, op)
         self.pending.append(op)
 
+    def begin_sync(self) -> None:
+        self.syncing = bytes(self.live), len(self.pending)
+
     def sync(self) -> None:
         if self.pending:
-            self.safe = bytes(self.live)
-            self.pending = []
+            self.safe, count = self.syncing or (bytes(self.live), len(self.pending))
+            self.pending = self.pending[count:]
+        self.syncing = None
 
 
 def apply(data: bytearray, op: Op) -> None:
@@ -388,6 +397,8 @@ class Disk:
         """The next note."""
         if op.kind in ("write", "truncate"):
             self._file(op.name).take(op)
+        elif op.kind == "syncing":
+            self._file(op.name).begin_sync()
         elif op.kind == "sync":
             self._file(op.name).sync()
         elif op.kind == "make":

@@ -1,11 +1,13 @@
-"""A disk and the journal on it: commits take time, may stall or fail, and a crash takes what was not synced.
+"""A disk and the journal on it: commits and syncs take time, may stall or fail; a crash takes what was not synced.
 
 A row is a group of turns, whole or not there. The end of an earlier broker may fall into a commit: then its row
 may be there, though nobody was told. When the machine goes down, rows that were not synced may be lost, the
-last ones first; in power-loss mode every row is synced. A snapshot is the registry as of a row, and replaces
+last ones first; in power-loss mode every row is synced, else what is to be synced follows its commit, and binding
+effects wait for that. A snapshot is the registry as of a row, and replaces
 the rows before it once its own record is on the disk.
 """
 
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
@@ -14,7 +16,7 @@ from quiesce.broker.journal import JournalFailedError, Recovered
 from quiesce.broker.journal_head import Head
 from quiesce.broker.journal_open import is_complete
 from quiesce.broker.journal_store import SYNCED
-from quiesce.registry.effects import Effect
+from quiesce.registry.effects import BINDING, Effect
 from quiesce.registry.facts import Fact
 from quiesce.testing.simulator.engine import Engine
 
@@ -58,10 +60,14 @@ class Disk:
         self.seq += 1
         self.rows.append(facts)
         if sync:
-            self.synced = self.seq
-            if self.new.frozen is not None and self.seq > self.new.at:
-                del self.rows[: self.new.seq - self.old.seq]
-                self.old, self.new = self.new, _NOTHING
+            self.sync(self.seq)
+
+    def sync(self, seq: int) -> None:
+        """Nothing takes the rows up to this one any more."""
+        self.synced = max(self.synced, seq)
+        if self.new.frozen is not None and self.synced > self.new.at:
+            del self.rows[: self.new.seq - self.old.seq]
+            self.old, self.new = self.new, _NOTHING
 
     def replace(self, snapshot: Snapshot) -> None:
         """A snapshot is written."""
@@ -146,6 +152,8 @@ class SimulatedJournal:
         self._turns: list[_Turn | _Mark] = []
         self._group: list[_Turn] = []
         self._busy = False
+        #: What waits for a sync, by the last row that is to be on the disk then; the first is being synced.
+        self._binding: deque[tuple[int, list[Effect]]] = deque()
         self._ready: list[Effect] = []
         self._failure = ""
         self._closed = False
@@ -159,7 +167,7 @@ class SimulatedJournal:
     @property
     def idle(self) -> bool:
         """Whether all that was taken is committed; or never will be."""
-        return bool(self._failure) or not (self._busy or self._turns)
+        return bool(self._failure) or not (self._busy or self._turns or self._binding)
 
     @property
     def failed(self) -> bool:
@@ -168,7 +176,7 @@ class SimulatedJournal:
 
     def append(self, facts: list[Fact], effects: list[Effect]) -> None:
         """Take one turn."""
-        if not facts and not self._busy and not self._turns:
+        if not facts and not (self._busy or self._turns or self._binding):
             self._ready += effects
             return
         self._turns.append((facts, effects))
@@ -180,7 +188,6 @@ class SimulatedJournal:
         """Begin the next commit: all that is there, up to a snapshot."""
         if self._closed or self._failure:
             return
-        disk, engine = self._disk, self._engine
         while self._turns and type(self._turns[0]) is _Mark:
             self._begin_snapshot(self._turns.pop(0))  # type: ignore[arg-type]  # narrowed by type()
         group: list[Any] = []
@@ -194,25 +201,36 @@ class SimulatedJournal:
         del self._turns[: len(group)]
         self._group = group
         facts = [fact for turn in group for fact in turn[0]]
-        sync = self.durability == "power-loss" or not SYNCED.isdisjoint(map(type, facts))
-        takes = (0.0005 if sync else 0.00005) * (0.5 + engine.random.random())
-        when = max(engine.now + takes, disk.stalled_until)
-        engine.at(when, self._finish, facts, sync)
+        sync = self.durability == "power-loss"
+        self._engine.at(self._when(sync), self._finish, facts, sync)
 
-    def _finish(self, facts: list[Fact], sync: bool) -> None:
-        if self._closed:
-            return
+    def _when(self, sync: bool) -> float:
+        """A commit or sync that begins now is done."""
+        takes = (0.0005 if sync else 0.00005) * (0.5 + self._engine.random.random())
+        return max(self._engine.now + takes, self._disk.stalled_until)
+
+    def _has_failed(self) -> bool:
         if self._disk.failing:
             self._disk.failing = False
             self._failure = "the disk has failed"
             self._leave_group()
             self._wake()
+        return bool(self._failure)
+
+    def _finish(self, facts: list[Fact], sync: bool) -> None:
+        if self._closed or self._has_failed():
             return
         group, self._group = self._group, []
         if facts:
             self._write(facts, sync)
-        for turn in group:
-            self._ready += turn[1]
+        effects = [effect for turn in group for effect in turn[1]]
+        if not sync and (self._binding or not SYNCED.isdisjoint(map(type, facts))):
+            binding = [effect for effect in effects if type(effect) in BINDING]
+            effects = [effect for effect in effects if type(effect) not in BINDING]
+            self._binding.append((self._disk.seq, binding))
+            if len(self._binding) == 1:
+                self._engine.at(self._when(True), self._bind)
+        self._ready += effects
         if self._turns:
             self._begin()
         else:
@@ -223,6 +241,16 @@ class SimulatedJournal:
         self._disk.write(facts, sync=sync)
         self._tail += len(facts)
         self._committed(facts)
+
+    def _bind(self) -> None:
+        if self._closed or self._failure or self._has_failed():
+            return
+        seq, effects = self._binding.popleft()
+        self._disk.sync(seq)
+        self._ready += effects
+        if self._binding:
+            self._engine.at(self._when(True), self._bind)
+        self._wake()
 
     def _leave_group(self) -> None:
         """The end has come in the midst of a commit: it may have been done."""
