@@ -137,9 +137,9 @@ class Connections:
             "times_shut": self.times_shut,
         }
 
-    def heard(self, fd: int, route: bytes) -> None:
-        """A message has come over this descriptor by this route."""
-        connection = self._by_fd.get(fd)
+    def heard(self, channel: Channel, fd: int, route: bytes) -> None:
+        """A message has come over this descriptor by this route; perhaps before we were told of the connection."""
+        connection = self._noted(channel, fd)
         if connection is not None:
             connection.route = route
 
@@ -199,19 +199,23 @@ class Connections:
                 self._accepted(channel, fd)
             elif event == zmq.EVENT_DISCONNECTED:
                 connection = self._by_fd.get(fd)
-                # The other channel may have got the number since, and have told so before.
-                if connection is not None and connection.channel == channel:
+                # Another may have got the number since, and have been noted before.
+                if connection is not None and connection.inode != _inode(fd):
                     del self._by_fd[fd]
         return False
 
     def _accepted(self, channel: Channel, fd: int) -> None:
-        inode = _inode(fd)
-        if inode is None:
-            return  # gone already
-        connection = _Connection(channel, fd, inode, self._tick())
-        self._by_fd[fd] = connection
-        if self.shut and self._is_tcp(channel):
+        connection = self._noted(channel, fd)
+        if connection is not None and self.shut and self._is_tcp(channel):
             self._cut(connection)
+
+    def _noted(self, channel: Channel, fd: int) -> _Connection | None:
+        """The connection that has this number now; None if there is none."""
+        inode = _inode(fd)
+        connection = self._by_fd.get(fd)
+        if inode is not None and (connection is None or connection.inode != inode):
+            connection = self._by_fd[fd] = _Connection(channel, fd, inode, self._tick())
+        return None if inode is None else connection
 
     def _is_tcp(self, channel: Channel) -> bool:
         endpoint: Any = self._routers[channel].getsockopt(zmq.LAST_ENDPOINT)

@@ -208,7 +208,10 @@ class Core:
         Raises:
             JournalFailedError: nothing can be written any more.
         """
-        ready = self._journal.committed()
+        self._follows = False
+        ready = (
+            self._journal.committed()
+        )  # should the disk stall, another thread has turns in here: see `StandIn`
         for effect in ready:
             self.outgoing.carry_out(effect)
         room = self._journal.room()
@@ -221,7 +224,7 @@ class Core:
         self.outgoing.flush(self._tick)
         if self.peers.full:
             self.peers.flush()
-        self._follows = changed
+        self._follows = self._follows or changed
         self.talking = self._patient and self._is_talking(heard or bool(ready))
         if not self.talking and self._do_a_chore():
             self._follows = True

@@ -211,7 +211,7 @@ class Broker:
         """A message of nobody that is known, perhaps a hello: then its connection is somebody's."""
         frames: Any = self._sockets[channel].recv_multipart(copy=False)
         try:
-            self._connections.heard(frames[0].get(zmq.SRCFD), route)
+            self._connections.heard(channel, frames[0].get(zmq.SRCFD), route)
         except zmq.ZMQError:
             pass  # it speaks a ZMTP older than any of ours, or something that looks like it
         self._core.incoming.take(channel, [route, *[frame.bytes for frame in frames]])

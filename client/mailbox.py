@@ -145,10 +145,11 @@ class Mailbox:
 
     def awake(self) -> None:
         """No need to ring."""
-        if not self._asleep or self.retired:  # somebody has rung
-            with suppress(BlockingIOError):
-                os.eventfd_read(self.wake_fd)
-        self._asleep = False
+        with self.lock:  # under which who rings says so, and rings: no ring comes after this
+            if not self._asleep or self.retired:  # somebody has rung
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self.wake_fd)
+            self._asleep = False
 
     def end(self) -> list[Command]:
         """Nothing more is read: what was put and not taken."""

@@ -14,8 +14,9 @@ from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client, to_worker
 from quiesce.registry.effects import AssignTasks, Effect, TakeEnds
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
-from quiesce.registry.ids import Incarnation, StopId
+from quiesce.registry.ids import Attempt, Incarnation, StopId, TaskId
 from quiesce.registry.limits import KindLimits, RuntimeLimits
+from quiesce.registry.rows import AssignRow
 from registry_helpers import session_id, spawn_row
 
 A = session_id("A")
@@ -181,6 +182,36 @@ def test_who_talks_to_the_broker_does_not_wait_for_one_slice_after_the_other(
     assert broker.core.busy
 
 
+def test_what_another_thread_has_decided_meanwhile_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk stalls, and who stands in begins a slice of a stop: it must not be slept on."""
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    common, many = spawn_row(1, tenant_id="x"), 600
+    broker.core.hear("data", b"2", from_client.SpawnMany(0, common, [b""] * many))
+    broker.turn(commit=True)
+    stop = from_client.Stop(
+        1, (None, "x", None, None), None, None, None, False, False, "", many, None
+    )
+    broker.core.hear("control", b"1", stop)
+    committed = broker.journal.committed
+    stands_in = iter([broker.core.leave])
+
+    def stalled() -> list[Effect]:
+        for turn in stands_in:
+            while broker.core.outgoing.again:
+                broker.journal.commit()
+                turn()
+        return committed()
+
+    monkeypatch.setattr(broker.journal, "committed", stalled)
+    broker.journal.commit()
+    broker.core.leave()
+    assert not broker.core.outgoing.again
+    assert broker.journal.pending
+    assert broker.core.busy
+
+
 def test_a_snapshot_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it holds is frozen in slices, a turn each; and given up when the journal has no room for it any more."""
     monkeypatch.setattr("quiesce.registry.ahead.SLICE", 2)
@@ -248,8 +279,11 @@ def test_acknowledgements_of_ends_wait_for_company() -> None:
         sent, peers.sent = peers.sent, []
         return [message for _, _, message in sent]
 
+    row = AssignRow(1, TaskId(3), Attempt(1), "gc", "name", None, None, False, 1.0, b"", b"")
     assert leaves(TakeEnds(worker, [(1, 1)]), tick=1.0) == []
-    (assigned,) = leaves(AssignTasks(worker, []), TakeEnds(worker, [(2, 1)]), tick=1.0 + LATER / 2)
+    (assigned,) = leaves(
+        AssignTasks(worker, [row]), TakeEnds(worker, [(2, 1)]), tick=1.0 + LATER / 2
+    )
     assert type(assigned) is to_worker.Assign
     assert outgoing.later_at == 1.0 + LATER
     assert leaves(tick=1.0 + LATER) == [([(1, 1), (2, 1)],)]
