@@ -24,6 +24,7 @@ from quiesce.protocol import (
     to_worker,
 )
 from quiesce.protocol.codec import Decoder, peek_version
+from quiesce.protocol.sizes import CONTROL_LIMIT, NOTE_LIMIT, TEXT_LIMIT, cut, data_limit
 from quiesce.registry import events
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
@@ -32,8 +33,6 @@ from quiesce.registry.rows import SpawnRow
 from quiesce.registry.scope import Scope
 
 Speaks: Final = frozenset({PROTOCOL_VERSION, PROTOCOL_VERSION - 1})
-#: A control message has no payloads, so it has no business being larger.
-CONTROL_LIMIT: Final = 16 * 1024 * 1024
 
 Handle = Callable[[events.Event], None]
 
@@ -64,7 +63,7 @@ class Incoming:
         everything = (*from_client.MESSAGES, *from_worker.MESSAGES, *from_supervisor.MESSAGES)
         self._decoders: dict[Channel, Decoder] = {
             "control": Decoder(everything, max_bytes=CONTROL_LIMIT),
-            "data": Decoder(everything, max_bytes=2 * payload_limit + CONTROL_LIMIT),
+            "data": Decoder(everything, max_bytes=data_limit(payload_limit)),
         }
         self.epoch = 0
         #: Messages that were none, or made no sense.
@@ -299,7 +298,7 @@ class Incoming:
 
     def ended(self, peer: Peer, message: from_worker.Ended) -> None:
         rows = [
-            row if len(row.text) <= sense.TEXT_LIMIT else row._replace(text=sense.cut(row.text))
+            row if len(row.text) <= TEXT_LIMIT else row._replace(text=cut(row.text))
             for row in message.rows
         ]
         self._handle(events.TasksEnded(Incarnation(peer.worker), rows))
@@ -312,7 +311,7 @@ class Incoming:
         self._handle(events.StopsSeen(Incarnation(peer.worker), rows))
 
     def lingering(self, peer: Peer, message: from_worker.Lingering) -> None:
-        what = sense.cut(message.what, sense.NOTE_LIMIT)
+        what = cut(message.what, NOTE_LIMIT)
         self._handle(
             events.TaskLingers(Incarnation(peer.worker), message.task_id, message.attempt, what)
         )
@@ -327,7 +326,7 @@ class Incoming:
         self._handle(events.AssociateAsked(Incarnation(peer.worker), *message))
 
     def progress(self, peer: Peer, message: from_worker.Progress) -> None:
-        rows = [(*row[:4], sense.cut(row[4], sense.NOTE_LIMIT)) for row in message.rows]
+        rows = [(*row[:4], cut(row[4], NOTE_LIMIT)) for row in message.rows]
         self._handle(events.ProgressSaid(Incarnation(peer.worker), rows))
 
     def waiting(self, peer: Peer, message: from_worker.Waiting) -> None:

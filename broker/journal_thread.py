@@ -17,7 +17,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -32,11 +32,13 @@ from quiesce.registry import facts as fact_types
 from quiesce.registry.effects import BINDING, Effect
 from quiesce.registry.facts import Fact, weight
 
-#: Facts that the loop commits itself, at most.
+#: Facts that the loop commits itself, at most, and bytes of their payloads.
 SMALL: Final = 2_000
+LIGHT: Final = 2**20
 #: Facts with payloads, and which these are.
-_PAYLOADS: Final[dict[type, Callable[[Any], Iterable[object]]]] = {
+_PAYLOADS: Final[dict[type, Callable[[Any], Iterable[Sized]]]] = {
     fact_types.TaskRegistered: lambda fact: fact.row[-2:],
+    fact_types.SpawnParked: lambda fact: fact.row[-2:],
     fact_types.TasksRegistered: lambda fact: (*fact.row[-2:], *fact.arguments),
     fact_types.TaskEnded: lambda fact: (fact.result,),
     fact_types.TasksCompleted: lambda fact: fact.results,
@@ -224,17 +226,19 @@ class DiskJournal:
     @staticmethod
     def _is_small(turns: list[_Turn]) -> bool:
         """Whether these turns do not take long, and something may leave before they are synced."""
-        size = 0
+        count = size = 0
         for facts, _ in turns:
             for fact in facts:
                 kind = type(fact)
                 if kind is fact_types.EpochStarted:
                     return False
                 payloads = _PAYLOADS.get(kind)
-                if payloads is not None and Frame in map(type, payloads(fact)):
-                    return False
-                size += weight(fact)
-        return size <= SMALL
+                if payloads is not None:
+                    if Frame in map(type, payloads(fact)):
+                        return False
+                    size += sum(map(len, payloads(fact)))
+                count += weight(fact)
+        return count <= SMALL and size <= LIGHT
 
     @property
     def behind(self) -> bool:

@@ -13,13 +13,15 @@ from typing import Any, Final
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.protocol import PROTOCOL_VERSION, to_client, to_supervisor, to_worker
 from quiesce.protocol.runs import PackedRows
+from quiesce.protocol.sizes import in_parts
 from quiesce.registry import effects
 from quiesce.registry.effects import Effect
 from quiesce.registry.ids import StopId
 
 log: Final = logging.getLogger("quiesce.broker")
-#: Rows of one message, so that none grows without bound.
+#: Rows of one message, so that none grows without bound; and those that have payloads.
 ROWS: Final = 1024
+HEAVY: Final = frozenset({to_worker.Assign, to_client.Ended})
 #: What a peer need not know soon: it keeps something till then. It goes after so many rows or seconds, as one
 #: message for many. To the peer that is a slow network.
 PATIENT: Final = frozenset({to_worker.EndedTaken, to_worker.GivenBackTaken})
@@ -81,11 +83,14 @@ class Outgoing:
 
     def _send_rows(self, kind: type, channel: Channel, key: Any, rows: list[Any]) -> None:
         peer = self._peer(key)
-        if len(rows) <= ROWS:
-            self._peers.send(peer, channel, self._message(kind, rows))
-            return
-        for start in range(0, len(rows), ROWS):
-            self._peers.send(peer, channel, self._message(kind, rows[start : start + ROWS]))
+        if kind in HEAVY:
+            parts = in_parts(rows, ROWS)
+        elif len(rows) <= ROWS:
+            parts = iter((rows,))
+        else:
+            parts = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
+        for part in parts:
+            self._peers.send(peer, channel, self._message(kind, part))
 
     def _keep(self, kind: type, key: Any, rows: list[Any], tick: float) -> None:
         kept = self._later.setdefault(key, {}).setdefault(kind, [])

@@ -23,9 +23,6 @@ MOST_STATUS: Final = 2**31
 MOST_SLOTS: Final = 2**20
 #: Seconds: what is older began before there was a clock.
 MOST_SECONDS: Final = 1e10
-#: Characters of a text that is shown: a traceback, what lingers, a note. The rest is cut off.
-TEXT_LIMIT: Final = 2**20
-NOTE_LIMIT: Final = 4096
 RESTARTS: Final = frozenset({"never", "on-failure", "always"})
 PHASES: Final = frozenset({"begun", "completed", "failed", "cancelled", "crashed"})
 #: What a worker can know of the end of its own attempts.
@@ -68,11 +65,6 @@ def too_long(message: Any) -> str | None:
         if label is not None and len(label) > LABEL_LIMIT:
             return f"{name} has {len(label)} characters; the limit is {LABEL_LIMIT}"
     return None
-
-
-def cut(text: str, limit: int = TEXT_LIMIT) -> str:
-    """The text, or its beginning."""
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _fail(what: str, value: object) -> SenseError:

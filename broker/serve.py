@@ -24,7 +24,6 @@ from setproctitle import setproctitle
 from quiesce import logs
 from quiesce.broker.boot import boot_id
 from quiesce.broker.connections import aside, backlog, leave_room
-from quiesce.broker.incoming import CONTROL_LIMIT
 from quiesce.broker.journal import (
     JournalDamagedError,
     JournalFailedError,
@@ -36,6 +35,7 @@ from quiesce.broker.locks import AlreadyLockedError, Lock
 from quiesce.broker.loop import Broker
 from quiesce.broker.settings import BrokerSettings
 from quiesce.protocol import wire
+from quiesce.protocol.sizes import CONTROL_LIMIT, data_limit
 from quiesce.registry import leases
 from quiesce.registry.machine import HalfDoneError
 
@@ -180,8 +180,7 @@ class _Sockets:
         self._backlog = backlog
         self._context = zmq.Context(io_threads=wire.IO_THREADS)
         self.control = self._socket(CONTROL_LIMIT, wire.CONTROL_IO)
-        largest = 2 * settings.payload_limit + CONTROL_LIMIT
-        self.data = self._socket(largest, wire.DATA_IO)
+        self.data = self._socket(data_limit(settings.payload_limit), wire.DATA_IO)
         self._paths = settings.socket_files
         self._made_folder = False
         self._bound = False

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
+from quiesce.protocol.sizes import LARGEST_PAYLOAD
+
 Check = Callable[[object], Any]
 
 #: The longest time that a setting may name, in seconds: a day, so that no timer overflows.
@@ -129,7 +131,7 @@ BROKER: Final[Mapping[str, Key]] = {
     "kill_delay": Key(_number(0, 3600), "number"),
     "durability": Key(_choice("power-loss", "crash", "none")),
     "stop_timeout": Key(_number(0, _DAY), "number"),
-    "payload_limit": Key(_whole(1024, 2**31), "number"),
+    "payload_limit": Key(_whole(1024, LARGEST_PAYLOAD), "number"),
     "session_timeout": Key(_number(1, _DAY), "number"),
     "history": Key(_whole(0, 10_000_000), "number"),
     "busy_poll": Key(_number(0, 0.01), "number"),

@@ -8,33 +8,20 @@ from typing import Any, Final
 
 from quiesce.context import current_context
 from quiesce.protocol.callables import Reference, pack_arguments, pack_function, reference_to
-from quiesce.protocol.codec import MAX_BYTES
 from quiesce.protocol.frames import Payload, as_payload
 from quiesce.protocol.from_client import ScopeFields
+from quiesce.protocol.labels import check_label
+from quiesce.protocol.sizes import data_limit
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.rows import SpawnRow
 
 RESTARTS: Final = ("never", "on-failure", "always")
-#: What one message may hold, less room for all that is not payload.
-_MESSAGE_LIMIT: Final = MAX_BYTES - 1024 * 1024
+#: Room in one message for all that is not payload.
+_REST: Final = 1024 * 1024
 #: Bytes around each payload on the wire, at most.
 _ROOM: Final = 8
 #: So many functions are known at a time.
 _ROWS: Final = 256
-
-
-def text(what: str, value: object, *, optional: bool = True) -> None:
-    """TypeError or ValueError unless `value` is a string that can travel (or None, where optional)."""
-    if value is None and optional:
-        return
-    if not isinstance(value, str):
-        expected = "a string or None" if optional else "a string"
-        raise TypeError(f"{what} must be {expected}, not {value!r} of type {type(value).__name__}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{what} can't travel: {value!r} has lone surrogates") from None
 
 
 def seconds(what: str, value: float | None, *, positive: bool = False) -> float | None:
@@ -53,10 +40,10 @@ def scope(
     kind: str | None, tenant_id: str | None, timeline_id: str | None, runtime: str | None
 ) -> ScopeFields:
     """The four fields of a scope, checked."""
-    text("kind", kind)
-    text("tenant_id", tenant_id)
-    text("timeline_id", timeline_id)
-    text("runtime", runtime)
+    check_label("kind", kind)
+    check_label("tenant_id", tenant_id)
+    check_label("timeline_id", timeline_id)
+    check_label("runtime", runtime)
     return (None if kind is None else str(kind), tenant_id, timeline_id, runtime)
 
 
@@ -101,16 +88,16 @@ def spawn_row(
     unique_key: str | None,
 ) -> SpawnRow:
     """The row of a spawn, without number and arguments. TypeError and ValueError say what is wrong with it."""
-    text("runtime", runtime, optional=False)
-    text("kind", kind, optional=False)
+    check_label("runtime", runtime, optional=False)
+    check_label("kind", kind, optional=False)
     if not callable(fn):
         raise TypeError(
             f"fn must be callable, not {fn!r:.80}: pass the function itself and its arguments apart"
         )
-    text("tenant_id", tenant_id)
-    text("timeline_id", timeline_id)
-    text("name", name)
-    text("unique_key", unique_key)
+    check_label("tenant_id", tenant_id)
+    check_label("timeline_id", timeline_id)
+    check_label("name", name)
+    check_label("unique_key", unique_key)
     if not isinstance(shutdown_process_on_error, bool):
         raise TypeError(
             f"shutdown_process_on_error must be True or False, not {shutdown_process_on_error!r}"
@@ -192,9 +179,10 @@ def batch_too_large(row: SpawnRow, arguments: list[Payload], limit: int) -> str 
         if trouble is not None:
             return f"item {index} of {len(arguments)}: {trouble}. None of them was spawned"
         total += len(item) + _ROOM
-    if total <= _MESSAGE_LIMIT:
+    most = data_limit(limit) - _REST
+    if total <= most:
         return None
     return (
         f"the arguments of {len(arguments)} spawns of {row.name} have {total} bytes together; the limit is "
-        f"{_MESSAGE_LIMIT} bytes, since all or none of them are registered. Make several calls"
+        f"{most} bytes, since all or none of them are registered. Make several calls"
     )

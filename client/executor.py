@@ -8,13 +8,14 @@ from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar, overload
 
 from quiesce.client import mapping
-from quiesce.client.checks import name_of, text
+from quiesce.client.checks import name_of
 from quiesce.client.client import Client
 from quiesce.client.engine import Engine, ShutDown
 from quiesce.client.private_broker import KIND, RUNTIME
 from quiesce.client.progress import Meter, Show, checked, counting
 from quiesce.client.waiting import wait_for
 from quiesce.errors import ShutdownRequested
+from quiesce.protocol.labels import check_label
 from quiesce.values import TaskKind
 
 P = ParamSpec("P")
@@ -82,7 +83,7 @@ class QuiesceExecutor(Executor):
             )
         if env is not None and not private:
             raise ValueError("env is for a private pool: the processes of another run already")
-        text("tenant_id", tenant_id)
+        check_label("tenant_id", tenant_id)
         self._engine = Engine(
             client=client,
             address=address,

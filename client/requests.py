@@ -10,6 +10,7 @@ from quiesce.client import checks, outcomes
 from quiesce.client.steps import Request
 from quiesce.errors import ShutdownTimeoutError
 from quiesce.protocol import from_client, to_client
+from quiesce.protocol.labels import check_label
 from quiesce.registry.rows import StopRow
 from quiesce.values import (
     BrokerInfo,
@@ -163,7 +164,7 @@ def _stop(
     hold: bool,
     reason: str,
 ) -> Ask[Stopped]:
-    checks.text("reason", reason, optional=False)
+    check_label("reason", reason, optional=False)
     grace = checks.seconds("grace", grace)
     timeout = checks.seconds("timeout", timeout)
     message = from_client.Stop(

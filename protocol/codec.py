@@ -31,6 +31,7 @@ from quiesce.protocol import (
 )
 from quiesce.protocol.frames import Frame
 from quiesce.protocol.runs import MOST, ROWS_IN, RUN, RUNS, pack_with_runs
+from quiesce.protocol.sizes import CONTROL_LIMIT, LARGEST_PAYLOAD
 
 #: A message: a NamedTuple of one of the six direction modules.
 Message = tuple[Any, ...]
@@ -53,8 +54,8 @@ HELLO_CODES: Final[frozenset[int]] = frozenset(base for base, _ in DIRECTIONS)
 
 #: The msgpack extension that stands for a Frame: its index, four bytes, big-endian.
 EXT_FRAME: Final = 1
-#: For a whole message with its frames, unless a Decoder is told otherwise.
-MAX_BYTES: Final = 256 * 1024 * 1024
+#: For a whole message with its frames, unless a Decoder is told otherwise: what one row may hold, and room.
+MAX_BYTES: Final = LARGEST_PAYLOAD + CONTROL_LIMIT
 #: How deep lists and dictionaries may nest in a field without a row type: Statistics.body.
 MAX_DEPTH: Final = 16
 #: Above this size the lengths that a message announces are checked before anything is built:
@@ -66,11 +67,12 @@ CHECK_ABOVE: Final = 4096
 MAX_PLANS: Final = 1024
 
 
-def encode(message: Message) -> list[bytes]:
+def encode(message: Message, *, escape: bool = False) -> list[bytes]:
     """The frames of `message`. The bytes of a Frame are not copied.
 
     ProtocolError: it is no message of this protocol, or holds what can't travel (an integer beyond
     64 bits, a string with lone surrogates, an object). Types of fields are left to the receiver.
+    `escape`: lone surrogates travel as what Python would print for them: the text is for people.
     """
     code = CODES.get(type(message))
     if code is None:
@@ -89,9 +91,23 @@ def encode(message: Message) -> list[bytes]:
             frames[0] = pack_with_runs(code, message, place, beside)
         else:
             frames[0] = msgpack.packb((code, *message), default=beside)
+    except UnicodeEncodeError as error:
+        if escape:
+            return encode(_escaped(message))
+        raise ProtocolError(f"{_name(type(message))} can't be encoded: {error}") from error
     except Exception as error:
         raise ProtocolError(f"{_name(type(message))} can't be encoded: {error}") from error
     return frames
+
+
+def _escaped(value: Any) -> Any:
+    """The same without lone surrogates."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, (tuple, list)):
+        items = map(_escaped, value)
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    return value
 
 
 class Decoder:

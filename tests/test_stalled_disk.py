@@ -14,13 +14,14 @@ import quiesce
 from journal_helpers import begun, effect, numbers, open_here, take
 from quiesce.broker.journal import JournalFailedError
 from quiesce.broker.journal_head import read_head
-from quiesce.broker.journal_thread import DiskJournal
+from quiesce.broker.journal_thread import LIGHT, DiskJournal
 from quiesce.broker.stand_in import StandIn
 from quiesce.protocol.frames import Frame
 from quiesce.registry import effects, facts
 from quiesce.registry.ids import RequestNumber, SessionId
 from quiesce.registry.scope import Scope
 from quiesce.testing import Cluster, Witness, bodies, wait_until
+from registry_helpers import spawn_row
 
 SYNCED = facts.ScopesReopened(Scope(), False)
 
@@ -86,6 +87,21 @@ def test_who_commits_by_itself_is_not_woken(journal: DiskJournal) -> None:
     assert select.select([journal.fileno()], [], [], 20)[0] == [journal.fileno()]
     assert numbers(take(journal, 1)) == [2]
     assert select.select([journal.fileno()], [], [], 0)[0] == []
+
+
+@pytest.mark.parametrize("how", ["a frame", "a parked spawn", "many bytes"])
+def test_what_has_large_payloads_is_committed_by_the_thread(journal: DiskJournal, how: str) -> None:
+    """Few facts may be very much: the loop must not be held up by it."""
+    turn = [large(1)]
+    if how == "a parked spawn":
+        turn = [facts.SpawnParked(b"s", 1, spawn_row(1)._replace(arguments=Frame(bytes(10**5))))]
+    elif how == "many bytes":
+        result = bytes(30_000)
+        ended = facts.TaskEnded(1, "completed", "RETURNED", None, 1.0, 2.0, "", result)
+        turn = [ended._replace(task_id=number) for number in range(LIGHT // 30_000 + 1)]
+    journal.append(turn, [effect(1)])
+    assert journal.committed() == []
+    assert numbers(take(journal, 1)) == [1]
 
 
 def test_whatever_commits_them_effects_keep_their_order(

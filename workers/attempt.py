@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from quiesce.context import TaskContext
 from quiesce.errors import PayloadTooLargeError, ShutdownRequested
 from quiesce.protocol.callables import pack_exception, pack_value
+from quiesce.protocol.sizes import cut_within
 from quiesce.registry.ids import AttemptKey
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import Outcome, State
@@ -165,11 +166,11 @@ def verdict_of(value: Any, error: BaseException | None, asked: bool, limit: int)
 
 
 def describe(error: BaseException) -> str:
-    """The traceback, from the body on: what the worker's own frames say helps nobody."""
+    """The traceback, from the body on: what the worker's own frames say helps nobody. Not all of a long one."""
     trace = error.__traceback__
     while trace is not None and _is_ours(trace.tb_frame.f_globals.get("__name__", "")):
         trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))
+    return cut_within("".join(traceback.format_exception(type(error), error, trace)))
 
 
 def _is_ours(module: str) -> bool:

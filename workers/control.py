@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from quiesce.protocol import from_worker
+from quiesce.protocol.sizes import CONTROL_LIMIT
 from quiesce.workers.attempt import Attempt
 from quiesce.workers.kernel import Wake
 from quiesce.workers.link import Link
@@ -222,9 +223,10 @@ class ControlThread:
         """Answer with stacks."""
         loop = self._worker.runner.loop
         rows: list[tuple[int, int, list[str]]] = []
+        room = CONTROL_LIMIT // 8 // max(1, len(effect.keys))
         for task_id, number in effect.keys:
             attempt = self._worker.find(task_id, number)
             if attempt is not None:
-                texts: list[Any] = stacks_of(attempt.scope, loop.running, loop.ident)
+                texts: list[Any] = stacks_of(attempt.scope, loop.running, loop.ident, room)
                 rows.append((task_id, number, texts))
         self._link.outbox.append(from_worker.Stacks(effect.request, rows))

@@ -10,14 +10,14 @@ import zmq
 from quiesce.errors import ProtocolError
 from quiesce.protocol import from_worker, wire
 from quiesce.protocol.codec import Decoder, encode
+from quiesce.protocol.sizes import FULL, held
 
 _log: Final = logging.getLogger("quiesce.worker")
 
 #: Messages whose rows may travel as one's: each row stands for itself.
 _JOINED: Final[frozenset[type]] = frozenset({from_worker.Ended, from_worker.StopSeen})
-#: How many messages travel as one, and bytes of results in it.
+#: How many messages travel as one.
 _AS_ONE: Final = 128
-_LARGE: Final = 128 * 1024
 #: Messages taken in one go, so that one side can't starve the other.
 _AT_ONCE: Final = 100
 #: Milliseconds between attempts to connect: at first, and at most. Pools start beside their broker, and have
@@ -56,7 +56,7 @@ class Link:
         while self.outbox:
             message, count = self._next()
             try:
-                frames = encode(message)
+                frames = encode(message, escape=True)
             except ProtocolError:
                 _log.exception("a message that can't be sent is dropped")
                 self.outbox.popleft()
@@ -76,15 +76,15 @@ class Link:
         kind = type(first)
         if waiting == 1 or kind not in _JOINED:
             return first, 1
-        rows, size, count = list(first.rows), 0, 1
-        while count < min(waiting, _AS_ONE) and size < _LARGE:
+        rows, size, count = list(first.rows), _size(first), 1
+        while count < min(waiting, _AS_ONE):
             message = self.outbox[count]
             if type(message) is not kind:
                 break
+            size += _size(message)
+            if size > FULL:
+                break
             rows += message.rows
-            if kind is from_worker.Ended:
-                for row in message.rows:
-                    size += len(row.result)
             count += 1
         return kind(rows), count
 
@@ -118,3 +118,8 @@ class Link:
     def close_monitor(self) -> None:
         """For who reads it."""
         self.monitor.close(0)
+
+
+def _size(message: Any) -> int:
+    """Bytes of what is not bounded otherwise."""
+    return held(message.rows) if type(message) is from_worker.Ended else 0

@@ -1,12 +1,16 @@
 """What running tasks may ask of their worker: the TaskPort of `quiesce.context`."""
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Final
 
 from quiesce import errors
 from quiesce.context import TaskContext
+from quiesce.protocol.labels import check_label
+from quiesce.protocol.sizes import NOTE_LIMIT, cut
 from quiesce.registry.ids import Attempt, AttemptKey
+from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.workers import task_logs
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.worker_effects import Effects, Settle
@@ -44,9 +48,16 @@ class Port:
         """Returns once the registry has it.
 
         Raises:
+            TypeError, ValueError: a label is none.
             BrokerUnavailableError: no answer in time; the registry may or may not have it.
             QuiesceError: the broker refused; a class of `quiesce.errors`.
         """
+        for what, label in (("tenant_id", tenant_id), ("timeline_id", timeline_id)):
+            check_label(what, label)
+            if label is not None and len(label) > LABEL_LIMIT:
+                raise errors.PayloadTooLargeError(
+                    f"{what} has {len(label)} characters; the limit is {LABEL_LIMIT}"
+                )
         if self._nursery.in_child:
             raise errors.NotInTaskError(
                 "associate_with() was called in a forked child process of a task. "
@@ -95,13 +106,18 @@ class Port:
     def report_progress(
         self, task: TaskContext, done: float, total: float | None, note: str
     ) -> None:
-        """Never blocks."""
+        """Never blocks.
+
+        Raises:
+            TypeError, ValueError: `done` or `total` is no number, or `note` no string.
+        """
+        part = _number("done", done)
+        whole = None if total is None else _number("total", total)
+        if not isinstance(note, str):
+            raise TypeError(f"note must be a string, not {note!r}")
         if not self._nursery.in_child:
-            key = key_of(task)
-            whole = None if total is None else float(total)
-            self._say(
-                lambda session, now: session.report_progress(key, float(done), whole, note, now)
-            )
+            key, text = key_of(task), cut(note, NOTE_LIMIT)
+            self._say(lambda session, now: session.report_progress(key, part, whole, text, now))
 
     def wait_began(self, task: TaskContext, other: int) -> None:
         """Never blocks."""
@@ -114,14 +130,26 @@ class Port:
             self._say(lambda session, now: session.wait_ended(key_of(task), other))
 
     def extend_grace(self, task: TaskContext, seconds: float) -> None:
-        """Never blocks."""
+        """Never blocks.
+
+        Raises:
+            TypeError, ValueError: `seconds` is no number.
+        """
+        more = _number("seconds", seconds)
         if not self._nursery.in_child:
-            self._say(lambda session, now: session.extend_grace(key_of(task), float(seconds)))
+            self._say(lambda session, now: session.extend_grace(key_of(task), more))
 
     def observed(self, task: TaskContext) -> None:
         """Never blocks."""
         if not self._nursery.in_child:
             self._say(lambda session, now: session.observed(key_of(task), now))
+
+
+def _number(what: str, value: float) -> float:
+    number = float(value)
+    if math.isnan(number) or number == -math.inf:
+        raise ValueError(f"{what} must be a number, not {value!r}")
+    return number
 
 
 def key_of(task: TaskContext) -> AttemptKey:

@@ -2,23 +2,44 @@
 
 import sys
 import traceback
+from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from quiesce.protocol.sizes import cut_within
 from quiesce.workers.scope import Scope, name_of
 
 if TYPE_CHECKING:
     import asyncio  # see `loop`
 
+#: Characters of one stack.
+LONGEST: Final = 32 * 1024
 
-def stacks_of(scope: Scope, loop: "asyncio.AbstractEventLoop | None", loop_ident: int) -> list[str]:
-    """Taken while it runs: a coroutine may move on between two frames."""
+
+def stacks_of(
+    scope: Scope, loop: "asyncio.AbstractEventLoop | None", loop_ident: int, room: int
+) -> list[str]:
+    """Taken while it runs: a coroutine may move on between two frames. So many characters in all, roughly; the last
+    says how many more there are.
+    """
+    found: list[str] = []
+    texts = _texts(scope, loop, loop_ident)
+    for text in texts:
+        if room <= 0:
+            found.append(f"and {1 + sum(1 for _ in texts)} more\n")
+            break
+        found.append(cut_within(text, LONGEST))
+        room -= len(found[-1])
+    return found
+
+
+def _texts(
+    scope: Scope, loop: "asyncio.AbstractEventLoop | None", loop_ident: int
+) -> Iterator[str]:
     frames = sys._current_frames()
-    texts = [
-        f"thread {name!r} ({ident}):\n" + _format(frames[ident])
-        for ident, name in list(scope.threads.items())
-        if ident in frames
-    ]
+    for ident, name in list(scope.threads.items()):
+        if ident in frames:
+            yield f"thread {name!r} ({ident}):\n" + _format(frames[ident])
     now = None
     if loop is not None:
         import asyncio
@@ -26,11 +47,9 @@ def stacks_of(scope: Scope, loop: "asyncio.AbstractEventLoop | None", loop_ident
         now = asyncio.current_task(loop)
     for task in list(scope.tasks):
         if task is now and loop_ident in frames:
-            text = _format(frames[loop_ident])
-            texts.append(f"coroutine {name_of(task.get_coro())}, running:\n{text}")
+            yield f"coroutine {name_of(task.get_coro())}, running:\n" + _format(frames[loop_ident])
         else:
-            texts.append(f"coroutine {name_of(task.get_coro())}:\n" + _chain(task.get_coro()))
-    return texts
+            yield f"coroutine {name_of(task.get_coro())}:\n" + _chain(task.get_coro())
 
 
 def _format(frame: FrameType) -> str:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from quiesce.protocol import from_worker, to_worker
+from quiesce.protocol.sizes import NOTE_LIMIT, cut
 from quiesce.registry.ids import AttemptKey
 from quiesce.workers.worker_effects import Control, Effects, Settle
 from quiesce.workers.worker_state import WorkerState
@@ -16,6 +17,7 @@ class WorkerAsks(WorkerState):
 
     def linger(self, key: AttemptKey, what: str) -> Effects:
         """The body has ended; this is what it waits for."""
+        what = cut(what, NOTE_LIMIT)
         if key not in self.running or self.lingering.get(key, "") == what:
             return []
         self.lingering[key] = what

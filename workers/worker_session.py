@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sized
 from typing import Any, Final
 
 from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
+from quiesce.protocol.sizes import in_parts
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import LEASE_OVER, EndedRow
 from quiesce.registry.states import Evidence, Outcome
@@ -52,6 +53,8 @@ BEGUN_AFTER: Final = 0.002
 LOADING: Final = 1.0
 #: Seconds that an exiting worker waits for the broker to take its last ends.
 LAST_ENDS: Final = 5.0
+#: Ends in one message, at most.
+ENDS: Final = 256
 #: Said of each end: to look up a member of an enumeration, and its value, costs more than all the rest of a row.
 _RETURNED: Final = Evidence.RETURNED.value
 
@@ -339,7 +342,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             self.held[key] = held._replace(send_at=send_at, interval=interval)
             rows.append(_row(key, held, now))
         self.unsent = []
-        return [Data(from_worker.Ended(rows))] if rows else []
+        return [Data(from_worker.Ended(part)) for part in in_parts(rows, ENDS)]
 
     def _on_ended_taken(self, message: to_worker.EndedTaken, now: float) -> Effects:
         gone: list[AttemptKey] = []

@@ -1,0 +1,62 @@
+"""How large things may be that travel.
+
+A message that is larger than its receiver takes is dropped whole, and so it is each time it is sent again. So who
+puts rows together counts what they hold, and begins another message in time; texts without bounds are cut.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Final, TypeVar
+
+R = TypeVar("R", bound=tuple[Any, ...])
+
+#: Bytes of a message on control: it has no payloads, so it has no business being larger.
+CONTROL_LIMIT: Final = 16 * 2**20
+#: The largest `payload_limit` that a broker may be given.
+LARGEST_PAYLOAD: Final = 2**31
+#: Bytes of payloads and texts in one message, after which the next begins. A row by itself may be larger.
+FULL: Final = 256 * 1024
+#: Characters of a text that is shown: a traceback, what lingers, a note. The rest is cut off.
+TEXT_LIMIT: Final = 2**20
+NOTE_LIMIT: Final = 4096
+_LAST: Final = itemgetter(-2, -1)
+
+
+def data_limit(payload_limit: int) -> int:
+    """Bytes that a broker takes in one message on data."""
+    return 2 * payload_limit + CONTROL_LIMIT
+
+
+def held(rows: Iterable[tuple[Any, ...]]) -> int:
+    """Bytes of the last two fields of these rows, in which the payloads are, and the texts."""
+    return sum(map(len, chain.from_iterable(map(_LAST, rows))))
+
+
+def in_parts(rows: list[R], most: int) -> Iterator[list[R]]:
+    """The rows of one message after the other: at most so many each, and none behind FULL bytes (see `held`)."""
+    if len(rows) <= most and held(rows) <= FULL:
+        if rows:
+            yield rows
+        return
+    part: list[R] = []
+    size = 0
+    for row in rows:
+        more = held((row,))
+        if part and (len(part) == most or size + more > FULL):
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += more
+    yield part
+
+
+def cut(text: str, limit: int = TEXT_LIMIT) -> str:
+    """The text, or its beginning."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def cut_within(text: str, limit: int = TEXT_LIMIT) -> str:
+    """The text, or its beginning and its end: of a traceback both matter."""
+    half = limit // 2 - 10
+    return text if len(text) <= limit else f"{text[:half]}\n  ...\n{text[-half:]}"
