@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from quiesce.registry.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -47,7 +49,8 @@ def print_error(error: str, message: str, *, as_json: bool) -> None:
     if as_json:
         text = json.dumps({"error": error, "message": message}, ensure_ascii=False)
     else:
-        text = f"error: {message}" if message else "error"
+        shown = "\n".join(printable(line.expandtabs()) for line in message.splitlines())
+        text = f"error: {shown}" if message else "error"
     print(text, file=sys.stderr, flush=True)
 
 
@@ -84,9 +87,8 @@ def add_row(to: "Table", *cells: object) -> None:
 
 
 def clean(value: object) -> str:
-    """On one line, without control characters."""
-    text = "" if value is None else str(value)
-    return text if text.isprintable() else "".join(c if c.isprintable() else "�" for c in text)
+    """On one line, without control characters; empty for None."""
+    return "" if value is None else printable(str(value))
 
 
 def age(since: float | None, now: float | None = None) -> str:

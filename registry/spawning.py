@@ -6,6 +6,7 @@ from quiesce.registry import effects, events, facts, sessions
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.names import Refusal, undeclared
+from quiesce.registry.printable import printable
 from quiesce.registry.records import Closure, Session
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
 from quiesce.registry.state import State
@@ -188,10 +189,11 @@ def _closed(row: SpawnRow, closure: Closure) -> Refusal:
         "kept": "reopen() opens it",
         "timed-out": "that stop timed out: a stop of it that succeeds, or reopen(), opens it",
     }[closure.holder]
-    why = f" ({closure.reason})" if closure.reason else ""
+    scope = printable(str(closure.scope))
+    why = f" ({printable(closure.reason)})" if closure.reason else ""
     text = (
         f"nothing was started: {row.kind} {row.name!r} of tenant {row.tenant_id!r}, timeline "
-        f"{row.timeline_id!r} lies in the closed scope [{closure.scope}]{why}; {opens}"
+        f"{row.timeline_id!r} lies in the closed scope [{scope}]{why}; {opens}"
     )
     return "ScopeClosedError", text
 

@@ -343,7 +343,7 @@ def on_stop_due(turn: Turn, stop_id: StopId) -> None:
 def on_word_due(turn: Turn, stop_id: StopId) -> None:
     """Say what a stop still waits for, and have the stacks of the first said too."""
     stop = turn.state.open_stops[stop_id]
-    turn.log("INFO", still_waits(turn.state, stop, turn.now.wall))
+    turn.log("INFO", *still_waits(turn.state, stop, turn.now.wall))
     held = held_first(turn.state, stop)
     if held:
         turn.send(effects.StillWaiting(stop_id, held))

@@ -12,6 +12,7 @@ from quiesce.registry.effects import Effect
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
 from quiesce.registry.ids import Incarnation, SessionId, StopId
+from quiesce.registry.printable import printable
 from quiesce.registry.records import Task
 from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, SpawnRow
 from quiesce.registry.state import State
@@ -71,9 +72,9 @@ class Turn:
         """Have something done."""
         self.effects.append(effect)
 
-    def log(self, level: str, text: str) -> None:
-        """Have something said in the broker's log."""
-        self.effects.append(effects.Log(level, text))
+    def log(self, level: str, *lines: str) -> None:
+        """Have something said in the broker's log. What users have named is in it, and adds no line to these."""
+        self.effects.append(effects.Log(level, "\n".join(map(printable, lines))))
 
     def _rows(self, kind: type, to: Any) -> list[Any]:
         rows = self._batches.get((kind, to))

@@ -109,8 +109,8 @@ def target(stop: Stop) -> str:
     return str(stop.scope) if stop.task_id is None else f"task {stop.task_id}"
 
 
-def still_waits(state: State, stop: Stop, wall: float) -> str:
-    """What is left of a stop, a line for each of the first tasks."""
+def still_waits(state: State, stop: Stop, wall: float) -> list[str]:
+    """What is left of a stop: the lines of it, one for each of the first tasks."""
     left = state.left_of(stop)
     what = f"{left} task{'s' * (left != 1)}" if left else "spawns that its caller sent before it"
     head = f"stop {stop.id} of [{target(stop)}] still waits for {what}"
@@ -119,7 +119,7 @@ def still_waits(state: State, stop: Stop, wall: float) -> str:
     ]
     if left > NAMED:
         lines.append(f"  and {left - NAMED} more")
-    return "\n".join([f"{head}:", *lines] if lines else [head])
+    return [f"{head}:", *lines] if lines else [head]
 
 
 def _line(state: State, task: Task, wall: float) -> str:

@@ -1,6 +1,11 @@
 # ruff: noqa: ISC004 - the expected lines are longer than a line of code
 """What a ShutdownReport says to people."""
 
+from dataclasses import replace
+
+import pytest
+
+from quiesce.cli.output import print_error
 from quiesce.registry.ids import TaskId
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.values import ShutdownReport, StoppedTask
@@ -99,6 +104,29 @@ def test_what_has_not_ended_and_who_else_is_concerned() -> None:
         *("waiting", "for", "the", "task,", "to", "look"),
     ]
     assert lines[5] == "  3.1  compaction  compact  t1  goes on"
+
+
+def test_names_of_users_forge_no_line_and_nothing_that_a_terminal_obeys() -> None:
+    hostile = "acme\n  9.9  short  loop  globex\x1b[31m"
+    report = ShutdownReport(
+        tasks=(replace(task(1, tenant_id=hostile), name="\x1b]0;named\x07"),),
+        remaining=(task(2, None, None, stopped=None, waiting_for=f"task 3 of {hostile}"),),
+        scope=f"tenant_id={hostile}",
+        reason="\x1b[5mdetach",
+    )
+    lines = str(report).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 5  # the headline, the reason, a task, "not ended:", a task
+    assert lines[0].startswith(
+        "stopped 1 of 2 tasks of tenant_id=acme�  9.9  short  loop  globex�[31m:"
+    )
+    assert lines[1] == "reason: �[5mdetach"
+    assert report.tasks[0].tenant_id == hostile  # the data is as it was given
+
+
+def test_an_error_shows_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error("TaskFailedError", "failed:\n\x1b[31mit", as_json=False)
+    assert capsys.readouterr().err == "error: failed:\n�[31mit\n"
 
 
 def test_of_many_the_slowest_are_shown() -> None:

@@ -381,6 +381,32 @@ def test_a_report_says_when_it_was_asked_for_and_made(desk: Desk) -> None:
     assert (desk.report().requested_at, desk.report().completed_at) == (WALL + 1, WALL + 1.25)
 
 
+def test_names_of_users_add_no_line_to_the_log_and_nothing_that_a_terminal_obeys(
+    desk: Desk,
+) -> None:
+    hostile = "x\n  9.9 forged \x1b[31m"
+    worker = desk.worker()
+    desk.running(worker, {"tenant_id": hostile, "name": hostile})
+    desk.stop(tenant_id=hostile, reason=hostile, timeout=5.0)
+    said = []
+    for seconds in (1.0, 5.0):
+        desk.wait(seconds)
+        said += [line for log in desk.take(effects.Log) for line in log.text.split("\n")]
+    assert len(said) == 3  # a stop, its task, and the end of the stop
+    assert all(line.isprintable() for line in said)
+    assert "[tenant_id=x�  9.9 forged �[31m]" in said[0]
+    assert " of x�  9.9 forged �[31m in process" in said[1]
+    desk.spawn({"tenant_id": hostile})
+    assert desk.answers()[0].text.isprintable()
+
+
+def test_why_the_system_stops_is_one_line_of_the_log(desk: Desk) -> None:
+    desk.say(events.SystemStopAsked("it was \x1b]0;asked\x07 to\n"))
+    assert desk.take(effects.Log) == [
+        effects.Log("INFO", "the system stops: it was �]0;asked� to�"),
+    ]
+
+
 def test_a_quick_stop_says_nothing(desk: Desk) -> None:
     worker = desk.worker()
     desk.running(worker, X)

@@ -232,6 +232,32 @@ def test_the_log_says_what_holds_a_stop_up_and_where_it_is(
     until(system.text, lambda text: "of [tenant_id=deaf] is complete after" in text)
 
 
+def test_a_tenant_forges_no_line_of_the_log_and_of_the_report(
+    client: Client, system: System, witness: Witness, trigger: Path
+) -> None:
+    forged = "  9.9 attach 'forged'"
+    handle = client.spawn(
+        "background",
+        "attach",
+        bodies.ignore_until_file,
+        *(str(trigger), witness.path, 0),
+        tenant_id=f"deaf\n{forged} \x1b[31m",
+    )
+    until(lambda: witness.read(0).ticks)
+    stop = client._driver.ask(_stop(f"deaf\n{forged} \x1b[31m"))
+    text = until(system.text, lambda text: f"deaf�{forged} �[31m] still waits for 1 task" in text)
+    trigger.touch()
+    until(lambda: stop.over)
+    report = client.shutdown_tasks(
+        tenant_id=f"deaf\n{forged} \x1b[31m", reason=f"\x1b[5m\n{forged}"
+    )
+    for line in (*text.split("\n"), *str(report).split("\n")):
+        assert not line.startswith(forged)
+        assert "\x1b" not in line
+    assert handle.result(30) == "let go"
+    assert client.task(handle.id).tenant_id == f"deaf\n{forged} \x1b[31m"
+
+
 def _stop(tenant_id: str) -> Any:
     from quiesce.client import requests
 

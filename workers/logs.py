@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce import logs
+from quiesce.registry.printable import printable
 
 #: The attributes that every record carries; "" outside of a task, and for a task without them.
 ATTRIBUTES: Final = (
@@ -43,6 +44,7 @@ def configure(
             values = _NOTHING
         else:
             said = f" [task={values[0]} kind={values[2]} tenant={values[3]} timeline={values[4]}]"
+            said = printable(said)
         for name, value in zip(ATTRIBUTES, values, strict=True):
             setattr(record, name, value)
         record.quiesce = said

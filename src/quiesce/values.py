@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quiesce.registry.ids import TaskId
+from quiesce.registry.printable import printable
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.task_info import Fence, Progress, TaskInfo, TaskKind
 
@@ -58,11 +59,15 @@ class ShutdownReport:
     completed_at: float | None = None
 
     def __str__(self) -> str:
-        """Made for people: a headline, then a line for each task; of many, the slowest."""
+        """Made for people: a headline, then a line for each task; of many, the slowest.
+
+        What users have named is shown without control characters, so that the lines are those of quiesce alone.
+        """
         count = len(self.tasks)
         total = count + len(self.remaining)
         of_one = self.scope.startswith("task ")  # a handle's own stop closes no scope
-        tasks = self.scope if of_one else f"{total} task{'s' * (total != 1)} of {self.scope}"
+        scope = printable(self.scope)
+        tasks = scope if of_one else f"{total} task{'s' * (total != 1)} of {scope}"
         if count == total:
             head = f"stopped {tasks}"
         else:
@@ -77,7 +82,7 @@ class ShutdownReport:
             head += "" if of_one else ", the scope stays closed"
         lines = [head]
         if self.reason:
-            lines.append(f"reason: {self.reason}")
+            lines.append(f"reason: {printable(self.reason)}")
         lines += _table(self.tasks)
         for title, rows in (
             ("not ended:", self.remaining),
@@ -113,7 +118,7 @@ def _cells(task: StoppedTask, *, asked: bool) -> tuple[str, ...]:
     end = " ".join(str(each) for each in (task.outcome, task.evidence) if each is not None)
     if task.exit_status is not None:
         end += f" (exit status {task.exit_status})"
-    return (
+    cells = (
         f"{task.id}.{task.attempt}",
         task.kind,
         task.name,
@@ -122,6 +127,7 @@ def _cells(task: StoppedTask, *, asked: bool) -> tuple[str, ...]:
         *(_times(task) if asked else ("", "", "")),
         f"waiting for {task.waiting_for}" if task.waiting_for else "",
     )
+    return tuple(map(printable, cells))
 
 
 def _times(task: StoppedTask) -> tuple[str, str, str]:
