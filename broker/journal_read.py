@@ -13,6 +13,7 @@ interrupted, and do not matter.
 
 import errno
 import os
+import shlex
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -65,10 +66,6 @@ DIGEST: Final = 16
 _UNMADE: Final = 3 * 4096
 _ROW: Final = struct.Struct(">16sQQQBQ")
 _SEAL: Final = struct.Struct(">QQQQQ16s16s")
-_ADVICE: Final = (
-    "Nothing was changed. `quiesce doctor` shows what is left, "
-    "and `quiesce doctor --repair` goes on with that"
-)
 
 
 def digest_of(data: bytes) -> bytes:
@@ -171,12 +168,13 @@ class Found:
     def verdict(self) -> str:
         """The damage in words, with the way on."""
         assert self.damage is not None
-        advice = (
-            _ADVICE
-            if self.damage.mendable
-            else "Nothing was changed, and nothing is to be repaired"
-        )
-        return f"the journal in {self.folder} is damaged: {self.damage.what}. {advice}"
+        if self.damage.mendable:
+            # With the folder: that of the configuration in the shell where this is typed may be another.
+            examine = shlex.join(("quiesce", "doctor", str(self.folder.absolute())))
+            advice = f"`{examine}` shows what is left, and `{examine} --repair` goes on with that"
+        else:
+            advice = "Nothing is to be repaired"
+        return f"the journal in {self.folder} is damaged: {self.damage.what}. Nothing was changed. {advice}"
 
 
 def read_journal(folder: Path, boot_id: str) -> Found:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,10 +164,11 @@ def _told(seen: "Examination") -> list[str]:
             f"{counted(counts.closures, 'closed scope')}, {counted(counts.sessions, 'session')}"
         )
     if not seen.whole:
+        repair = f"`{shlex.join(('quiesce', 'doctor', seen.folder, '--repair'))}`"
         lines.append(
-            "  `quiesce doctor --repair` puts it aside and goes on with what is good"
+            f"  {repair} puts it aside and goes on with what is good"
             if seen.mendable
-            else "  `quiesce doctor --repair` can't help: no part of it would be right to leave out. To begin "
+            else f"  {repair} can't help: no part of it would be right to leave out. To begin "
             "with nothing, all tasks and closed scopes forgotten, name another state folder"
         )
     return lines

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_a_damaged_journal_and_its_repair(system: CommandSystem, state: Path) ->
         f"  from row {row} on nothing counts: 1 row with 1 fact can still be seen there"
     )
     assert "  good: 4 live tasks, 0 open stops, 1 closed scope, 2 sessions" in lines
-    assert lines[-1].startswith("  `quiesce doctor --repair` puts it aside")
+    assert lines[-1].startswith(f"  `quiesce doctor {state} --repair` puts it aside")
     assert files(state) == before
     broker = system.json("doctor", code=1)
     assert broker["journal"]["trouble_from"] == row
@@ -140,6 +141,25 @@ def test_a_damaged_journal_and_its_repair(system: CommandSystem, state: Path) ->
     assert "  4 live tasks, 0 open stops, 1 closed scope, 2 sessions" in lines
     assert (state / "journal.damaged-1" / "journal.sqlite").read_bytes() == before["journal.sqlite"]
     assert system.run("doctor").stdout.splitlines() == lines[5:]
+
+
+def test_the_advice_of_a_broker_leads_to_its_own_journal(
+    system: CommandSystem, state: Path
+) -> None:
+    """Typed as it stands, where another configuration holds, whose own journal is whole."""
+    other = system.folder / "another state"
+    kill_copy(state, other)
+    (other / "head").unlink()
+    (system.folder / "other.toml").write_text(
+        f'[broker]\naddress = "ipc://{system.folder}/o"\nstate = "{other}"\n{BACKGROUND}'
+    )
+    text = system.run("up", "--config", "other.toml", code=1).stderr
+    examine, mend = (shlex.split(words)[1:] for words in re.findall("`(quiesce doctor.*?)`", text))
+    said = system.run(*examine, code=1).stdout.splitlines()
+    assert said[0] == f"{other}: the journal is DAMAGED"
+    assert f"`quiesce doctor '{other}' --repair` puts it aside" in said[-1]
+    assert system.run(*mend).stdout.splitlines()[0] == "repaired:"
+    assert system.run("doctor", str(other)).stdout.startswith(f"{other}: the journal is whole")
 
 
 def test_a_repair_as_json(system: CommandSystem, state: Path) -> None:
