@@ -39,8 +39,9 @@ class Examination:
     """All that can be said of a journal. Sizes in bytes, `rows` and `facts` after the snapshot.
 
     `trouble`: what is wrong, "" if it is whole; `trouble_from`: the first row that is not good, 0 if none is to
-    blame; `beyond`: rows and facts that stand there and after, None if nobody can say. `complete`: nothing
-    that was acknowledged can be missing. `counts`: of the good part; None if there is no telling.
+    blame; `newer`: only that a newer quiesce has written it; `beyond`: rows and facts that stand there and after,
+    None if nobody can say. `complete`: nothing that was acknowledged can be missing. `counts`: of the good part;
+    None if there is no telling.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Examination:
     trouble: str
     trouble_from: int
     mendable: bool
+    newer: bool
     beyond: tuple[int, int] | None
     durability: str | None
     epoch: int
@@ -102,6 +104,7 @@ def examine(folder: Path, boot_id: str) -> tuple[Examination, Found]:
         trouble=damage.what if damage else "",
         trouble_from=damage.seq if damage else 0,
         mendable=damage.mendable if damage else True,
+        newer=damage.newer if damage else False,
         beyond=found.beyond,
         durability=head.mode if head else None,
         epoch=epoch,

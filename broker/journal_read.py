@@ -64,6 +64,11 @@ SCHEMA: Final = tuple(
 DIGEST: Final = 16
 #: Bytes of a file that has no tables yet, at most.
 _UNMADE: Final = 3 * 4096
+#: What helps with a journal that a newer quiesce has written.
+NEWER: Final = (
+    "start that version of quiesce again, or put back the copy of the state folder "
+    "from before the upgrade"
+)
 _ROW: Final = struct.Struct(">16sQQQBQ")
 _SEAL: Final = struct.Struct(">QQQQQ16s16s")
 
@@ -123,11 +128,15 @@ class Row(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """What is wrong, and from which row on. `mendable`: a repair would be right."""
+    """What is wrong, and from which row on. `mendable`: a repair would be right.
+
+    `newer`: nothing is, but a newer quiesce has written it, and this one can't read it.
+    """
 
     what: str
     seq: int
     mendable: bool = True
+    newer: bool = False
 
 
 @dataclass
@@ -160,14 +169,19 @@ class Found:
         """All facts after the snapshot."""
         return [fact for row in self.rows for fact in row.facts]
 
-    def harm(self, what: str, seq: int, *, mendable: bool = True) -> None:
+    def harm(self, what: str, seq: int, *, mendable: bool = True, newer: bool = False) -> None:
         """The first damage counts."""
         if self.damage is None:
-            self.damage = Damage(what, seq, mendable)
+            self.damage = Damage(what, seq, mendable and not newer, newer)
 
     def verdict(self) -> str:
         """The damage in words, with the way on."""
         assert self.damage is not None
+        if self.damage.newer:
+            return (
+                f"the journal in {self.folder} is of a newer quiesce: {self.damage.what}. "
+                f"Nothing was changed: {NEWER}"
+            )
         if self.damage.mendable:
             # With the folder: that of the configuration in the shell where this is typed may be another.
             examine = shlex.join(("quiesce", "doctor", str(self.folder.absolute())))
@@ -316,7 +330,7 @@ class _Reading:
             if said != "ok":
                 found.harm(f"its file is not in order: {said}".replace("\n", " "), at)
         except NewerFormatError as error:
-            found.harm(f"row {at} was written by a newer quiesce: {error}", at, mendable=False)
+            found.harm(f"row {at} was written by a newer quiesce: {error}", at, newer=True)
         except (_BadError, FactError) as error:
             found.harm(str(error), at)
         except sqlite3.DatabaseError as error:
@@ -355,7 +369,7 @@ class _Reading:
                 found.frozen = self._reader.frozen(manifest.version, self._read_chunks(manifest))
             except NewerFormatError as error:
                 text = f"its snapshot was written by a newer quiesce: {error}"
-                found.harm(text, manifest.seq, mendable=False)
+                found.harm(text, manifest.seq, newer=True)
                 raise _BadError(text) from None
             except FactError as error:
                 raise _BadError(f"its snapshot as of row {manifest.seq}: {error}") from None

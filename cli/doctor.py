@@ -40,7 +40,7 @@ def doctor(
 ) -> None:
     """Say whether the journal of a broker that does not run is whole, and what it holds.
 
-    Exits 0 if it is (or is after the repair), 1 if it is damaged or in use.
+    Exits 0 if it is (or is after the repair), 1 if it is damaged, of a newer quiesce, or in use.
     """
     from quiesce.broker.locks import AlreadyLockedError
 
@@ -128,11 +128,13 @@ def _told_repair(mended: "Repair | None") -> list[str]:
 
 def _told(seen: "Examination") -> list[str]:
     if not seen.whole:
-        lines = [f"{seen.folder}: the journal is DAMAGED", f"  {seen.trouble}"]
+        state = "of a newer quiesce" if seen.newer else "DAMAGED"
+        lines = [f"{seen.folder}: the journal is {state}", f"  {seen.trouble}"]
         if seen.trouble_from and seen.beyond is not None:
             rows, facts = seen.beyond
+            why = "this version reads nothing" if seen.newer else "nothing counts"
             lines.append(
-                f"  from row {seen.trouble_from} on nothing counts: {counted(rows, 'row')} "
+                f"  from row {seen.trouble_from} on {why}: {counted(rows, 'row')} "
                 f"with {counted(facts, 'fact')} can still be seen there"
             )
     elif not seen.exists:
@@ -164,11 +166,20 @@ def _told(seen: "Examination") -> list[str]:
             f"{counted(counts.closures, 'closed scope')}, {counted(counts.sessions, 'session')}"
         )
     if not seen.whole:
-        repair = f"`{shlex.join(('quiesce', 'doctor', seen.folder, '--repair'))}`"
-        lines.append(
-            f"  {repair} puts it aside and goes on with what is good"
-            if seen.mendable
-            else f"  {repair} can't help: no part of it would be right to leave out. To begin "
-            "with nothing, all tasks and closed scopes forgotten, name another state folder"
-        )
+        lines.append(f"  {_way_on(seen)}")
     return lines
+
+
+def _way_on(seen: "Examination") -> str:
+    """What to do with a journal on which a broker does not start."""
+    from quiesce.broker.journal_read import NEWER
+
+    if seen.newer:
+        return f"Nothing is to be repaired: {NEWER}"
+    repair = f"`{shlex.join(('quiesce', 'doctor', seen.folder, '--repair'))}`"
+    if seen.mendable:
+        return f"{repair} puts it aside and goes on with what is good"
+    return (
+        f"{repair} can't help: no part of it would be right to leave out. To begin with nothing, "
+        "all tasks and closed scopes forgotten, name another state folder"
+    )

@@ -4,7 +4,9 @@ import fcntl
 import os
 import re
 import shlex
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,9 @@ from journal_helpers import (
     write,
 )
 from quiesce.broker.boot import boot_id
+from quiesce.broker.journal_read import Manifest, chain_row
 from quiesce.broker.locks import Lock
+from quiesce.protocol.fact_codec import FORMAT
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts
 
@@ -160,6 +164,51 @@ def test_the_advice_of_a_broker_leads_to_its_own_journal(
     assert f"`quiesce doctor '{other}' --repair` puts it aside" in said[-1]
     assert system.run(*mend).stdout.splitlines()[0] == "repaired:"
     assert system.run("doctor", str(other)).stdout.startswith(f"{other}: the journal is whole")
+
+
+@pytest.mark.parametrize("table", ["facts", "snapshots"])
+def test_a_journal_of_a_newer_version_is_not_called_damaged(
+    system: CommandSystem, state: Path, table: str
+) -> None:
+    make_newer(state, table)
+    before = files(state)
+    for words in ([], ["--repair"]):
+        lines = system.run("doctor", *words, code=1).stdout.splitlines()
+        assert lines[0] == f"{state}: the journal is of a newer quiesce"
+        assert f"written by a newer quiesce: it has format {FORMAT + 1}; this version" in lines[1]
+        assert lines[-1] == (
+            "  Nothing is to be repaired: start that version of quiesce again, or put back the copy "
+            "of the state folder from before the upgrade"
+        )
+        assert "DAMAGED" not in "".join(lines)
+    journal = system.json("doctor", code=1)["journal"]
+    assert (journal["whole"], journal["mendable"], journal["newer"]) == (False, False, True)
+    assert files(state) == before
+
+
+def make_newer(state: Path, table: str) -> None:
+    """The last row of facts, or the snapshot, as a newer version would have left it, with a right checksum."""
+    with closing(sqlite3.connect(state / "journal.sqlite", isolation_level=None)) as connection:
+        if table == "facts":
+            seq, epoch, mode, count, body = connection.execute(
+                "SELECT seq, epoch, mode, count, body FROM facts ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+            (chain,) = connection.execute(
+                "SELECT checksum FROM facts WHERE seq = ?", (seq - 1,)
+            ).fetchone()
+            checksum = chain_row(chain, seq, FORMAT + 1, epoch, mode, count, body)
+            connection.execute(
+                "UPDATE facts SET version = ?, checksum = ? WHERE seq = ?",
+                (FORMAT + 1, checksum, seq),
+            )
+        else:
+            values = connection.execute(
+                "SELECT seq, version, epoch, first, chunks, chain, checksum FROM snapshots"
+            ).fetchone()
+            manifest = Manifest(*values)._replace(version=FORMAT + 1)
+            connection.execute(
+                "UPDATE snapshots SET version = ?, seal = ?", (FORMAT + 1, manifest.seal())
+            )
 
 
 def test_a_repair_as_json(system: CommandSystem, state: Path) -> None:

@@ -26,7 +26,7 @@ from journal_helpers import (
 from quiesce.broker import journal_check
 from quiesce.broker.journal import JournalDamagedError
 from quiesce.broker.journal_head import Head, HeadFile, read_head
-from quiesce.broker.journal_read import NAME, Damage, chain_row, read_journal
+from quiesce.broker.journal_read import NAME, NEWER, Damage, chain_row, read_journal
 from quiesce.protocol.fact_codec import FORMAT
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts
@@ -102,8 +102,12 @@ def refused(folder: Path, boot: str = BOOT) -> str:
         open_here(folder, boot=boot)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     text = str(caught.value)
-    assert text.startswith(f"the journal in {folder} is damaged: ")
-    assert "doctor" in text or "newer" in text
+    if " newer " in text:
+        assert text.startswith(f"the journal in {folder} is of a newer quiesce: ")
+        assert text.endswith(NEWER)
+    else:
+        assert text.startswith(f"the journal in {folder} is damaged: ")
+        assert f"`quiesce doctor {folder} --repair`" in text
     return text
 
 
