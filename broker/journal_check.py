@@ -26,7 +26,7 @@ _EVERYTHING: Final = 10**9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What the registry that a journal makes holds."""
+    """What the registry that a journal makes holds. `closures`: those that the next start finds closed."""
 
     live_tasks: int
     open_stops: int
@@ -160,7 +160,8 @@ def _counts(found: Found) -> Counts | None:
     return Counts(
         live_tasks=len(state.tasks),
         open_stops=len(state.open_stops),
-        closures=len(state.closures),
+        # What an orderly stop of the system has closed opens when the next begins.
+        closures=sum(not closure.system for closure in state.closures.values()),
         sessions=len(state.sessions),
     )
 

@@ -9,7 +9,7 @@ from quiesce.registry.moving import RegistryFault
 from quiesce.registry.records import Closure, Session, Stop, Task, stopped_row
 from quiesce.registry.state import State
 from quiesce.registry.states import Evidence, Outcome
-from quiesce.registry.stop_history import remembered
+from quiesce.registry.stop_history import THE_SYSTEM, remembered
 
 #: How many ended stops a session may ask for again, and how many rows their reports may have together.
 #: (The last one is kept whatever its size.)
@@ -38,7 +38,7 @@ def stop_opened(state: State, fact: facts.StopOpened) -> None:
         at=fact.at,
     )
     asker = state.sessions.get(stop.session)
-    stop.by = "the system" if asker is None else f"process {asker.pid} on {asker.host}"
+    stop.by = THE_SYSTEM if asker is None else f"process {asker.pid} on {asker.host}"
     state.stops[stop_id] = stop
     state.open_stops[stop_id] = stop
     if fact.queued is None:  # an older journal, where members are all

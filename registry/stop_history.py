@@ -2,11 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from quiesce.registry.ids import StopId, TaskId
 from quiesce.registry.records import Stop
 from quiesce.registry.scope import Scope
+
+#: Who has asked for the stops of which the stop of the whole system consists.
+THE_SYSTEM: Final = "the system"
 
 
 class EndedStop(NamedTuple):
@@ -24,6 +27,11 @@ class EndedStop(NamedTuple):
     remaining: int
     keep_closed: bool
     by: str
+
+
+def says_something(ended: EndedStop) -> bool:
+    """Whether people want to see it: the system stops each kind, and most of those have no task."""
+    return ended.by != THE_SYSTEM or bool(ended.outcomes) or ended.remaining > 0
 
 
 def remembered(stop: Stop) -> EndedStop:

@@ -7,6 +7,7 @@ from quiesce.registry.rows import ClosedRow, EndedStopRow, StopRow, TaskRow, Wor
 from quiesce.registry.scope import Scope
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
+from quiesce.registry.stop_history import THE_SYSTEM, says_something
 from quiesce.registry.waiting import holding, waiting_for
 
 #: Tasks named in one row of `stops`.
@@ -147,7 +148,10 @@ def stops(state: State) -> list[StopRow]:
 
 
 def ended_stops(state: State, scope: Scope) -> list[EndedStopRow]:
-    """The ended stops of the history that may have matched a task of this scope, in the order of their ends."""
+    """The ended stops of the history that may have matched a task of this scope, in the order of their ends.
+
+    What the system's own have closed opens with its next start: they keep nothing closed.
+    """
     return [
         EndedStopRow(
             ended.id,
@@ -160,11 +164,12 @@ def ended_stops(state: State, scope: Scope) -> list[EndedStopRow]:
             list(ended.outcomes),
             list(ended.evidence),
             ended.remaining,
-            ended.keep_closed,
+            ended.keep_closed and ended.by != THE_SYSTEM,
             ended.by,
         )
         for ended in state.stop_history
-        if all(
+        if says_something(ended)
+        and all(
             wanted is None or (mine is None and ended.task_id is None) or mine == wanted
             for wanted, mine in zip(scope, ended.scope, strict=True)
         )

@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import shlex
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -87,6 +88,20 @@ def test_a_whole_journal_as_json(system: CommandSystem, state: Path) -> None:
     assert journal["counts"] == {"live_tasks": 4, "open_stops": 0, "closures": 1, "sessions": 1}
     assert (journal["rows"], journal["facts"]) == (2, 2)
     assert journal["last_row"] == journal["expected_row"]
+
+
+def test_what_an_orderly_stop_has_closed_is_not_counted(system: CommandSystem) -> None:
+    """The next start opens it; a scope that a user keeps closed stays so."""
+    process = system.up()
+    system.run("shutdown", "--tenant", "gone", "--keep-closed")
+    system.end(process, signal.SIGTERM)
+    assert ", 1 closed scope, " in system.run("doctor").stdout
+    process = system.start("up")
+    system.until("the broker", lambda: "quiesce is up" in system.text("err", 1))
+    assert [each["holder"] for each in system.json("ps", "--closed")["closed"]] == ["kept"]
+    stops = system.json("history", "--stops")["stops"]
+    assert [stop["scope"] for stop in stops] == ["tenant_id=gone"]
+    system.end(process, signal.SIGTERM)
 
 
 def test_a_journal_from_which_something_may_be_missing(system: CommandSystem, state: Path) -> None:

@@ -262,12 +262,21 @@ def test_the_session_that_asked_is_remembered_beyond_its_end(desk: Desk) -> None
     assert [row.by for row in history(desk)] == ["process 77 on here"]
 
 
-def test_the_systems_own_stops_are_the_systems(desk: Desk) -> None:
+def test_of_the_systems_own_stops_those_that_ended_something_are_shown(desk: Desk) -> None:
+    """They are one for each kind, and close their scopes only until the next start."""
     worker = desk.worker()
     desk.running(worker, X)
     desk.say(events.SystemStopAsked("SIGTERM"))
     desk.obey(worker, 1)
-    assert {row.by for row in history(desk)} == {"the system"}
+    assert desk.registry.state.last_stop_id > 1
+    (row,) = history(desk)
+    assert (row.kind, row.outcomes) == ("gc", [("cancelled", 1)])
+    assert (row.by, row.keep_closed) == ("the system", False)
+
+
+def test_a_users_stop_that_ended_nothing_is_shown(desk: Desk) -> None:
+    desk.stop(**X, keep_closed=True)
+    assert [(row.by, row.keep_closed) for row in history(desk)] == [("process 77 on here", True)]
 
 
 def test_the_history_is_filtered_by_what_a_stop_may_have_matched(desk: Desk) -> None:
