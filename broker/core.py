@@ -14,7 +14,7 @@ from quiesce import __version__
 from quiesce.broker import news
 from quiesce.broker.admission import Admission
 from quiesce.broker.incoming import Incoming
-from quiesce.broker.journal import Journal, Recovered
+from quiesce.broker.journal import Journal, JournalLimits, Recovered
 from quiesce.broker.outgoing import LATER, Outgoing
 from quiesce.broker.peers import Channel, PeerKey, Peers
 from quiesce.broker.queries import Queries
@@ -41,6 +41,7 @@ def boottime_and_wall() -> Instant:
 
 def recover(settings: BrokerSettings, recovered: Recovered) -> Registry:
     """The registry as it was when the journal was last written."""
+    limits = JournalLimits()  # as `serve` opens it
     configuration: dict[str, Any] = {
         "runtimes": settings.runtimes,
         "kinds": settings.kinds,
@@ -51,6 +52,8 @@ def recover(settings: BrokerSettings, recovered: Recovered) -> Registry:
         "payload_limit": settings.payload_limit,
         "lease": settings.lease,
         "lease_bound": settings.lease_bound,
+        "room": f"{limits.margin >> 20} MiB free on the disk of {settings.state}, beside its reserve of "
+        f"{limits.reserve >> 20} MiB",
     }
     if recovered.snapshot is None:
         registry = Registry(**configuration)

@@ -30,7 +30,7 @@ from quiesce.registry.facts import Fact
 from quiesce.registry.ids import SessionId, StopId, TaskId
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.scheduling import schedule
-from quiesce.registry.state import ALIKE, State
+from quiesce.registry.state import ALIKE, ROOM, State
 from quiesce.registry.system import SystemStop
 from quiesce.registry.timers import Timers
 from quiesce.registry.turn import Turn
@@ -90,6 +90,7 @@ class Registry:
         lease: seconds for which a supervisor lives without the broker.
         lease_bound: seconds after which its silence proves it dead; see `leases`.
         alike: so many tasks of which the same is said make one fact; see `facts.singly`.
+        room: what the journal wants before spawns are taken, for people.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Registry:
         lease: float = leases.LEASE,
         lease_bound: float | None = None,
         alike: int = ALIKE,
+        room: str = ROOM,
     ) -> None:
         self.state = State(
             {runtime.name: runtime for runtime in runtimes},
@@ -114,6 +116,7 @@ class Registry:
             lease=lease,
             lease_bound=lease_bound,
             alike=alike,
+            room=room,
         )
         self.timers = Timers()
         self.ahead = Ahead(self.state)

@@ -47,8 +47,8 @@ def on_room_said(turn: Turn, event: events.RoomSaid) -> None:
     """Whether tasks can be noted; those that are registered are never touched by it."""
     if turn.state.full is event.room:
         turn.state.full = not event.room
-        what = "has room again" if event.room else "has no room on its disk: spawns are refused"
-        turn.log("WARNING", f"the journal {what}")
+        lacks = f"has no room on its disk: spawns are refused until it has {turn.state.room}"
+        turn.log("WARNING", f"the journal {'has room again' if event.room else lacks}")
 
 
 def _alike(rows: list[SpawnRow]) -> list[list[SpawnRow]]:
@@ -137,7 +137,7 @@ def _refusal(state: State, row: SpawnRow) -> Refusal | None:
     if state.full:
         text = (
             f"nothing was started: there is no room on the broker's disk for the journal to note {row.name!r}; "
-            "what is registered goes on, and can be stopped. Make room in the broker's state folder"
+            f"what is registered goes on, and can be stopped. Make room: it wants {state.room}"
         )
         return "QueueFullError", text
     if row.parent is not None:

@@ -27,6 +27,8 @@ from quiesce.registry.stop_history import EndedStop
 
 #: So many tasks of which the same is said make one fact.
 ALIKE: Final = 4
+#: What the journal wants before spawns are taken, as far as the registry knows.
+ROOM: Final = "more room on the disk of the broker's state folder"
 _NO_STOPS: Final[frozenset[StopId]] = frozenset()
 
 
@@ -64,12 +66,15 @@ class State:
         lease: float = leases.LEASE,
         lease_bound: float | None = None,
         alike: int = ALIKE,
+        room: str = ROOM,
     ) -> None:
         self.runtimes = runtimes
         self.kinds = kinds
         self.history_limit = history_limit
         self.payload_limit = payload_limit
         self.alike = alike
+        #: See ROOM.
+        self.room = room
         #: L and Lb of `leases`.
         self.lease = lease
         self.lease_bound = leases.default_bound(lease) if lease_bound is None else lease_bound

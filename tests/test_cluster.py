@@ -404,7 +404,10 @@ def test_a_full_disk_refuses_spawns_and_stops_all_the_same(witness: Witness) -> 
                 return str(error)
             return ""
 
-        assert "no room on the broker's disk" in cluster.wait_until(refused)
+        text = cluster.wait_until(refused)
+        assert "no room on the broker's disk" in text
+        wanted = "it wants 32 MiB free on the disk of {}, beside its reserve of 8 MiB"
+        assert text.endswith(wanted.format(cluster.folder / "state"))
         assert len(client.shutdown_tasks(tenant_id="acme").tasks) == 1
         instant = witness.now()
         cluster.free_disk()

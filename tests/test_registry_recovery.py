@@ -465,6 +465,21 @@ def test_a_full_disk_refuses_spawns_and_nothing_else(desk: Desk) -> None:
     assert desk.answers()[0].error is None
 
 
+def test_what_a_full_disk_wants_is_said() -> None:
+    wanted = "32 MiB free on the disk of /state"
+    desk = Desk(room=wanted)
+    desk.session()
+    desk.say(events.RoomSaid(False))
+    desk.expect(
+        effects.Log(
+            "WARNING",
+            f"the journal has no room on its disk: spawns are refused until it has {wanted}",
+        )
+    )
+    desk.spawn({})
+    assert desk.answers()[0].text.endswith(f"Make room: it wants {wanted}")
+
+
 def test_a_runtime_that_is_not_declared_any_more_keeps_its_tasks(desk: Desk) -> None:
     desk.spawn({"runtime": "solo", **X}, {})
     desk.configuration = {
