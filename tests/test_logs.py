@@ -125,8 +125,11 @@ def test_json_says_everything_on_one_line(run_folder: Path, talk: Any) -> None:
     assert (own["tenant_id"], own["kind"]) == ("third", "compaction")
     assert own["task_id"] == by_logging["task_id"] + 3
 
-    (failed,) = [line for line in ours if "ValueError: on purpose" in line["message"]]
+    (failed,) = [line for line in ours if "ValueError: on purpose" in line.get("exception", "")]
     assert (failed["level"], failed["task_id"]) == ("ERROR", failing.id)
+    words = f"task {failing.id}.1 compaction 'fail' (tenant None, timeline None)"
+    assert failed["message"] == f"{words} failed"
+    assert failed["exception"].startswith("Traceback (most recent call last):")
     (crash,) = [line for line in ours if "ended with signal 9 while it ran" in line["message"]]
     assert (crash["process"], crash["task_id"], crash["attempt"]) == ("broker", killed.id, 1)
     (replaced,) = [line for line in ours if "and is replaced" in line["message"]]

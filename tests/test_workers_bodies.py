@@ -336,6 +336,8 @@ def test_logs_of_failures_say_whether_the_system_goes_down(pool: Pool, broker: F
     fatal = next(line for line in errors if f"[task={rows[1].task_id} " in line)
     assert "the whole system goes down" not in plain
     assert "the whole system goes down because of it" in fatal
+    for said in (plain, fatal):
+        assert f"{said}\nTraceback (most recent call last):\n" in pool.log()
 
 
 def test_ends_are_sent_again_until_they_are_taken(broker: FakeBroker) -> None:

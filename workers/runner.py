@@ -335,12 +335,15 @@ def _tell(attempt: Attempt, verdict: Verdict) -> None:
     outcome, words = verdict.outcome, attempt.words()
     if outcome in _QUIET:
         _log.debug("%s ended: %s", words, outcome.value)
-    elif attempt.row.shutdown_process_on_error:
-        _log.error(
-            "%s %s; the whole system goes down because of it (shutdown_process_on_error):\n%s",
-            words,
-            outcome.value,
-            verdict.text,
+        return
+    text = f"{words} {outcome.value}"
+    if attempt.row.shutdown_process_on_error:
+        text += "; the whole system goes down because of it (shutdown_process_on_error)"
+    if _log.isEnabledFor(logging.ERROR):
+        # As `exc_info` would have it, which nobody kept: the traceback apart from the message.
+        path, line, function, _ = _log.findCaller()
+        record = _log.makeRecord(
+            _log.name, logging.ERROR, path, line, "%s", (text,), None, function
         )
-    else:
-        _log.error("%s %s:\n%s", words, outcome.value, verdict.text)
+        record.exc_text = verdict.text.rstrip("\n")
+        _log.handle(record)
