@@ -4,9 +4,9 @@
     committed()             the effects come out, in order, once their facts are safe
 
 The journal on disk is made of: `journal_open` (finds what there is, and begins), `journal_thread` (the
-journal itself: the loop's side and the thread that writes), `journal_store` (SQLite), `journal_read`
-(reads everything back and checks it), `journal_head` (the independent record of what was committed),
-`journal_space` (room on the disk). `journal_check` is for `quiesce doctor`.
+journal itself: the loop's side and the thread that writes), `journal_store` and `journal_rows` (SQLite),
+`journal_read` (reads everything back and checks it), `journal_head` (the independent record of what was
+committed), `journal_space` (room on the disk). `journal_check` is for `quiesce doctor`.
 
 The epoch is durable with any journal: it grows by one at each start, and stale peers are refused by it.
 """

@@ -15,7 +15,7 @@ from quiesce.broker.journal import read_epoch, sync_folder
 from quiesce.broker.journal_head import NAME as HEAD, Head, HeadFile
 from quiesce.broker.journal_open import is_complete
 from quiesce.broker.journal_read import NAME, SCHEMA, Found, read_journal
-from quiesce.broker.journal_store import PART, connect
+from quiesce.broker.journal_rows import PART, connect
 from quiesce.registry.facts import Fact
 from quiesce.registry.invariants import check as check_registry
 from quiesce.registry.limits import KindLimits, RuntimeLimits

@@ -17,8 +17,9 @@ from quiesce.broker.journal import (
 )
 from quiesce.broker.journal_head import NAME as HEAD, Head, HeadFile
 from quiesce.broker.journal_read import NAME, Found, read_journal
+from quiesce.broker.journal_rows import Connect, connect as plain_connect
 from quiesce.broker.journal_space import NAME as RESERVE, make_room
-from quiesce.broker.journal_store import Connect, Store, connect as plain_connect
+from quiesce.broker.journal_store import Store
 from quiesce.broker.journal_thread import DiskJournal
 
 #: A rollback journal is there only while the file is being made.

@@ -24,8 +24,9 @@ from typing import Any, Final
 
 from quiesce.broker.histogram import COMMITS, Histogram
 from quiesce.broker.journal import JournalFailedError, JournalLimits
+from quiesce.broker.journal_rows import SYNCED
 from quiesce.broker.journal_space import PACE, is_full
-from quiesce.broker.journal_store import SYNCED, Store
+from quiesce.broker.journal_store import Store
 from quiesce.protocol.fact_codec import FactError
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts as fact_types

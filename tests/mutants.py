@@ -355,7 +355,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "closures are not synced",
-        "broker/journal_store.py",
+        "broker/journal_rows.py",
         "            if type(fact) in SYNCED:\n",
         "            if False:\n",
     ),

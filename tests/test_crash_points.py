@@ -20,7 +20,8 @@ from quiesce.broker.journal_thread import DiskJournal
 from quiesce.testing import crash_points
 from quiesce.testing.bodies import nothing
 from quiesce.testing.crash_work import record
-from quiesce.testing.disk import Disk, Op, Recorder, can_record, put
+from quiesce.testing.disk import Disk, Op, put
+from quiesce.testing.recorder import Recorder, can_record
 
 
 @pytest.fixture

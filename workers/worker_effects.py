@@ -3,7 +3,7 @@
 from typing import Any, Final, NamedTuple
 
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
-from quiesce.registry.rows import AssignRow
+from quiesce.registry.rows import AssignRow, EndedRow
 
 #: Seconds until a message without an answer is sent again; doubles.
 RESEND: Final = 1.0
@@ -127,3 +127,17 @@ class Held(NamedTuple):
     result: Any
     send_at: float
     interval: float
+
+    def row(self, key: AttemptKey, now: float) -> EndedRow:
+        """How it is told: what happened when, in seconds before now."""
+        return EndedRow(
+            *key,
+            self.outcome,
+            self.evidence,
+            None if self.begun_at is None else now - self.begun_at,
+            now - self.ended_at,
+            None if self.delivered_at is None else now - self.delivered_at,
+            None if self.observed_at is None else now - self.observed_at,
+            self.text,
+            self.result,
+        )

@@ -53,8 +53,6 @@ BEGUN_AFTER: Final = 0.002
 LOADING: Final = 1.0
 #: Seconds that an exiting worker waits for the broker to take its last ends.
 LAST_ENDS: Final = 5.0
-#: Ends in one message, at most.
-ENDS: Final = 256
 #: Said of each end: to look up a member of an enumeration, and its value, costs more than all the rest of a row.
 _RETURNED: Final = Evidence.RETURNED.value
 
@@ -301,7 +299,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         )
         effects: Effects = []
         if self.registered:
-            effects.append(Data(from_worker.Ended([_row(key, held, now)])))
+            effects.append(Data(from_worker.Ended([held.row(key, now)])))
         return [*effects, *self._hand(now), *self._leave(now)]
 
     def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
@@ -338,11 +336,11 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             if not everything and held.send_at > now:
                 self.resend_at = min(self.resend_at, held.send_at)
                 continue
-            send_at, interval = self._again(held.result, held.interval, now)
-            self.held[key] = held._replace(send_at=send_at, interval=interval)
-            rows.append(_row(key, held, now))
+            at, interval = self._again(held.result, held.interval, now)
+            self.held[key] = held._replace(send_at=at, interval=interval)
+            rows.append(held.row(key, now))
         self.unsent = []
-        return [Data(from_worker.Ended(part)) for part in in_parts(rows, ENDS)]
+        return [Data(from_worker.Ended(part)) for part in in_parts(rows, self.identity.capacity)]
 
     def _on_ended_taken(self, message: to_worker.EndedTaken, now: float) -> Effects:
         gone: list[AttemptKey] = []
@@ -486,18 +484,3 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             last_end = max(held.ended_at for held in self.held.values())
             times.append(max(last_end, self.exiting_since) + LAST_ENDS)
         return min(times, default=None)
-
-
-def _row(key: AttemptKey, held: Held, now: float) -> EndedRow:
-    """How an end is told: what happened when, in seconds before now."""
-    return EndedRow(
-        *key,
-        held.outcome,
-        held.evidence,
-        None if held.begun_at is None else now - held.begun_at,
-        now - held.ended_at,
-        None if held.delivered_at is None else now - held.delivered_at,
-        None if held.observed_at is None else now - held.observed_at,
-        held.text,
-        held.result,
-    )

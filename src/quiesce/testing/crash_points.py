@@ -44,7 +44,8 @@ from quiesce.registry import facts as fact_types
 from quiesce.registry.invariants import check
 from quiesce.registry.machine import Registry
 from quiesce.testing.crash_work import LIMITS, SETTINGS, Recording, key_of, live, record
-from quiesce.testing.disk import SECTOR, Disk, Files, Op, Recorder, can_record, put
+from quiesce.testing.disk import SECTOR, Disk, Files, Op, put
+from quiesce.testing.recorder import Recorder, can_record
 
 MODES: Final = ("crash", "power-loss")
 #: Where a write is cut: in the header of a frame, at a sector, in the middle, one byte before its end.

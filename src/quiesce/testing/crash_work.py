@@ -11,15 +11,16 @@ from typing import Any, Final, cast
 from quiesce.broker.core import recover
 from quiesce.broker.journal import Journal, JournalFailedError, JournalLimits, next_epoch
 from quiesce.broker.journal_open import open_journal
-from quiesce.broker.journal_store import SYNCED
+from quiesce.broker.journal_rows import SYNCED
 from quiesce.broker.journal_thread import DiskJournal
 from quiesce.registry import effects
 from quiesce.registry.effects import Effect
 from quiesce.registry.facts import Fact
 from quiesce.registry.ids import RequestNumber, SessionId
 from quiesce.registry.machine import Registry
-from quiesce.testing.disk import Disk, Op, Recorder
+from quiesce.testing.disk import Disk, Op
 from quiesce.testing.fuzz import NOTHING, Mess, plain, settings
+from quiesce.testing.recorder import Recorder
 
 #: So that snapshots, checkpoints and groups come often.
 LIMITS: Final = JournalLimits(

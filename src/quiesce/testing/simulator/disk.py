@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from quiesce.broker.journal import JournalFailedError, Recovered
 from quiesce.broker.journal_head import Head
 from quiesce.broker.journal_open import is_complete
-from quiesce.broker.journal_store import SYNCED
+from quiesce.broker.journal_rows import SYNCED
 from quiesce.registry.effects import BINDING, Effect
 from quiesce.registry.facts import Fact
 from quiesce.testing.simulator.engine import Engine
