@@ -32,6 +32,7 @@ from quiesce.client.steps import (
     Effect,
     Event,
     EventArrived,
+    EventsMissed,
     HeartbeatDue,
     LeaveWanted,
     ManyWanted,
@@ -369,11 +370,9 @@ class Driver:
                 if orphan is not None:
                     self._release_orphan(orphan)
             case EventArrived():
-                events = outcomes.event(effect.message)
-                with self.lock:
-                    listeners = list(self._listeners)
-                for listener in listeners:
-                    self._ledger.call_soon(partial(self._tell, listener, events))
+                self._publish(outcomes.event(effect.message))
+            case EventsMissed():
+                self._publish([outcomes.missed(None, time.time())])
             case Ready():
                 self.payload_limit = effect.payload_limit
                 self.leaving = ""
@@ -403,6 +402,12 @@ class Driver:
     def _forgotten(self, so: str) -> Trouble:
         text = f"the broker at {self.address} no longer knows this client's session, so {so}"
         return (_UNAVAILABLE, text)
+
+    def _publish(self, events: list[PublicEvent]) -> None:
+        with self.lock:
+            listeners = list(self._listeners)
+        for listener in listeners:
+            self._ledger.call_soon(partial(self._tell, listener, events))
 
     def _tell(self, listener: Listener, events: list[PublicEvent] | None) -> None:
         if not listener(events):

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from quiesce.client.outcomes import missed
 from quiesce.client.waiting import LoopBell, Waitable, Waker, wait_for_async
 from quiesce.values import Event
 
@@ -24,7 +25,8 @@ class Inbox:
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
         self._events: deque[Event] = deque()
-        self._missed = 0
+        #: None: nobody knows how many.
+        self._missed: int | None = 0
         self._missed_at = 0.0
         #: Set when no more will come; the events so far can still be read.
         self.ended = False
@@ -42,7 +44,9 @@ class Inbox:
                 self._events.extend(events)
                 while len(self._events) > LIMIT:
                     lost = self._events.popleft()
-                    self._missed += lost.data["count"] if lost.type == "missed" else 1
+                    count = lost.data["count"] if lost.type == "missed" else 1
+                    if self._missed is not None:
+                        self._missed = None if count is None else self._missed + count
                     self._missed_at = lost.at
             if self._news is not None:
                 self._news.finish(wakers)
@@ -54,9 +58,9 @@ class Inbox:
     def take(self) -> Event | Waitable | None:
         """The next event; what to wait for if there is none yet; None at the end."""
         with self._lock:
-            if self._missed:
+            if self._missed != 0:
                 count, self._missed = self._missed, 0
-                return Event(type="missed", at=self._missed_at, data={"count": count})
+                return missed(count, self._missed_at)
             if self._events:
                 return self._events.popleft()
             if self.ended:
@@ -69,7 +73,8 @@ class Inbox:
 class EventStream:
     """Iterates over events, from its making on; ends when it or its client is closed.
 
-    Events of type "missed" count (`data["count"]`) those that were dropped because the reader was too slow.
+    Events of type "missed" count (`data["count"]`) those that were dropped because the reader was too slow. With a
+    count of None the broker was out of reach for a moment: some before it may be missing, nobody knows how many.
     Also a context manager that closes it.
     """
 

@@ -257,10 +257,18 @@ def event(message: to_client.Event) -> list[Event]:
     """The event, after a "missed" one that counts those dropped before it."""
     found = []
     if message.missed:
-        found.append(Event(type="missed", at=message.at, data={"count": message.missed}))
+        found.append(missed(message.missed, message.at))
     task_id = None if message.task_id is None else TaskId(message.task_id)
     found.append(Event(type=message.type, at=message.at, task_id=task_id, data=message.data))
     return found
+
+
+def missed(count: int | None, at: float) -> Event:
+    """So many events were dropped before this one; None: the broker was out of reach, and nobody has counted."""
+    data: dict[str, Any] = {"count": count}
+    if count is None:
+        data["text"] = "the broker was out of reach: some events may be missing"
+    return Event(type="missed", at=at, data=data)
 
 
 def scope_words(*scope: str | None) -> str:

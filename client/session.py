@@ -33,6 +33,7 @@ from quiesce.client.steps import (
     Effect,
     Event,
     EventArrived,
+    EventsMissed,
     HeartbeatDue,
     LeaveWanted,
     ManyWanted,
@@ -110,7 +111,7 @@ class ClientSession(SessionState):
             if type(message) is from_client.Subscribe:
                 self.subscribed = True
             elif type(message) is from_client.Unsubscribe:
-                self.subscribed = False
+                self.subscribed = self.cut_off = False
         self.requests[self.last_request] = message
         if self.channels[CONTROL] == READY:
             effects.append(Send(CONTROL, self._numbered(message)))
@@ -128,6 +129,7 @@ class ClientSession(SessionState):
 
     def on_connected(self, event: Connected, effects: list[Effect]) -> None:
         if event.channel == CONTROL:
+            self._lose_events()
             self._greet(effects)
             return
         self.channels[DATA] = WAITING
@@ -204,6 +206,8 @@ class ClientSession(SessionState):
     ) -> None:
         """In other states it answers something sent before our Hello, which has yet to arrive."""
         if self.channels[channel] == READY:
+            if channel == CONTROL:
+                self._lose_events()
             self._greet(effects)
 
     def _on_alive(self, channel: str, message: to_client.Alive, effects: list[Effect]) -> None:
@@ -346,6 +350,15 @@ class ClientSession(SessionState):
             subscribing = subscribing or isinstance(message, from_client.Subscribe)
         if self.subscribed and not subscribing:  # the broker may have restarted and lost it
             self.on_request_wanted(RequestWanted(from_client.Subscribe(0)), effects)
+        if (
+            self.cut_off
+        ):  # after the Subscribe: who now asks how things stand hears all that comes later
+            self.cut_off = False
+            effects.append(EventsMissed())
+
+    def _lose_events(self) -> None:
+        """Whoever is at the other end of control may have had events for us, and nowhere to send them."""
+        self.cut_off = self.cut_off or (self.subscribed and self.epoch > 0)
 
     def _resend_spawns(self, effects: list[Effect]) -> None:
         if self.unanswered:

@@ -55,12 +55,14 @@ class SessionState:
         #: All and only the requests without an answer that someone waits for, by key, in order.
         self.requests: dict[int, Request] = {}
         self.subscribed = False
+        #: Events may have gone astray: the subscribers are told once control is READY again.
+        self.cut_off = False
 
     def freeze(self) -> tuple[Any, ...]:
         """All of the state as plain tuples; `thaw` is the inverse."""
         return (
             (self.session, self.pid, self.host, self.worker),
-            (self.epoch, self.payload_limit, self.left, self.subscribed),
+            (self.epoch, self.payload_limit, self.left, self.subscribed, self.cut_off),
             (self.last_key, self.sent_through, self.answered_through, self.base),
             (self.last_request, self.request_base),
             (self.channels[CONTROL], self.channels[DATA]),
@@ -85,7 +87,7 @@ class SessionState:
         who, flags, keys, requests, channels, welcomed, kept, groups, live, late, *rest = frozen
         unique, taken, outstanding = rest
         self = cls(session=who[0], pid=who[1], host=who[2], worker=who[3])
-        self.epoch, self.payload_limit, self.left, self.subscribed = flags
+        self.epoch, self.payload_limit, self.left, self.subscribed, self.cut_off = flags
         self.last_key, self.sent_through, self.answered_through, self.base = keys
         self.last_request, self.request_base = requests
         self.channels = {CONTROL: channels[0], DATA: channels[1]}

@@ -190,6 +190,10 @@ class EventArrived(NamedTuple):
     message: to_client.Event
 
 
+class EventsMissed(NamedTuple):
+    """For the subscribers: the broker was out of reach, and nobody knows how many events have gone meanwhile."""
+
+
 class BrokerLeaving(NamedTuple):
     """The broker goes away, for this reason. It may come back."""
 
@@ -213,6 +217,7 @@ Effect = (
     | ResultsGone
     | SessionWanted
     | EventArrived
+    | EventsMissed
     | BrokerLeaving
     | Rejected
 )

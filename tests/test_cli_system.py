@@ -289,6 +289,33 @@ def test_events_are_one_per_line(system: CommandSystem) -> None:
     system.end(process, signal.SIGTERM)
 
 
+def test_events_say_that_some_may_be_missing_once_a_broker_was_killed(
+    system: CommandSystem,
+) -> None:
+    process = system.up("--json")
+    broker_pid = json.loads(system.text("out"))["broker_pid"]
+    events = [system.start("events", "--json"), system.start("events")]
+
+    def events_seen() -> bool:
+        system.run("spawn", "work:add", "1", "--kind", "compaction", "--wait")
+        return bool(system.text("out", 1) and system.text("out", 2))
+
+    system.until("events", events_seen)
+    os.kill(broker_pid, signal.SIGKILL)
+    system.until("the next one", lambda: "the broker is back: pid" in system.text())
+    system.until("the mark", lambda: '"missed"' in system.text("out", 1))
+    system.until("the mark", lambda: " missed " in system.text("out", 2))
+    told = [json.loads(line) for line in system.text("out", 1).splitlines()]
+    (missed,) = [event for event in told if event["type"] == "missed"]
+    assert (missed["task_id"], missed["data"]["count"]) == (None, None)
+    line = next(line for line in system.text("out", 2).splitlines() if " missed " in line)
+    assert line.endswith(" missed text=the broker was out of reach: some events may be missing")
+    for each in events:
+        each.send_signal(signal.SIGINT)
+        assert each.wait(30) == 0
+    system.end(process, signal.SIGTERM)
+
+
 # --- processes
 
 

@@ -15,9 +15,10 @@ import pytest
 
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce import context, errors
-from quiesce.client import connection, driver
+from quiesce.client import connection, driver, events
 from quiesce.client.client import Client
 from quiesce.client.nested import NestedClient, open_client
+from quiesce.client.outcomes import missed
 from quiesce.client.steps import CONTROL, DATA
 from quiesce.client.waiting import LONG
 from quiesce.errors import (
@@ -39,7 +40,7 @@ from quiesce.protocol.callables import pack_exception, pack_function, pack_value
 from quiesce.registry.ids import SpawnNumber, TaskId
 from quiesce.registry.rows import TIMED_OUT, EndedStopRow, SpawnAnswer, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
-from quiesce.values import EndedStop, TaskInfo
+from quiesce.values import EndedStop, Event, TaskInfo
 
 
 def work(*_: object) -> Any:
@@ -528,9 +529,13 @@ def test_events(broker: FakeBroker, client: Client) -> None:
     stream = client.events()
     broker.take(from_client.Subscribe)
     broker.say(CONTROL, to_client.Event("task-ended", 1.5, 3, {"a": 1}, 2))
-    missed, event = next(stream), next(stream)
-    assert (missed.type, missed.data) == ("missed", {"count": 2})
+    mark, event = next(stream), next(stream)
+    assert (mark.type, mark.data) == ("missed", {"count": 2})
     assert (event.type, event.task_id, event.data) == ("task-ended", 3, {"a": 1})
+    broker.say(CONTROL, to_client.HelloWanted(1))
+    mark = next(stream)
+    assert (mark.type, mark.data["count"]) == ("missed", None)
+    assert "some events may be missing" in mark.data["text"]
     thread, found = in_thread(lambda: list(stream))
     stream.close()
     thread.join()
@@ -539,6 +544,20 @@ def test_events(broker: FakeBroker, client: Client) -> None:
     other = client.events()
     client.close()
     assert list(other) == []
+
+
+def test_a_slow_reader_is_told_how_many_unless_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "LIMIT", 1)
+    inbox = events.Inbox(threading.Lock())
+    others = [Event(type="x", at=float(number)) for number in range(3)]
+    for gone, count in ((missed(4, 0.0), 6), (missed(None, 0.0), None)):
+        inbox.feed([gone, *others])
+        told = inbox.take()
+        assert isinstance(told, Event)
+        assert (told.type, told.at, told.data["count"]) == ("missed", 1.0, count)
+        assert inbox.take() == others[-1]
 
 
 # --- connections ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from quiesce.client.steps import (
     Effect,
     Event,
     EventArrived,
+    EventsMissed,
     HeartbeatDue,
     LeaveWanted,
     ManyWanted,
@@ -245,7 +246,11 @@ def test_a_subscription_is_renewed() -> None:
     event = to_client.Event("x", 1.0, None, {}, 0)
     assert say(Arrived(CONTROL, event)) == [EventArrived(event)]
     say(Connected(CONTROL))
-    assert Send(CONTROL, from_client.Subscribe(2)) in say(welcome(CONTROL))
+    assert say(welcome(CONTROL)) == [
+        Send(CONTROL, from_client.Subscribe(2)),
+        EventsMissed(),
+        hello(DATA, resumed=True),
+    ]
     say(RequestWanted(from_client.Unsubscribe(0)))
     say(Connected(CONTROL))
     assert say(welcome(CONTROL)) == [
@@ -253,6 +258,34 @@ def test_a_subscription_is_renewed() -> None:
         Send(CONTROL, from_client.Unsubscribe(3)),
         hello(DATA, resumed=True),
     ]
+
+
+def test_subscribers_are_told_once_of_each_time_without_a_broker() -> None:
+    """Whether it has restarted or not, and in whatever order its channels come back."""
+    say = Script()
+
+    def told(*events: Event) -> int:
+        return [effect for event in events for effect in say(event)].count(EventsMissed())
+
+    say(RequestWanted(from_client.Subscribe(0)))
+    assert told(Connected(CONTROL), welcome(CONTROL, known=False), Connected(DATA)) == 0
+    say(Arrived(CONTROL, to_client.Done(1)))
+    for epoch in (1, 2):
+        assert told(Disconnected(DATA), Disconnected(CONTROL), Connected(CONTROL)) == 0
+        assert told(welcome(CONTROL, epoch=epoch)) == 1
+        assert told(Connected(DATA), welcome(CONTROL, epoch=epoch)) == 0  # it brings no events
+    say(Arrived(CONTROL, to_client.HelloWanted(2)))
+    assert told(welcome(CONTROL, epoch=2)) == 1
+
+    say(Arrived(CONTROL, to_client.HelloWanted(2)))
+    assert SessionWanted() in say(welcome(CONTROL, known=False, epoch=3))
+    assert told(SessionGiven(b"t" * 16), Connected(CONTROL)) == 0
+    assert told(welcome(CONTROL, known=False, epoch=3)) == 1
+
+    say(Connected(CONTROL))
+    say(RequestWanted(from_client.Unsubscribe(0)))
+    say(RequestWanted(from_client.Subscribe(0)))
+    assert told(welcome(CONTROL, epoch=3)) == 0  # that one has begun since
 
 
 @pytest.mark.parametrize("channel", [CONTROL, DATA])
