@@ -44,10 +44,10 @@ def print_json(value: object) -> None:
     sys.stdout.flush()
 
 
-def print_error(error: str, message: str, *, as_json: bool) -> None:
-    """What went wrong, on stderr: for programs the name of the error and its text, as one document."""
+def print_error(error: str, message: str, *, as_json: bool, **more: object) -> None:
+    """What went wrong, on stderr: for programs the name of the error and its text, and `more`, as one document."""
     if as_json:
-        text = json.dumps({"error": error, "message": message}, ensure_ascii=False)
+        text = json.dumps({"error": error, "message": message, **more}, ensure_ascii=False)
     else:
         shown = "\n".join(printable(line.expandtabs()) for line in message.splitlines())
         text = f"error: {shown}" if message else "error"

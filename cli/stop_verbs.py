@@ -19,7 +19,7 @@ from quiesce.cli.options import (
     Timeline,
 )
 from quiesce.cli.output import GoesOnError, clean, counted, print_json
-from quiesce.cli.watching import AGAIN, SHOWN, Watch, detail
+from quiesce.cli.watching import AGAIN, SHOWN, Watch, detail, telling_of_no_broker
 from quiesce.errors import QuiesceError, ShutdownTimeoutError
 
 if TYPE_CHECKING:
@@ -123,12 +123,13 @@ def shutdown(
         )
         stop.start()
         try:
-            if json:
-                stop.over.wait()
-            elif sys.stderr.isatty():
-                _show_live(client, stop, scope)
-            else:
-                _show_lines(client, stop, scope)
+            with telling_of_no_broker(client, quiet=json):
+                if json:
+                    stop.over.wait()
+                elif sys.stderr.isatty():
+                    _show_live(client, stop, scope)
+                else:
+                    _show_lines(client, stop, scope)
         except KeyboardInterrupt:
             if not stop.over.is_set():
                 limited = timeout_seconds is not None
@@ -166,7 +167,7 @@ def _find(client: "Client", scope: ScopeOptions) -> "StopRow | None":
     try:
         stops = [row for row in client.stops() if row.scope == str(Scope(*scope))]
     except QuiesceError:
-        return None  # the call itself will say what is wrong
+        return None  # the call itself will say what is wrong, and of no broker is told anyway
     return max(stops, key=lambda row: row.stop_id, default=None)
 
 
@@ -275,12 +276,26 @@ def reopen(
     json: Json = False,
 ) -> None:
     """Open scopes within this one that were kept closed, or stayed so after a stop that timed out."""
+    from quiesce.registry.scope import Scope
+
     scope = options.wide_scope(options.scope(kind, tenant, timeline, runtime), everything)
     with options.connected(address) as client:
+        before = client.closed_scopes()
         client.reopen(*scope)
         closed = client.closed_scopes()
+    opened = [
+        each
+        for each in before
+        if each.holder in ("kept", "timed-out")  # others open by themselves
+        and Scope(*scope).matches(each.kind, each.tenant_id, each.timeline_id, each.runtime)
+        and each not in closed
+    ]
     if json:
-        print_json({"reopened": scope, "closed": closed})
+        print_json({"reopened": opened, "closed": closed})
         return
+    for each in opened:
+        print(clean(f"opened: {each.scope}"))
+    if not opened:
+        print(clean(f"nothing to open: no scope within [{Scope(*scope)}] was kept closed"))
     for each in closed:
         print(clean(f"still closed: {each.scope}, by {each.holder}"))

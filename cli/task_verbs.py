@@ -18,7 +18,8 @@ from quiesce.cli.options import (
     Tenant,
     Timeline,
 )
-from quiesce.cli.output import GoesOnError, clean, plain, print_json
+from quiesce.cli.output import GoesOnError, clean, plain, print_error, print_json
+from quiesce.errors import QuiesceError
 
 
 def spawn(
@@ -123,15 +124,22 @@ def spawn(
         task = clean(f"task {task_id} ({handle.name})")
         if not json:
             print(task, file=sys.stderr, flush=True)
+        from quiesce.cli.watching import telling_of_no_broker
         from quiesce.client.progress import follow
 
         meter = follow(client, [handle._record], True) if progress else None
         try:
             try:
-                result = handle.result()
+                with telling_of_no_broker(client, quiet=json):
+                    result = handle.result()
             finally:
                 if meter is not None:
                     (meter.join if handle.done() else meter.close)()
+        except QuiesceError as error:
+            if not json:
+                raise  # its task has been named
+            print_error(type(error).__name__, str(error), as_json=True, id=task_id)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             where = ScopeOptions(kind, tenant, timeline, runtime)
             shown = options.command("ps", *where.words(), address=address)
@@ -254,7 +262,13 @@ def events(address: Address = None, json: Json = False) -> None:
     """Show what happens in the registry, one line each, until interrupted."""
     import time
 
-    with options.connected(address) as client, suppress(KeyboardInterrupt):
+    from quiesce.cli.watching import telling_of_no_broker
+
+    with (
+        options.connected(address) as client,
+        suppress(KeyboardInterrupt),
+        telling_of_no_broker(client, quiet=json),
+    ):
         for event in client.events():
             if json:
                 print_json(event)

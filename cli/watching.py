@@ -1,7 +1,10 @@
-"""What a stop that is being waited for says of its tasks: a line for each, and where they are."""
+"""What a verb says while it waits: of a stop's tasks a line for each, and where they are; and of no broker."""
 
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from quiesce.cli.output import age, clean
@@ -21,6 +24,9 @@ _OTHERS: Final = 5.0
 #: Tasks with a line of their own, and those with their stacks.
 SHOWN: Final = 5
 _STACKS: Final = 3
+#: How often to look whether the broker answers, and for how long it may be away before that is said, in seconds.
+_LOOK: Final = 0.5
+_AWAY: Final = 5.0
 
 
 def detail(task: "TaskRow") -> str:
@@ -81,6 +87,42 @@ class Watch:
             return []
         self.shown = [line for task in found for line in stack_lines(task)]
         return self.shown
+
+
+@contextmanager
+def telling_of_no_broker(client: "Client", *, quiet: bool) -> Iterator[None]:
+    """Around what waits as long as it takes: says when no broker answers, and when one does again.
+
+    `quiet`: not at all, since on stderr there are only documents.
+    """
+    if quiet:
+        yield
+        return
+    over = threading.Event()
+    teller = threading.Thread(target=_tell_of_no_broker, args=(client, over), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
+def _tell_of_no_broker(client: "Client", over: threading.Event) -> None:
+    away_since: float | None = None
+    told = False
+    while not over.wait(_LOOK):
+        if client._driver.silence() is None:
+            if told:
+                print("the broker answers again", file=sys.stderr, flush=True)
+            away_since, told = None, False
+            continue
+        now = time.monotonic()
+        away_since = now if away_since is None else away_since
+        if not told and now >= away_since + _AWAY:
+            told = True
+            line = clean(f"no broker answers at {client.address}; still waiting for it")
+            print(line, file=sys.stderr, flush=True)
 
 
 def stack_lines(task: "TaskStacks") -> list[str]:

@@ -94,8 +94,20 @@ def test_spawn_ps_stacks_shutdown_reopen(system: CommandSystem) -> None:
     assert "tenant_id=t1" in system.run("ps", "--closed").stdout
     refused = system.run(*words, "--tenant", "t1", "--json", code=1)
     assert json.loads(refused.stderr)["error"] == "ScopeClosedError"
-    assert system.json("reopen", "--tenant", "t1")["closed"] == []
+    (kept,) = system.json("ps", "--closed")["closed"]
+    assert system.json("reopen", "--tenant", "t2") == {"reopened": [], "closed": [kept]}
+    nothing = system.run("reopen", "--tenant", "t2").stdout.splitlines()
+    assert nothing[0] == "nothing to open: no scope within [tenant_id=t2] was kept closed"
+    assert nothing[1].startswith("still closed: tenant_id=t1, by kept")
+    assert system.json("reopen", "--tenant", "t1") == {"reopened": [kept], "closed": []}
+    system.run("shutdown", "--tenant", "t1", "--keep-closed")
+    assert system.run("reopen", "--all").stdout == "opened: tenant_id=t1\n"
     assert system.json("shutdown", "--all")["tasks"] == []
+
+    failed = system.run("spawn", "work:fail", "--kind", "compaction", "--wait", "--json", code=1)
+    document = json.loads(failed.stderr)
+    assert document["error"] == "TaskFailedError"
+    assert document["id"] == system.json("history")["tasks"][-1]["id"]
 
     system.end(process, signal.SIGTERM)
 
@@ -313,6 +325,35 @@ def test_events_say_that_some_may_be_missing_once_a_broker_was_killed(
     for each in events:
         each.send_signal(signal.SIGINT)
         assert each.wait(30) == 0
+    system.end(process, signal.SIGTERM)
+
+
+def test_verbs_that_wait_say_that_no_broker_answers_and_that_one_does_again(
+    system: CommandSystem,
+) -> None:
+    process = system.up("--json")
+    marks = [json.dumps(str(system.folder / name)) for name in ("mark", "release")]
+    waits = system.start("spawn", "work:deaf", *marks, "--kind", "compaction", "--wait")
+    system.until_exists("mark")
+    stops = system.start("shutdown", "--kind", "compaction", "--grace", "inf")
+    system.until("the stop", lambda: "waiting for 1 task" in system.text("err", 2))
+    events = system.start("events")
+    documents = system.start("events", "--json")
+    system.until("them to be there", lambda: system.json("top")["statistics"]["sessions"] >= 5)
+    process.send_signal(signal.SIGSTOP)  # it starts no other one for now
+    os.kill(json.loads(system.text("out"))["broker_pid"], signal.SIGKILL)
+    line = f"no broker answers at ipc://{system.folder}/q; still waiting for it\n"
+    system.until("the lines", lambda: all(line in system.text("err", each) for each in (1, 2, 3)))
+    process.send_signal(signal.SIGCONT)
+    again = "the broker answers again\n"
+    system.until("its return", lambda: system.text("err", 3) == line + again)
+    (system.folder / "release").touch()
+    assert waits.wait(30) == 0, system.text("err", 1)
+    assert stops.wait(30) == 0, system.text("err", 2)
+    for each in (events, documents):
+        each.send_signal(signal.SIGINT)
+        assert each.wait(30) == 0
+    assert system.text("err", 4) == ""
     system.end(process, signal.SIGTERM)
 
 
