@@ -90,11 +90,13 @@ class AsyncTaskHandle(BaseHandle[T_co]):
         self,
         grace: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - as Client's
+        *,
+        reason: str = "",
     ) -> ShutdownReport:
         """Stop this task alone, with evidence of its end; raises as `TaskHandle.shutdown` does."""
         deadline = deadline_after(timeout)
         task_id = await self.id
-        ask = requests.stop_task(task_id, grace, remaining(deadline))
+        ask = requests.stop_task(task_id, grace, remaining(deadline), reason)
         return (await self._client._stop(ask, timeout)).report
 
     def __await__(self) -> Generator[Any, None, T_co]:

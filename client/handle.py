@@ -147,10 +147,13 @@ class TaskHandle(BaseHandle[T_co]):
             raise not_ended(record, timeout, self._client._driver.silence())
         return failure(record)
 
-    def shutdown(self, grace: float | None = None, timeout: float | None = None) -> ShutdownReport:
+    def shutdown(
+        self, grace: float | None = None, timeout: float | None = None, *, reason: str = ""
+    ) -> ShutdownReport:
         """Stop this task alone, and wait for the evidence of its end; then `done()`. Closes no scope.
 
-        `grace`: seconds from the request to force (None: as its kind is configured; inf: never).
+        `grace`: seconds from the request to force (None: as its kind is configured; inf: never). `reason`: why; the
+        task and the report say it.
 
         Raises:
             ShutdownTimeoutError: it has not ended in `timeout` seconds (None: for ever); `.report`.
@@ -160,7 +163,7 @@ class TaskHandle(BaseHandle[T_co]):
         """
         deadline = deadline_after(timeout)
         task_id = self.id
-        ask = requests.stop_task(task_id, grace, remaining(deadline))
+        ask = requests.stop_task(task_id, grace, remaining(deadline), reason)
         return self._client._stop(ask, timeout).report
 
     def __await__(self) -> Generator[Any, None, T_co]:

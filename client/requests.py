@@ -148,10 +148,12 @@ def stop(
     return _stop(scope, None, words, grace, timeout, keep_closed, hold, reason)
 
 
-def stop_task(task_id: int, grace: float | None, timeout: float | None) -> Ask[Stopped]:
+def stop_task(
+    task_id: int, grace: float | None, timeout: float | None, reason: str
+) -> Ask[Stopped]:
     """Stop one task; no scope is closed."""
     nowhere = (None, None, None, None)
-    return _stop(nowhere, task_id, f"task {task_id}", grace, timeout, False, False, "")
+    return _stop(nowhere, task_id, f"task {task_id}", grace, timeout, False, False, reason)
 
 
 def _stop(

@@ -67,7 +67,8 @@ def test_await_a_handle(broker: FakeBroker) -> None:
         broker.script[from_client.GetTask] = lambda m: to_client.Tasks(m.request, [task_row(5)])
         assert (await handle.status()).id == 5
         broker.script[from_client.Stop] = lambda m: stop_report(m.request, tasks=[5])
-        assert (await handle.shutdown()).tasks[0].id == 5
+        report = await handle.shutdown(reason="moved")
+        assert (report.tasks[0].id, report.reason) == (5, "moved")
 
     run(broker, body)
     broker.take(from_client.Goodbye)

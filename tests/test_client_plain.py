@@ -337,15 +337,17 @@ def test_handle_shutdown(broker: FakeBroker, client: Client) -> None:
     broker.answer(1, 8)
     assert handle.id == 8
     broker.script[from_client.Stop] = lambda m: stop_report(m.request, tasks=[8])
-    thread, found = in_thread(lambda: (handle.shutdown(grace=1, timeout=5), handle.done()))
+    thread, found = in_thread(
+        lambda: (handle.shutdown(grace=1, timeout=5, reason="moved"), handle.done())
+    )
     stop = broker.take(from_client.Stop)
-    assert (stop.task_id, stop.grace) == (8, 1.0)
+    assert (stop.task_id, stop.grace, stop.reason) == (8, 1.0, "moved")
     client.reopen()  # its answer comes after the report
     assert found == []
     broker.say(DATA, to_client.Ended([ended(8, outcome="cancelled")]))
     thread.join(10)
     ((report, done),) = found
-    assert (report.tasks[0].id, done) == (8, True)
+    assert (report.tasks[0].id, report.reason, done) == (8, "moved", True)
 
 
 def test_a_stop_waits_for_the_ends_of_spawns_that_were_not_answered_before_it(

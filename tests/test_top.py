@@ -306,8 +306,11 @@ def test_a_stop_asks_first_and_says_what_it_would_stop(client: Client) -> None:
 
         await pilot.press("1", "x", "enter")  # the first task alone
         await pilot.pause()
+        app.screen.query_one("#reason", Input).value = "in the way"
         await pilot.press("y")
         await seen(pilot, lambda: len(main(app).rows) == 17)
+        await seen(pilot, lambda: len(app.reports) == 2)
+        assert "reason: in the way" in app.reports[1][1]
 
     drive(client, scenario)
 

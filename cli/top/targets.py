@@ -66,7 +66,7 @@ class Target(NamedTuple):
 
         if self.task_id is None:
             return client.shutdown_tasks(*self.scope, keep_closed=kept, reason=reason)
-        return client._stop(requests.stop_task(self.task_id, None, None), None).report
+        return client._stop(requests.stop_task(self.task_id, None, None, reason), None).report
 
 
 def _counts(tasks: list[TaskInfo], snapshot: Snapshot) -> str:
