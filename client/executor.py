@@ -5,18 +5,23 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from typing import Any, ParamSpec, TypeVar, overload
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
-from quiesce.client import mapping
+from quiesce.client import mapping, requests
 from quiesce.client.checks import name_of
 from quiesce.client.client import Client
 from quiesce.client.engine import Engine, ShutDown
 from quiesce.client.private_broker import KIND, RUNTIME
 from quiesce.client.progress import Meter, Show, checked, counting
 from quiesce.client.waiting import wait_for
-from quiesce.errors import ShutdownRequested
+from quiesce.errors import QuiesceError, ShutdownRequested
 from quiesce.protocol.labels import check_label
 from quiesce.values import TaskKind
+
+#: For calls that are to end because of a KeyboardInterrupt: seconds until they are forced.
+_GRACE: Final = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,6 +38,7 @@ class QuiesceExecutor(Executor):
     the exception that its call raised, as this interface promises (a TaskHandle raises TaskFailedError from
     it); TaskCrashedError if the call's process died. One dead process loses its own call and no other.
     Made inside a task, a private pool is part of it: the task ends when the pool has.
+    A KeyboardInterrupt that leaves the block of a private pool stops the calls that run, and cancels the others.
     `Future.cancel` works until a call is handed to the pool, which at most `max_workers` + 1 are at a time;
     it never stops a running call. Inside a task that is asked to stop, `result`, `exception`, `map` and `shutdown`
     end with ShutdownRequested; `concurrent.futures.wait` and `as_completed` know nothing of tasks.
@@ -95,6 +101,7 @@ class QuiesceExecutor(Executor):
             initializer=initializer,
             initargs=tuple(initargs),
         )
+        self._private = private
         #: As the standard library's executors call it; dask reads it.
         self._max_workers = max_workers
         # Without the lock: a garbage collection comes between any two steps of anything.
@@ -207,6 +214,32 @@ class QuiesceExecutor(Executor):
                 engine.close(cancel_futures=True)
                 raise
             engine.thread.join()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Literal[False]:
+        # Ctrl-C reaches the workers of the standard library, too, and ends their calls. Ours it does not.
+        if self._private and isinstance(error, KeyboardInterrupt):
+            self._stop_calls()
+        self.shutdown()
+        return False
+
+    def _stop_calls(self) -> None:
+        """Of a private pool: cancel those that wait, stop those that run. Does not wait for it."""
+        self._engine.close(cancel_futures=True)
+        # Kept closed: a call that is just being handed over is refused.
+        stop = requests.stop(
+            *(None, None, None, None),
+            grace=_GRACE,
+            timeout=None,
+            keep_closed=True,
+            reason="KeyboardInterrupt in the program",
+        )
+        with suppress(RuntimeError, QuiesceError):  # all have ended, and the client with them
+            self.client._driver.ask(stop.message, orphan=True)
 
 
 def _one(*_: Any) -> int:

@@ -39,6 +39,64 @@ def run_program(text: str, timeout: float = 90) -> tuple[int, str, str]:
     return ran.returncode, ran.stdout, ran.stderr
 
 
+INTERRUPTED = """
+import pathlib, sys, time
+from quiesce import QuiesceExecutor
+
+def work(path):
+    try:
+        pathlib.Path(path).touch()
+        time.sleep(1000)
+    finally:
+        pathlib.Path(path).unlink()
+
+try:
+    with QuiesceExecutor(1) as executor:
+        futures = [executor.submit(work, sys.argv[1] + str(number)) for number in range(4)]
+        print("submitted", flush=True)
+        futures[-1].result()
+except KeyboardInterrupt:
+    print([future.cancelled() or type(future.exception()).__name__ for future in futures])
+"""
+
+
+def test_ctrl_c_in_the_block_of_a_private_pool_ends_its_calls(tmp_path: Path) -> None:
+    """As with processes of the standard library, which get the signal themselves."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, f"{tmp_path}/running-"],
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    with program:
+        try:
+            until(lambda: list(tmp_path.iterdir()), bool)
+            os.killpg(program.pid, signal.SIGINT)
+            printed, _ = program.communicate(timeout=60)
+        finally:
+            program.kill()
+    assert program.returncode == 0
+    assert printed.startswith("submitted\n['TaskCancelledError', ")
+    assert printed.endswith(", True, True]\n")
+    assert list(tmp_path.iterdir()) == []  # its `finally` was run, and no other call
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_other_ends_of_a_block_wait_for_its_calls(
+    executor: QuiesceExecutor, error: type[BaseException]
+) -> None:
+    """Of a private pool any but a KeyboardInterrupt; of another client's all."""
+    if error is KeyboardInterrupt:
+        block = QuiesceExecutor(1, client=executor.client, runtime="executor", kind="executor")
+    else:
+        block = QuiesceExecutor(1)
+    with pytest.raises(error), block:
+        future = block.submit(time.sleep, 0.2)
+        until(future.running)
+        raise error
+    assert future.exception(0) is None
+
+
 # --- map
 
 
