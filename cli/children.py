@@ -12,7 +12,9 @@ from quiesce.workers.markers import ATTEMPT_MARKER, KEEP_ENVIRONMENT, RUN_MARKER
 from quiesce.workers.processes import Process
 
 #: -P: the current folder is for the tasks' code, and must not shadow what a broker or supervisor imports.
-PYTHON: Final = (sys.executable, "-P", "-m")
+#: -u: a line for a standard error that nobody can read any more is lost at once. Kept for later, it would fail
+#: whoever flushes next: multiprocess before it starts a worker, Python at the exit, whose status is then 120.
+PYTHON: Final = (sys.executable, "-P", "-u", "-m")
 
 
 class Child:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from quiesce import logs
 from quiesce.cli.output import GoesOnError, print_error
 from quiesce.errors import QuiesceError
 
@@ -22,12 +23,12 @@ INTERRUPTED: Final = 130
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Exits 0 on success, 1 on failure, 2 on wrong usage, 130 if interrupted."""
+    logs.fill_closed_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     code = run(words)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _on_closed_pipe()
+    if not logs.flush(sys.stdout):
+        code = code or FAILURE
+    logs.flush(sys.stderr)
     sys.exit(code)
 
 
@@ -39,8 +40,8 @@ def run(words: Sequence[str]) -> int:
         if code == INTERRUPTED:
             print_error("Interrupted", "interrupted", as_json=as_json)
         return code
-    except BrokenPipeError:
-        return _on_closed_pipe()
+    except BrokenPipeError:  # whoever read our output has gone (`quiesce ps | head`)
+        return FAILURE
     except KeyboardInterrupt:  # of a plain `up` that had not got so far as to wait for signals
         print_error("Interrupted", "interrupted", as_json=as_json)
         return INTERRUPTED
@@ -99,23 +100,17 @@ def _on_wrong_usage(error: Exception, as_json: bool) -> int:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         if message:  # otherwise it has been printed
-            print(message, file=sys.stderr)
+            logs.write(message)
         return WRONG_USAGE
     code = int(error.exit_code)  # type: ignore[attr-defined]  # the caller has looked
     print_error("UsageError", message, as_json=as_json)
     if context is not None and not as_json:
-        print(f"try: {context.command_path} --help", file=sys.stderr)
+        logs.write(f"try: {context.command_path} --help")
     return code
 
 
 def _fail(error: str, message: str, as_json: bool) -> int:
     print_error(error, message, as_json=as_json)
-    return FAILURE
-
-
-def _on_closed_pipe() -> int:
-    """Whoever read our output has gone (`quiesce ps | head`). Nothing may be written at exit either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILURE
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from quiesce import logs
 from quiesce.registry.printable import printable
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def print_error(error: str, message: str, *, as_json: bool, **more: object) -> N
     else:
         shown = "\n".join(printable(line.expandtabs()) for line in message.splitlines())
         text = f"error: {shown}" if message else "error"
-    print(text, file=sys.stderr, flush=True)
+    logs.write(text)
 
 
 def counted(count: int, noun: str) -> str:

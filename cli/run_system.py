@@ -1,7 +1,9 @@
 """A system or a part of it in the foreground, from its configuration to its exit status."""
 
 import os
+import sys
 
+from quiesce import logs
 from quiesce.cli.config import Config
 from quiesce.cli.output import print_error, print_json
 from quiesce.cli.up import Up, say
@@ -34,6 +36,15 @@ def run_system(
 
 
 def _announce_json(ready: Up) -> None:
+    try:
+        _print_ready(ready)
+    except (
+        OSError
+    ):  # whoever wanted to know is gone, or its disk is full; the system is up all the same
+        logs.flush(sys.stdout)
+
+
+def _print_ready(ready: Up) -> None:
     print_json(
         {
             "pid": os.getpid(),

@@ -320,14 +320,16 @@ def guarded(
 def leave_child(error: BaseException | None) -> None:
     """The body forked, and its child came back to us: it is no worker, and must not act as one."""
     status = 0
-    if isinstance(error, SystemExit):
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None:
-        traceback.print_exception(error)
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            status = 1
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also where nobody can read that
+        os._exit(status)
 
 
 def _tell(attempt: Attempt, verdict: Verdict) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 CONSOLE: Final = "console"
 JSON: Final = "json"
@@ -98,5 +98,41 @@ def say(text: str, log_format: str, process: str, level: str = "INFO") -> None:
         logger = f"quiesce.{process.partition(' ')[0]}"
         head = (timestamp(time.time()), level, logger, process, os.getpid(), text)
         text = dumps(dict(zip(_HEAD, head, strict=True)))
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    write(text)
+
+
+def write(text: str) -> None:
+    """A line on standard error, out at once. Where nobody can read it any more it is lost, and all goes on."""
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except OSError:  # the terminal or the reader of the pipe is gone, the disk is full
+        pass
+
+
+def flush(stream: TextIO) -> bool:
+    """Send out what waits in a standard stream; if it can't be, it is thrown away, and the answer is False.
+
+    Otherwise Python would try again at the exit, and make the exit status 120.
+    """
+    try:
+        stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        return False
+    return True
+
+
+def fill_closed_streams() -> None:
+    """Open what this process was started without (`2>&-`), for itself and all that it starts.
+
+    Otherwise the next file that it opens would get that number, and what is written there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Those before it are open, so this one gets its number.
+            null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)
+            setattr(sys, name, os.fdopen(null, "w" if number else "r", encoding="utf-8"))
