@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from quiesce.cli import keys
 from quiesce.cli.keys import Key, RefusedError, nearest
+from quiesce.cli.paths import here, why_not_writable
 from quiesce.cli.sources import File, find_file, read_file, variable, variables
 from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import default_address, endpoints, refuse_unsafe
@@ -124,14 +125,17 @@ class Config:
         )
 
 
-def load_config(path: str | Path | None = None, env: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    path: str | Path | None = None, env: Mapping[str, str] | None = None, *, to_run: bool = False
+) -> Config:
     """The configuration of `path`, QUIESCE_CONFIG or the current folder, changed by the environment.
 
+    `to_run`: of whoever will run it, and so must be able to write `log_file`; others only ask where the broker is.
     Raises ConfigurationError that lists all that is wrong, one line each.
     """
     env = os.environ if env is None else env
     found = find_file(path, env)
-    loader = _Loader(read_file(found) if found else None, variables(env))
+    loader = _Loader(read_file(found) if found else None, variables(env), to_run)
     return loader.load()
 
 
@@ -139,6 +143,7 @@ def load_config(path: str | Path | None = None, env: Mapping[str, str] | None = 
 class _Loader:
     file: File | None
     variables: dict[str, str]
+    to_run: bool
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     #: By path, the line or variable that a value came from; those that came from a default are not here.
@@ -298,6 +303,9 @@ class _Loader:
         """One that looks like none of ours may belong to somebody else, unless it begins like a table."""
         ours = given.startswith(("QUIESCE_BROKER_", "QUIESCE_RUNTIMES_", "QUIESCE_KINDS_"))
         hint = nearest(given, (*valid, *_OTHER_VARIABLES))
+        key = given.removeprefix("QUIESCE_").lower()
+        if key in keys.BROKER:  # as QUIESCE_ADDRESS, but that is the only short one
+            ours, hint = True, f"; did you mean {variable('broker', key)!r}?"
         close = any(
             SequenceMatcher(None, given, each).ratio() > 0.8 for each in (*valid, *_OTHER_VARIABLES)
         )
@@ -330,16 +338,23 @@ class _Loader:
         for key in ("state", "app_dir", "log_file"):
             if key in values:
                 values[key] = self._folder(("broker", key), values[key])
-        values.setdefault("app_dir", str(Path.cwd()))
+        if "app_dir" not in values:
+            values["app_dir"] = str(here())
         if not Path(values["app_dir"]).is_dir():
             self._wrong(("broker", "app_dir"), f"there is no folder {values['app_dir']}")
-        if "log_file" in values and not Path(values["log_file"]).parent.is_dir():
-            folder = Path(values["log_file"]).parent
-            self._wrong(("broker", "log_file"), f"there is no folder {folder}")
+        if "log_file" in values:
+            self._check_log_file(values["log_file"])
         broker = BrokerConfig(**values)
         self._check_bound(broker, values)
         self._check_metrics(broker)
         return broker
+
+    def _check_log_file(self, path: str) -> None:
+        folder = Path(path).parent
+        if not folder.is_dir():
+            self._wrong(("broker", "log_file"), f"there is no folder {folder}")
+        elif self.to_run and (why := why_not_writable(path)):
+            self._wrong(("broker", "log_file"), f"{why}; name a file that can be, or leave it out")
 
     def _check_metrics(self, broker: BrokerConfig) -> None:
         """Whoever can reach it may read it: that is to be said twice."""
@@ -379,7 +394,7 @@ class _Loader:
             self._wrong(path, f"{given!r}: the home folder is not known")
             return given
         from_file = self.file is not None and not self.places[path].startswith("environment")
-        base = self.file.path.absolute().parent if self.file and from_file else Path.cwd()
+        base = self.file.path.absolute().parent if self.file and from_file else here()
         return os.path.normpath(base / folder)
 
     def _check_order(self, order: tuple[str, ...], kinds: tuple[str, ...]) -> None:

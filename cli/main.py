@@ -71,7 +71,7 @@ def _call(words: Sequence[str]) -> int:
         from quiesce.cli.run_system import run_system
 
         path, as_json = plain
-        return run_system(load_config(path), as_json)
+        return run_system(load_config(path, to_run=True), as_json)
     from quiesce.cli.verbs import app
 
     return int(app(args=list(words), prog_name="quiesce", standalone_mode=False) or SUCCESS)

@@ -57,7 +57,7 @@ def _run(
     from quiesce.cli.run_system import run_system
 
     check_path(path)
-    config = load_config(path)
+    config = load_config(path, to_run=True)
     for name in runtimes or ():
         try:
             config.runtime(name)

@@ -318,9 +318,49 @@ def test_what_is_wrong_is_said_with_its_place(text: str, expected: str) -> None:
     assert problems(text) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("/tmp", "Is a directory"),
+        ("pipe", "No such device or address"),  # one that nobody reads
+        ("/nowhere/log", None),
+    ],
+)
+def test_a_log_file_that_can_not_be_written_is_said_to_who_runs_the_system(
+    tmp_path: Path, given: str, why: str | None
+) -> None:
+    os.mkfifo("pipe")
+    path = tmp_path / given
+    Path("quiesce.toml").write_text(f"[broker]\nlog_file = {str(given)!r}\n")
+    text = f"{path} can't be written: {why}; name a file that can be, or leave it out"
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(env={}, to_run=True)
+    text = text if why else "there is no folder /nowhere"
+    assert str(caught.value) == f"quiesce.toml:2: [broker] log_file: {text}"
+    if why:
+        assert load_config(env={}).broker.log_file == str(path)
+
+
+def test_a_log_file_is_left_alone_by_others() -> None:
+    load("[broker]\nlog_file = 'log'\n")
+    assert not Path("log").exists()
+
+
+def test_a_current_folder_that_is_gone_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigurationError, match="the current folder no longer exists: cd to one"):
+        load_config(env={})
+
+
 WRONG_ENVIRONMENT = [
     ({"QUIESCE_BROKER_LEESE": "3"}, f"environment: QUIESCE_BROKER_LEESE names no key; did you mean 'QUIESCE_BROKER_LEASE'? {ABOUT_VARIABLES}"),
     ({"QUIESCE_ADRESS": "ipc:///tmp/x"}, f"environment: QUIESCE_ADRESS names no key; did you mean 'QUIESCE_ADDRESS'? {ABOUT_VARIABLES}"),
+    ({"QUIESCE_STATE": "/tmp/x"}, f"environment: QUIESCE_STATE names no key; did you mean 'QUIESCE_BROKER_STATE'? {ABOUT_VARIABLES}"),
+    ({"QUIESCE_LEASE": "3"}, f"environment: QUIESCE_LEASE names no key; did you mean 'QUIESCE_BROKER_LEASE'? {ABOUT_VARIABLES}"),
     ({"QUIESCE_RUNTIMES_GPU_SLOTS": "3"}, f"environment: QUIESCE_RUNTIMES_GPU_SLOTS names no key; did you mean 'QUIESCE_RUNTIMES_BACKGROUND_SLOTS'? {ABOUT_VARIABLES}"),
     ({"QUIESCE_BROKER_LEASE": "x"}, "environment: QUIESCE_BROKER_LEASE: expected a number of seconds from 0.5 to 3600, got 'x'"),
     ({"QUIESCE_BROKER_LEASE_BOUND": "30"}, f"environment: QUIESCE_BROKER_LEASE_BOUND: 30 s is not safe with lease 30, clock_drift 0.03, kill_delay 1{LEAST} 32.886 s{RULE}"),
