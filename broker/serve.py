@@ -57,8 +57,7 @@ class StartError(Exception):
 def main() -> int:
     """Serve until the system has stopped."""
     settings = BrokerSettings.from_json(sys.stdin.readline())
-    console = "%(asctime)s %(levelname)s %(name)s %(message)s"
-    handler = logs.handler(settings.log_format, "broker", console, settings.log_file)
+    handler = logs.handler(settings.log_format, "broker", logs.LINE, settings.log_file)
     logging.basicConfig(level=settings.log_level, handlers=[handler])
     die_with(settings.parent_pid)
     setproctitle("quiesce broker")
@@ -74,7 +73,7 @@ def main() -> int:
 
 def _say_last(text: str, settings: BrokerSettings) -> None:
     """Why it ends, whatever the level of the log: `up` speaks of "its message above"."""
-    logs.say(text, settings.log_format, "broker", "CRITICAL")
+    logs.say(text, settings.log_format, "broker", logging.CRITICAL, settings.log_file)
 
 
 def die_with(parent: int) -> None:

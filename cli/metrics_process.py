@@ -43,6 +43,7 @@ class MetricsProcess:
             "host": host,
             "port": port,
             "log_format": self._config.log_format,
+            "log_file": self._config.log_file,
         }
         self.child = start(json.dumps(settings))
         self.start_at = None

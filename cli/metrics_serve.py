@@ -6,6 +6,7 @@ with one line on stderr that says why.
 """
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -78,7 +79,8 @@ def main() -> int:
     registry = CollectorRegistry()
     exporter = Exporter(settings["address"])
     registry.register(exporter)
-    host, port, form = settings["host"], settings["port"], settings["log_format"]
+    host, port = settings["host"], settings["port"]
+    form, file = settings["log_format"], settings["log_file"]
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
@@ -86,12 +88,13 @@ def main() -> int:
             f"quiesce metrics: can't listen on {host}:{port}: {error.strerror}",
             form,
             "metrics",
-            "ERROR",
+            logging.ERROR,
+            file,
         )
         return EXIT_NO_START
     shown = f"[{host}]" if ":" in host else host
     where = f"http://{shown}:{server.server_port}/metrics"
-    say(f"quiesce metrics are at {where}", form, "metrics")
+    say(f"quiesce metrics are at {where}", form, "metrics", file=file)
     signal.sigwait({signal.SIGTERM, signal.SIGQUIT})
     server.shutdown()
     thread.join()

@@ -1,5 +1,6 @@
 """A system or a part of it in the foreground, from its configuration to its exit status."""
 
+import logging
 import os
 import sys
 
@@ -25,7 +26,7 @@ def run_system(
         with_broker: start it, too.
     """
     for warning in config.warnings:
-        say(f"warning: {warning}", config.broker.log_format)
+        say(config, f"warning: {warning}", logging.WARNING)
     on_ready = _announce_json if as_json else None
     system = Up(config, runtimes=runtimes, with_broker=with_broker, on_ready=on_ready)
     code = system.run()

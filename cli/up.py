@@ -10,6 +10,7 @@ A broker that dies is started again, in STOPPING too; its successor goes on wher
 workers live through that. KILLING is also the last step of an orderly end: it makes sure that nothing is left.
 """
 
+import logging
 import os
 import resource
 import signal
@@ -50,9 +51,9 @@ CLOSING: Final = "closing"
 KILLING: Final = "killing"
 
 
-def say(text: str, log_format: str = logs.CONSOLE) -> None:
+def say(config: Config, text: str, level: int = logging.INFO) -> None:
     """One line, beside the logs of the processes and in their format."""
-    logs.say(text, log_format, "up")
+    logs.say(text, config.broker.log_format, "up", level, config.broker.log_file)
 
 
 class Up:
@@ -101,9 +102,9 @@ class Up:
         self._stop_reason = ""
         self._deadline: float | None = None
 
-    def say(self, text: str) -> None:
-        """One line, in the format of the logs."""
-        say(text, self.config.broker.log_format)
+    def say(self, text: str, level: int = logging.INFO) -> None:
+        """One line."""
+        say(self.config, text, level)
 
     # --- the whole run
 
@@ -125,7 +126,7 @@ class Up:
         own = folder if folder and not os.path.exists(folder) else ""
         ledger = self._ledger = Ledger.open(settings.state, this_run(self.run_id, own))
         for note in ledger.notes:
-            self.say(note)
+            self.say(note, logging.WARNING)
         refuse_taken(settings)
         if folder in ledger.folders:
             # An `up` that was killed had made it, and so it becomes ours to remove.
@@ -152,10 +153,10 @@ class Up:
         try:
             write()
         except QuiesceError as error:
-            self.say(f"warning: {error}")
+            self.say(f"warning: {error}", logging.WARNING)
 
     def _run(self) -> int:
-        _raise_descriptor_limit()
+        self._raise_descriptor_limit()
         kernel.become_subreaper()
         self._orphans = Orphans()
         with Signals() as signals:
@@ -172,6 +173,15 @@ class Up:
                 for pool in self.pools:
                     pool.close()
         return self.code
+
+    def _raise_descriptor_limit(self) -> None:
+        """To what the system allows: a broker has two sockets for each of its peers."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            except (ValueError, OSError) as error:
+                self.say(f"the limit of open files stays at {soft}: {error}", logging.WARNING)
 
     def _start(self) -> None:
         self._env = children.environment(self.config.broker.address, self.run_id)
@@ -225,8 +235,7 @@ class Up:
 
     def _stop(self, why: str, reason: str, code: int = 0) -> None:
         """Ask for the stop of the whole system. What is asked never takes it back."""
-        self.say(why)
-        self._fail(why, code)
+        self._say_why(why, code)
         self.state = STOPPING
         self._stop_reason = reason
         self._deadline = time.monotonic() + self.config.broker.stop_timeout + self._stop_patience
@@ -250,16 +259,17 @@ class Up:
                     pool.supervisor.send(signal.SIGTERM)
 
     def _kill_all(self, why: str = "", code: int = 0) -> None:
-        if why:
-            self.say(why)
-        self._fail(why, code)
+        self._say_why(why, code)
         if self.state != KILLING:
             self.state = KILLING
             self._deadline = time.monotonic() + KILLING_PATIENCE
         for child in self._children.values():
             child.send(signal.SIGKILL)
 
-    def _fail(self, why: str, code: int) -> None:
+    def _say_why(self, why: str, code: int) -> None:
+        """Why it ends, and with what status; "" of an end that was announced before."""
+        if why:
+            self.say(why, logging.ERROR if code else logging.INFO)
         if code and not self.code:
             self.code, self.trouble = code, why
 
@@ -277,7 +287,7 @@ class Up:
             elif self.metrics is not None and child is self.metrics.child:
                 story = self.metrics.ended(status, time.monotonic())
                 if self.state == RUNNING:
-                    self.say(story)
+                    self.say(story, logging.WARNING)
             else:
                 for pool in self.pools:
                     if pool.supervisor is child:
@@ -294,8 +304,7 @@ class Up:
             self._close()
         elif status == broker_process.TASK_FAILED:
             why = "the system has stopped because a task marked shutdown_process_on_error failed"
-            self.say(why)
-            self._fail(why, 1)
+            self._say_why(why, 1)
             self._close()
         elif status == broker_process.NOT_STARTED and broker.starts == 1 and not broker.was_ready:
             self._kill_all("the broker could not start; its message is above", code=1)
@@ -308,7 +317,7 @@ class Up:
         if broker.given_up:
             self._on_broker_given_up(broker, why)
             return
-        self.say(f"{why}, to finish the stop" if self.state == STOPPING else why)
+        self.say(f"{why}, to finish the stop" if self.state == STOPPING else why, logging.WARNING)
         for pool in self.pools:
             if pool.last_status == 0 and not pool.runs and not pool.clearing:
                 # It ended in order, but who was told what became of its tasks may have told nobody.
@@ -320,8 +329,7 @@ class Up:
         elif self.state == RUNNING:
             self._stop(f"{why}: stopping without it", "the broker can't be started again", code=1)
         else:
-            self.say(f"{why}: going on without it")
-            self._fail(why, 1)
+            self._say_why(f"{why}: going on without it", 1)
             self._ask_to_stop()
 
     def _close(self) -> None:
@@ -336,7 +344,7 @@ class Up:
         boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
         pool.supervisor_ended(status, time.monotonic(), boottime)
         if status != 0 and self.state != KILLING and not (self.state == CLOSING and status == -9):
-            self.say(pool.story())
+            self.say(pool.story(), logging.WARNING)
 
     # --- time
 
@@ -346,8 +354,7 @@ class Up:
             if self._deadline is not None and now > self._deadline:
                 left = [each.pid for each in self._orphans.left(set())]
                 why = f"these processes were killed but do not end: {', '.join(map(str, left))}"
-                self.say(why)
-                self._fail(why, 1)
+                self._say_why(why, 1)
                 self._children.clear()
             return
         if self.state == STOPPING and self._deadline is not None and now > self._deadline:
@@ -447,16 +454,6 @@ class Up:
             return False
         hopeless = self._deadline is not None and time.monotonic() > self._deadline
         return hopeless or not self._orphans.left(set())
-
-
-def _raise_descriptor_limit() -> None:
-    """To what the system allows: a broker has two sockets for each of its peers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (ValueError, OSError) as error:
-            say(f"the limit of open files stays at {soft}: {error}")
 
 
 def announce(up: Up) -> None:

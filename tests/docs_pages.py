@@ -193,8 +193,9 @@ class Walk:
         return done.stdout
 
     def _news(self) -> str:
-        """What `quiesce up` has logged since the page was last told."""
-        return self._log.read_text()[self._seen :]
+        """What `quiesce up` has logged since the page was last told, as a terminal has it."""
+        news = self._log.read_text()[self._seen :]
+        return re.sub(r"^\S+ \S+ [A-Z]+ quiesce\.up ", "", news, flags=re.MULTILINE)
 
     def _until_printed(self, command: str, wanted: list[str], read: Callable[[], str]) -> None:
         deadline = time.monotonic() + PATIENCE

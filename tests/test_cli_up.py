@@ -1,6 +1,7 @@
 """`quiesce up` watches, restarts, reaps and ends its processes; small programs stand in for the real ones."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,12 +48,42 @@ def test_it_says_where_it_is_once_it_listens(house: House) -> None:
     house.up(2)
     (line,) = [line for line in house.text.splitlines() if "is up" in line]
     (broker,) = [each for each in descendants(house.process.pid) if "broker.py" in each.command]
-    assert line == (
-        f"quiesce is up: broker pid {broker.pid}, pid {house.process.pid}, "
+    assert re.sub(r"[-\d]+ [:,\d]+", "WHEN", line, count=1) == (
+        f"WHEN INFO quiesce.up quiesce is up: broker pid {broker.pid}, pid {house.process.pid}, "
         f"address ipc://{house.folder}/q, runtimes r0 (1 x 16), r1 (1 x 16)"
     )
     house.send(signal.SIGTERM)
     assert house.end() == 0
+
+
+def test_each_line_says_how_bad_it_is(house: House) -> None:
+    house.start("", "stays")
+    house.up()
+    house.kill_broker(0)
+    house.until_back(1)
+    house.send(signal.SIGTERM)
+    assert house.end() == 1
+    assert f" WARNING quiesce.up the broker (pid {house.broker(0)['pid']}) died" in house.text
+    assert " INFO quiesce.up SIGTERM: stopping in order" in house.text
+    assert " ERROR quiesce.up killing what did not end in order" in house.text
+
+
+def test_a_log_file_has_its_lines_too(house: House) -> None:
+    house.start(more='log_file = "other"')
+    house.up()
+    house.send(signal.SIGTERM)
+    assert house.end() == 0
+    lines = [line for line in house.text.splitlines() if " quiesce.up " in line]
+    assert (house.folder / "other").read_text().splitlines() == lines
+    assert len(lines) == 2
+
+
+def test_a_log_file_that_is_standard_error_has_them_once(house: House) -> None:
+    house.start(more=f'log_file = "{house.log.name}"')
+    house.up()
+    house.send(signal.SIGTERM)
+    assert house.end() == 0
+    assert house.text.count("quiesce is up") == 1
 
 
 def test_a_second_signal_is_passed_on(house: House) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import pty
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +94,7 @@ def test_json_says_everything_on_one_line(run_folder: Path, talk: Any) -> None:
     lines = said(system)
     head = ["time", "level", "logger", "process", "pid", "message"]
     ours = [line for line in lines if "event" not in line]
+    assert {line["logger"] for line in ours if line["process"] == "up"} == {"quiesce.up"}
     assert [line for line in ours if list(line)[:6] != head] == []
     who = {line["process"] for line in ours}
     assert {
@@ -161,7 +164,7 @@ def test_why_a_broker_can_not_start_is_json_too(run_folder: Path) -> None:
     assert broker["level"] == "CRITICAL"
     assert broker["process"] == "broker"
     assert "must be yours alone" in broker["message"]
-    assert [line["process"] for line in others] == ["up"]
+    assert [(line["process"], line["level"]) for line in others] == [("up", "ERROR")]
     (run_folder / "run").rmdir()
 
 
@@ -183,9 +186,20 @@ def line(**extra: Any) -> dict[str, Any]:
 
 def test_a_line_has_a_head_and_what_is_known() -> None:
     found = line(quiesce_task_id=3, quiesce_tenant_id="", quiesce=" [task=3]", size=5)
-    assert list(found) == [*logs._HEAD, "task_id", "size"]
+    head = ["time", "level", "logger", "process", "pid", "message"]
+    assert list(found) == [*head, "task_id", "size"]
     assert found["time"] == "2001-09-09T01:46:40.250Z"
     assert (found["process"], found["message"], found["size"]) == ("up", "said", 5)
+
+
+def test_on_a_terminal_what_is_said_has_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb") as terminal, os.fdopen(theirs, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        logs.say("all is well", logs.CONSOLE, "up")
+        assert terminal.readline() == b"all is well\r\n"
+        logs.say("all is well", logs.JSON, "up", logging.WARNING)
+        assert json.loads(terminal.readline())["level"] == "WARNING"
 
 
 def test_what_is_taken_gets_another_name() -> None:

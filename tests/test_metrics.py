@@ -1,5 +1,6 @@
 """The metrics endpoint of a real system: scraped as Prometheus does, and parsed."""
 
+import json
 import os
 import re
 import signal
@@ -45,7 +46,11 @@ def system() -> Iterator[System]:
 def endpoint(system: System, number: int = 0) -> str:
     """Where it listens: the log says so."""
     found = until(
-        lambda: re.findall(r"^quiesce metrics are at (http://127.*)$", system.text(), re.MULTILINE),
+        lambda: re.findall(
+            r" INFO quiesce.metrics quiesce metrics are at (http://127.*)$",
+            system.text(),
+            re.MULTILINE,
+        ),
         lambda found: len(found) > number,
     )
     return str(found[number])
@@ -233,9 +238,13 @@ def test_restarts_are_paced() -> None:
         now += pauses[-1]
     assert len(started) == 9
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert started[0] == (
-        '{"address": "ipc:///x", "host": "::1", "port": 1, "log_format": "console"}'
-    )
+    assert json.loads(started[0]) == {
+        "address": "ipc:///x",
+        "host": "::1",
+        "port": 1,
+        "log_format": "console",
+        "log_file": "",
+    }
     process.start_if_due(now, start)
     process.ended(1, now + 1000)
     assert process.start_at == now + 1001

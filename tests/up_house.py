@@ -154,12 +154,15 @@ class House:
         self.log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, broker: str = "", supervisor: str = "", *, runtimes: int = 1) -> None:
+    def start(
+        self, broker: str = "", supervisor: str = "", *, runtimes: int = 1, more: str = ""
+    ) -> None:
+        """`more`: lines for [broker]."""
         self.notes.mkdir(exist_ok=True)
         pools = "".join(f"[runtimes.r{n}]\nprocesses = 1\n" for n in range(runtimes))
         (self.folder / "quiesce.toml").write_text(
             f'[broker]\naddress = "ipc://{self.folder}/q"\nstate = "{self.folder}/state"\n'
-            f"stop_timeout = 0.5\n{pools}"
+            f"stop_timeout = 0.5\n{more}\n{pools}"
         )
         (self.folder / "broker.py").write_text(BROKER)
         (self.folder / "supervisor.py").write_text(SUPERVISOR)

@@ -22,8 +22,8 @@ FIELDS: Final = "quiesce_fields"
 _PLAIN: Final = frozenset(
     {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName"}
 )
-#: What a line always has, so what a field of a user's can't be called.
-_HEAD: Final = ("time", "level", "logger", "process", "pid", "message")
+#: A line for people, of a process of which there is but one.
+LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
@@ -88,17 +88,36 @@ def timestamp(at: float) -> str:
 def handler(log_format: str, process: str, console: str, file: str = "") -> logging.Handler:
     """To standard error, or to the end of `file`. `console`: the format of `logging.Formatter` for people."""
     made = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
-    made.setFormatter(JsonFormatter(process) if log_format == JSON else logging.Formatter(console))
+    made.setFormatter(_formatter(log_format, process, console))
     return made
 
 
-def say(text: str, log_format: str, process: str, level: str = "INFO") -> None:
-    """A line of a process that has no logging of its own; on standard error, out at once."""
-    if log_format == JSON:
-        logger = f"quiesce.{process.partition(' ')[0]}"
-        head = (timestamp(time.time()), level, logger, process, os.getpid(), text)
-        text = dumps(dict(zip(_HEAD, head, strict=True)))
-    write(text)
+def _formatter(log_format: str, process: str, console: str) -> logging.Formatter:
+    return JsonFormatter(process) if log_format == JSON else logging.Formatter(console)
+
+
+def say(
+    text: str, log_format: str, process: str, level: int = logging.INFO, file: str = ""
+) -> None:
+    """A line of a process that has no logging of its own: on standard error and at the end of `file`, out at once.
+
+    A terminal gets the bare text: who looks at it knows what time it is.
+    """
+    record = logging.LogRecord(f"quiesce.{process}", level, "", 0, text, None, None)
+    line = _formatter(log_format, process, LINE).format(record)
+    write(text if log_format == CONSOLE and sys.stderr.isatty() else line)
+    if file:
+        _append(line, file)
+
+
+def _append(line: str, file: str) -> None:
+    """Unless standard error is that file, which has it already."""
+    try:
+        with open(file, "a", encoding="utf-8") as end:
+            if not os.path.sameopenfile(end.fileno(), sys.stderr.fileno()):
+                end.write(f"{line}\n")
+    except OSError:  # as for standard error, see `write`
+        pass
 
 
 def write(text: str) -> None:
