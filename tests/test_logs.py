@@ -192,6 +192,26 @@ def test_a_line_has_a_head_and_what_is_known() -> None:
     assert (found["process"], found["message"], found["size"]) == ("up", "said", 5)
 
 
+def test_a_log_file_that_was_moved_away_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    path = folder / "log"
+    handler = logs.handler(logs.CONSOLE, "broker", "%(message)s", str(path))
+    handler.handle(record("one"))
+    path.rename(folder / "log.1")
+    handler.handle(record("two"))
+    assert ((folder / "log.1").read_text(), path.read_text()) == ("one\n", "two\n")
+    folder.rename(tmp_path / "old")
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    handler.handle(record("lost"))
+    folder.mkdir()
+    handler.handle(record("three"))
+    handler.close()
+    assert path.read_text() == "three\n"
+
+
 def test_on_a_terminal_what_is_said_has_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb") as terminal, os.fdopen(theirs, "w") as stderr:

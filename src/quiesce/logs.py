@@ -87,7 +87,13 @@ def timestamp(at: float) -> str:
 
 def handler(log_format: str, process: str, console: str, file: str = "") -> logging.Handler:
     """To standard error, or to the end of `file`. `console`: the format of `logging.Formatter` for people."""
-    made = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
+    made: logging.Handler
+    if file:
+        from quiesce.log_file import LogFile  # it brings much, and few want it
+
+        made = LogFile(file)
+    else:
+        made = logging.StreamHandler(sys.stderr)
     made.setFormatter(_formatter(log_format, process, console))
     return made
 
