@@ -64,16 +64,19 @@ def main() -> int:
     try:
         return serve(settings)
     except (JournalFailedError, HalfDoneError) as error:
-        _say_last(f"quiesce broker: {error}", settings)
+        _say_last(str(error), settings)
         return EXIT_JOURNAL_FAILED
     except (StartError, AlreadyLockedError) as error:
-        _say_last(f"quiesce broker: {error}", settings)
+        _say_last(str(error), settings)
         return EXIT_NO_START
 
 
-def _say_last(text: str, settings: BrokerSettings) -> None:
+def _say_last(why: str, settings: BrokerSettings) -> None:
     """Why it ends, whatever the level of the log: `up` speaks of "its message above"."""
+    text = f"quiesce broker: {why}"
     logs.say(text, settings.log_format, "broker", logging.CRITICAL, settings.log_file)
+    if settings.why_fd >= 0:
+        os.pwrite(settings.why_fd, why.encode(errors="replace"), 0)
 
 
 def die_with(parent: int) -> None:

@@ -20,7 +20,8 @@ class BrokerSettings:
     runs before it of which nothing lives any more. `stopping`: not "", and the broker begins the stop of the
     whole system with this reason as soon as it has started, unless it is stopping already: the broker before
     it had been asked to, and died. `busy_poll`: see `vigil`. `lease`, `lease_bound`, `clock_drift` and `kill_delay`
-    are L, Lb, rho and K of `registry.leases`.
+    are L, Lb, rho and K of `registry.leases`. `why_fd`: where to write why it can't start or go on, besides
+    standard error; -1: nowhere.
     """
 
     address: str
@@ -48,6 +49,7 @@ class BrokerSettings:
     run: str = ""
     swept: tuple[str, ...] = ()
     stopping: str = ""
+    why_fd: int = -1
 
     @property
     def socket_files(self) -> list[Path]:

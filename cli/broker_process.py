@@ -1,5 +1,6 @@
 """The broker as `quiesce up` sees it: one process after the other, all with the same settings."""
 
+import os
 import signal
 from dataclasses import replace
 from typing import Final
@@ -19,6 +20,10 @@ JOURNAL_FAILED: Final = 5
 #: Those after which no socket, lock or folder of it is left.
 TIDY: Final = (STOPPED, TASK_FAILED, NOT_STARTED)
 
+#: What is said of its own message, which stands in the log.
+_ABOVE: Final = "its message is above"
+COULD_NOT_START: Final = f"the broker could not start: {_ABOVE}"
+
 #: Supervisors that end in order within so many seconds of a new broker's start may have been told so by the
 #: one before it, and have told nobody what became of their tasks.
 SETTLING: Final = 3.0
@@ -34,6 +39,10 @@ class BrokerProcess:
         self.pid = 0
         #: How the last one ended; None while one runs.
         self.status: int | None = None
+        #: Why the last one ended, in its own words; "" if it had none.
+        self.why = ""
+        #: Where it leaves them: an anonymous file.
+        self.why_fd = os.memfd_create("quiesce-why", os.MFD_CLOEXEC)
         #: How many were started.
         self.starts = 0
         #: Whether the one that runs listens.
@@ -64,7 +73,7 @@ class BrokerProcess:
 
     def settings(self, stopping: str) -> str:
         """The line for the next one. `stopping`: why the system stops, "" if it does not."""
-        return replace(self._settings, stopping=stopping).to_json()
+        return replace(self._settings, stopping=stopping, why_fd=self.why_fd).to_json()
 
     def started(self, child: Child, *, knows_of_stop: bool) -> None:
         """One runs. `knows_of_stop`: its settings say that the system stops."""
@@ -103,6 +112,9 @@ class BrokerProcess:
         """It was reaped. If it must be followed by another, `died` comes next."""
         self.child = None
         self.status = status
+        size = os.fstat(self.why_fd).st_size
+        self.why = os.pread(self.why_fd, size, 0).decode(errors="replace")
+        os.ftruncate(self.why_fd, 0)
 
     def died(self, now: float) -> None:
         """It ended though it should not: plan the next one, unless it is given up."""
@@ -128,9 +140,9 @@ class BrokerProcess:
         """How the last one ended and what comes next, for people."""
         failures = len(self._restarts.failures)
         if self.status == JOURNAL_FAILED:
-            how = "ended because its journal failed (its message is above)"
+            how = f"ended because its journal failed ({_ABOVE})"
         elif self.status == NOT_STARTED:
-            how = "could not start (its message is above)"
+            how = f"could not start ({_ABOVE})"
         else:
             early = " before it was ready" if failures and not self.given_up else ""
             how = f"died{early} ({describe(self.status or 0)})"
@@ -140,3 +152,11 @@ class BrokerProcess:
         pause = max(0.0, (self.restart_at or now) - now)
         text += f"; starting it again{f' in {pause:.1f} s' if pause else ''}"
         return f"{text} (failure {failures} of {MAX_FAILURES})" if failures else text
+
+    def in_full(self, story: str) -> str:
+        """The same with its own message in the place of the hint at that: for who does not read the log."""
+        return story.replace(_ABOVE, self.why) if self.why else story
+
+    def close(self) -> None:
+        """No other one will be started."""
+        os.close(self.why_fd)

@@ -57,6 +57,11 @@ class Pool:
         return self.runs and self._had_a_worker()
 
     @property
+    def was_answered(self) -> bool:
+        """Whether a broker has given its supervisor a lease."""
+        return self._adopted() and self.table.armed_until > 0
+
+    @property
     def is_due(self) -> bool:
         """Whether a supervisor is to come: a restart is planned, or will be once the last one is cleared."""
         return self.clearing or self.restart_at is not None

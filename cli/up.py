@@ -42,6 +42,8 @@ STOP_PATIENCE: Final = 10.0
 CLOSING_PATIENCE: Final = 5.0
 #: How long what was killed may take to be gone. Only a process that hangs in the kernel takes longer.
 KILLING_PATIENCE: Final = 30.0
+#: How long a pool that is alone waits for its broker before it says so.
+BROKER_PATIENCE: Final = 5.0
 #: How often to look at what no signal tells: whether the broker listens, what orphans are left.
 _TICK: Final = 0.02
 
@@ -83,7 +85,7 @@ class Up:
         self.broker: BrokerProcess | None = None
         #: Whether it has been announced.
         self.ready = False
-        #: Why it ends with another status than 0: what was said first.
+        #: Why it ends with another status than 0: what was said first, in full.
         self.trouble = ""
         #: None where it is not configured, or the broker is not ours.
         self.metrics: MetricsProcess | None = None
@@ -101,6 +103,8 @@ class Up:
         #: Why the system stops, for the broker.
         self._stop_reason = ""
         self._deadline: float | None = None
+        #: When to say that no broker answers; None: never, or it has been said.
+        self._missing_at: float | None = None
 
     def say(self, text: str, level: int = logging.INFO) -> None:
         """One line."""
@@ -170,8 +174,9 @@ class Up:
             finally:
                 for child in self._children.values():
                     child.send(signal.SIGKILL)  # only if we failed: otherwise none is left
-                for pool in self.pools:
-                    pool.close()
+                for part in (self.broker, *self.pools):
+                    if part is not None:
+                        part.close()
         return self.code
 
     def _raise_descriptor_limit(self) -> None:
@@ -191,10 +196,13 @@ class Up:
             self.pools.append(Pool(self.config, name, self.run_id))
         for pool in self.pools:
             self._start_pool(pool)
+        if self.broker is None:
+            self._missing_at = time.monotonic() + BROKER_PATIENCE
 
     def _start_broker(self, broker: BrokerProcess) -> None:
         stopping = self._stop_reason if self.state == STOPPING else ""
-        child = self._start_child("broker", self._broker_command, broker.settings(stopping))
+        line = broker.settings(stopping)
+        child = self._start_child("broker", self._broker_command, line, (broker.why_fd,))
         broker.started(child, knows_of_stop=bool(stopping))
 
     def _start_child(
@@ -271,7 +279,8 @@ class Up:
         if why:
             self.say(why, logging.ERROR if code else logging.INFO)
         if code and not self.code:
-            self.code, self.trouble = code, why
+            self.code = code
+            self.trouble = why if self.broker is None else self.broker.in_full(why)
 
     # --- ends of processes
 
@@ -307,7 +316,7 @@ class Up:
             self._say_why(why, 1)
             self._close()
         elif status == broker_process.NOT_STARTED and broker.starts == 1 and not broker.was_ready:
-            self._kill_all("the broker could not start; its message is above", code=1)
+            self._kill_all(broker_process.COULD_NOT_START, code=1)
         else:
             self._on_broker_lost(broker, time.monotonic())
 
@@ -363,7 +372,7 @@ class Up:
             self._on_time_closing(now)
         else:
             self._watch_broker(now)
-            self._watch_ready()
+            self._watch_ready(now)
             self._clear(now)
             self._restart(now)
 
@@ -382,15 +391,25 @@ class Up:
         if self.ready:
             self.say(f"the broker is back: pid {self.broker.pid}")
 
-    def _watch_ready(self) -> None:
+    def _watch_ready(self, now: float) -> None:
         if self.ready or self.state != RUNNING:
             return
         if self.broker is None:
             self.ready = any(pool.is_ready for pool in self.pools)
+            self._watch_for_a_broker(now)
         else:
             self.ready = self.broker.ready
         if self.ready:
             self._on_ready(self)
+
+    def _watch_for_a_broker(self, now: float) -> None:
+        """Of a pool that is alone: say once that there is none."""
+        if any(pool.was_answered for pool in self.pools):
+            self._missing_at = None
+        elif self._missing_at is not None and now >= self._missing_at:
+            self._missing_at = None
+            address = self.config.broker.address
+            self.say(f"no broker answers at {address}; waiting for it", logging.WARNING)
 
     def _clear(self, now: float) -> None:
         """Pools whose supervisor died: once nothing is left of it, plan its successor."""

@@ -65,6 +65,7 @@ class Desk:
 
     def close(self) -> None:
         self._sockets.close()
+        self.broker.close()
 
 
 @pytest.fixture
@@ -150,3 +151,16 @@ def test_a_journal_that_fails_from_the_start_is(desk: Desk) -> None:
     assert desk.broker.given_up
     assert desk.broker.restart_at is None
     assert desk.broker.story(0.0).endswith("for the 5th time in a row before it was ready")
+
+
+def test_what_it_said_of_its_end_stands_in_the_story_for_programs(desk: Desk) -> None:
+    for words in ("a long story of the first one", "the disk is gone"):
+        desk.start()
+        os.pwrite(desk.broker.why_fd, words.encode(), 0)
+        desk.die(1.0, broker_process.JOURNAL_FAILED)
+        story = desk.broker.story(1.0)
+        assert "ended because its journal failed (its message is above)" in story
+        assert f"ended because its journal failed ({words})" in desk.broker.in_full(story)
+    desk.start()
+    desk.die(2.0)
+    assert desk.broker.in_full("its message is above") == "its message is above"

@@ -447,9 +447,12 @@ def test_a_second_system_is_refused_before_it_starts_anything(system: CommandSys
 
 def test_broker_and_pool_start_one_by_one(system: CommandSystem) -> None:
     pool = system.start("pool", "background")  # first: it waits for its broker
+    missing = f"no broker answers at ipc://{system.folder}/q; waiting for it\n"
+    system.until("the line", lambda: missing in system.text("err", 0))
     broker = system.start("broker")
     assert system.run("spawn", "work:add", "2", "--kind", "compaction", "--wait").stdout == "3\n"
     system.until("the line", lambda: "quiesce is up" in system.text("err", 0))
+    assert system.text("err", 0).count(missing) == 1
     pool.send_signal(signal.SIGINT)
     assert pool.wait(30) == 0, system.text("err", 0)
     assert system.json("ps")["runtimes"]["background"]["processes"] == 0
