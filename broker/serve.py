@@ -48,6 +48,7 @@ PR_SET_PDEATHSIG: Final = 1
 LINGER: Final = 1000
 #: Messages that may wait in ZeroMQ for one peer.
 HIGH_WATER: Final = 10_000
+_NAME_ANOTHER: Final = "Name a folder that does not exist yet (the broker makes it)"
 
 
 class StartError(Exception):
@@ -174,6 +175,20 @@ def _catch_signals(*, alone: bool) -> int:
     return reader
 
 
+def why_not_ours(folder: Path) -> str:
+    """Why this can't be the folder of the address, which is there already; "" if it can."""
+    there = folder.stat()
+    mode = stat.S_IMODE(there.st_mode)
+    what = f"the folder {folder} of the address must be yours alone"
+    if not stat.S_ISDIR(there.st_mode):
+        return f"{what}: it is no folder, but a file. {_NAME_ANOTHER}"
+    if there.st_uid != os.getuid():
+        return f"{what}: its owner is {there.st_uid}, and you are {os.getuid()}. {_NAME_ANOTHER}"
+    if mode & 0o077:
+        return f"{what}: it has mode {mode:04o}. {_NAME_ANOTHER}, or run chmod 700 on it"
+    return ""
+
+
 class _Sockets:
     """The two endpoints and the folder they stand in."""
 
@@ -205,13 +220,13 @@ class _Sockets:
                 folder.mkdir(mode=0o700, parents=True)
                 self._made_folder = True
             except FileExistsError:
-                there = folder.stat()
-                if there.st_uid != os.getuid() or stat.S_IMODE(there.st_mode) & 0o077:
-                    raise StartError(
-                        f"the folder {folder} of the address must be yours alone: it has mode "
-                        f"{stat.S_IMODE(there.st_mode):04o} and owner {there.st_uid}. Name a folder "
-                        "that does not exist yet (the broker makes it), or run chmod 700 on it"
-                    ) from None
+                if why := why_not_ours(folder):
+                    raise StartError(why) from None
+            except NotADirectoryError:
+                raise StartError(
+                    f"the folder {folder} of the address can't be made: what it would be in is a file. "
+                    f"{_NAME_ANOTHER}"
+                ) from None
 
     def bind(self) -> None:
         """Bind both, under the lock: what lies there now is left of a broker that was killed."""

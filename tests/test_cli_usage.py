@@ -13,6 +13,7 @@ import pytest
 
 from cli_system import BACKGROUND, CommandSystem
 from quiesce import __version__
+from quiesce.broker.serve import why_not_ours
 from quiesce.cli import main
 from quiesce.cli.verbs import VERBS
 
@@ -151,6 +152,40 @@ def test_a_broker_that_can_not_start_is_json(system: CommandSystem) -> None:
     assert "must be yours alone" in done.stderr
     assert done.stderr.endswith("the broker could not start: its message is above\n")
     assert not (system.folder / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("q", "/q of the address must be yours alone: it is no folder, but a file. Name a"),
+        ("q/in", "/q/in of the address can't be made: what it would be in is a file. Name a"),
+    ],
+)
+def test_an_address_that_is_a_file_is_said_to_be_one(
+    system: CommandSystem, address: str, expected: str
+) -> None:
+    (system.folder / "q").touch()
+    done = system.run("up", code=1, QUIESCE_ADDRESS=f"ipc://{system.folder}/{address}")
+    assert expected in done.stderr
+    assert "chmod" not in done.stderr
+
+
+def test_a_folder_of_somebody_else_is_no_case_for_chmod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o755)
+    assert why_not_ours(tmp_path).endswith(
+        "it has mode 0755. Name a folder that does not exist yet "
+        "(the broker makes it), or run chmod 700 on it"
+    )
+    tmp_path.chmod(0o700)
+    assert why_not_ours(tmp_path) == ""
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert why_not_ours(tmp_path).endswith(
+        f"its owner is {owner}, and you are {owner + 1}. Name a folder that does not exist yet "
+        "(the broker makes it)"
+    )
 
 
 def test_a_wrong_configuration_starts_nothing(system: CommandSystem) -> None:
