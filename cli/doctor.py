@@ -1,5 +1,6 @@
 """`quiesce doctor`: whether the broker's journal is whole, and going on with what is left of a damaged one."""
 
+import errno
 import fcntl
 import os
 import shlex
@@ -12,6 +13,7 @@ import typer
 
 from quiesce.cli.options import ConfigFile, Json
 from quiesce.cli.output import counted, print_error, print_json, size
+from quiesce.errors import QuiesceError
 
 if TYPE_CHECKING:
     from quiesce.broker.journal_check import Examination, Repair
@@ -80,7 +82,16 @@ def _locked(folder: Path) -> Iterator[None]:
     """No broker and no `quiesce up` uses it in this block; AlreadyLockedError if one does."""
     from quiesce.broker.locks import AlreadyLockedError, Lock
 
-    lock = Lock(folder / "lock", f"the state folder {folder}")
+    try:
+        lock = Lock(folder / "lock", f"the state folder {folder}")
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        # SQLite can't read there either what a killed broker has left.
+        raise QuiesceError(
+            f"the state folder {folder} is on a read-only file system: copy it, as a whole, to where it "
+            "can be written, and name the copy"
+        ) from None
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

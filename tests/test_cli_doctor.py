@@ -1,6 +1,8 @@
 """`quiesce doctor`: what it says of a journal, what it refuses, and what it repairs."""
 
+import errno
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -23,10 +25,12 @@ from journal_helpers import (
     told,
     write,
 )
+from quiesce.broker import locks
 from quiesce.broker.boot import boot_id
 from quiesce.broker.journal_read import Manifest, chain_row
 from quiesce.broker.locks import Lock
 from quiesce.protocol.fact_codec import FORMAT
+from quiesce.cli import main
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts
 
@@ -275,6 +279,23 @@ def test_a_folder_without_a_journal(system: CommandSystem) -> None:
     said = system.run("doctor").stdout
     assert said == f"{system.folder}/state: there is no journal (last epoch 0)\n"
     assert list((system.folder / "state").iterdir()) == []
+
+
+def test_on_a_read_only_disk_it_says_what_to_do(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, what: str) -> Lock:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(locks, "Lock", refuse)
+    before = files(state)
+    assert main.run(["doctor", str(state), "--json"]) == 1
+    assert json.loads(capsys.readouterr().err) == {
+        "error": "QuiesceError",
+        "message": f"the state folder {state} is on a read-only file system: copy it, as a whole, to "
+        "where it can be written, and name the copy",
+    }
+    assert files(state) == before
 
 
 @pytest.mark.parametrize(
