@@ -212,6 +212,11 @@ def test_a_log_file_that_was_moved_away_is_begun_anew(
     assert path.read_text() == "three\n"
 
 
+def test_a_name_that_is_no_text_is_said_too(tmp_path: Path) -> None:
+    logs.say("folder \udcff", logs.CONSOLE, "up", file=str(tmp_path / "log"))
+    assert (tmp_path / "log").read_text().endswith(" INFO quiesce.up folder \\udcff\n")
+
+
 def test_on_a_terminal_what_is_said_has_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb") as terminal, os.fdopen(theirs, "w") as stderr:

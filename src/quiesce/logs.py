@@ -119,7 +119,7 @@ def say(
 def _append(line: str, file: str) -> None:
     """Unless standard error is that file, which has it already."""
     try:
-        with open(file, "a", encoding="utf-8") as end:
+        with open(file, "a", encoding="utf-8", errors="backslashreplace") as end:
             if not os.path.sameopenfile(end.fileno(), sys.stderr.fileno()):
                 end.write(f"{line}\n")
     except OSError:  # as for standard error, see `write`
@@ -160,4 +160,5 @@ def fill_closed_streams() -> None:
             # Those before it are open, so this one gets its number.
             null = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(null, True)
-            setattr(sys, name, os.fdopen(null, "w" if number else "r", encoding="utf-8"))
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(null, mode, encoding="utf-8", errors="backslashreplace"))
