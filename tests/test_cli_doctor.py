@@ -29,8 +29,8 @@ from quiesce.broker import locks
 from quiesce.broker.boot import boot_id
 from quiesce.broker.journal_read import Manifest, chain_row
 from quiesce.broker.locks import Lock
-from quiesce.protocol.fact_codec import FORMAT
 from quiesce.cli import main
+from quiesce.protocol.fact_codec import FORMAT
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts
 
