@@ -18,6 +18,7 @@ from quiesce.protocol.sizes import CONTROL_LIMIT
 from quiesce.workers.attempt import Attempt
 from quiesce.workers.kernel import Wake
 from quiesce.workers.link import Link
+from quiesce.workers.scope import CALLBACKS
 from quiesce.workers.stacks import stacks_of
 from quiesce.workers.sweeper import Sweeper
 from quiesce.workers.worker_effects import AskToStop, ForceAttempt, Look
@@ -206,10 +207,15 @@ class ControlThread:
                 # What waits for the task's token is woken now. Said first: it may end at once.
                 attempt.task.observe()
             self._woken = True
+            # They are part of the task: it has not ended while one of them runs, and none begins when it has.
+            if not attempt.scope.hold(CALLBACKS, CALLBACKS):
+                return
             try:
                 attempt.context.copy().run(attempt.task.root.cancel, effect.reason)
             except BaseException:
                 _log.exception("a callback of a token of %s failed", attempt.words())
+            finally:
+                attempt.scope.release(CALLBACKS)
 
     def force(self, effect: ForceAttempt) -> None:
         """The grace is over."""

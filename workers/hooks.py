@@ -143,11 +143,27 @@ def _watch_executors(nursery: Nursery, shield: AbstractContextManager[None]) -> 
             except BaseException:
                 scope.release(mark)
                 raise
-            # Also when it is cancelled before it has run.
-            future.add_done_callback(lambda _: scope.release(mark))
+            _release_last(future, inside, lambda: scope.release(mark))
         return future
 
     ThreadPoolExecutor.submit = counted  # type: ignore[assignment,method-assign]  # the door
+
+
+def _release_last(future: Any, inside: contextvars.Context, release: Callable[[], None]) -> None:
+    """When it is done, or cancelled before it has run: after its callbacks, which are part of the attempt, too."""
+    invoke = future._invoke_callbacks
+
+    def invoke_inside() -> None:
+        try:
+            inside.copy().run(invoke)
+        finally:
+            release()
+
+    with future._condition:
+        if not future.done():
+            future._invoke_callbacks = invoke_inside
+            return
+    release()  # nobody else has it yet: whoever adds a callback runs it at once
 
 
 def _called(fn: Any) -> str:

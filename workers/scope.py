@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: The hold for child processes: one for all, released by the sweep that finds none.
 PROCESSES: Final = "child processes"
+#: The hold for the callbacks of the task's tokens, while the control thread runs them.
+CALLBACKS: Final = "callbacks of its token"
 
 
 class Scope:
@@ -63,10 +65,11 @@ class Scope:
         #: How many child processes it has started or begun to start.
         self.forks = 0
 
-    def hold(self, what: object, words: str) -> None:
-        """Something has begun."""
+    def hold(self, what: object, words: str) -> bool:
+        """Something has begun. False: all had ended before, and nothing of the attempt may begin any more."""
         with self._lock:
             self._holds[what] = words
+            return not self._empty
 
     def release(self, what: object) -> None:
         """It has ended. Twice is harmless."""
