@@ -1,11 +1,11 @@
 """What bodies leave behind in real workers: their end is told when the last of it has ended, or it is undone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from quiesce.testing import leftover_bodies as bodies
+from quiesce.testing import leftover_bodies as bodies, worker_bodies
 from workers_fakes import FakeBroker, Pool, value_of
 
 
@@ -56,3 +56,75 @@ def test_a_call_that_is_cancelled_in_a_pool_leaves_nothing(
     assert end.outcome == "completed"
     assert value_of(end) == str(key[0])  # its callback was the task's
     assert not (tmp_path / "ran").exists()
+
+
+# --- what is raised at the end
+
+
+@pytest.mark.parametrize("fn", [bodies.raise_unspeakable, bodies.async_raise_unspeakable])
+def test_an_error_that_says_nothing_of_itself_is_an_end(
+    broker: FakeBroker, fn: Callable[..., object]
+) -> None:
+    end = broker.await_end(broker.run(fn))
+    assert (end.outcome, end.evidence) == ("failed", "RETURNED")
+    assert end.text == "UnspeakableError"
+    assert broker.call(worker_bodies.add, 1, 1) == 2
+
+
+@pytest.mark.parametrize(
+    ("fn", "said", "fits"),
+    [
+        (bodies.async_convert, "RuntimeError: can't clean up", (4, 1)),
+        (bodies.convert, "RuntimeError: can't clean up", (1,)),
+        (bodies.leave, "SystemExit: can't clean up", (1,)),
+    ],
+)
+def test_a_forced_end_is_cancelled_whatever_is_raised(
+    pool: Pool,
+    broker: FakeBroker,
+    tmp_path: Path,
+    fn: Callable[..., object],
+    said: str,
+    fits: tuple[int, ...],
+) -> None:
+    if pool.settings.slots not in fits:
+        pytest.skip("synchronous code that shares its process can't be forced")
+    key = broker.run(fn, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    before = pool.log().count("ERROR")
+    broker.stop(key)
+    broker.force(key)
+    end = broker.await_end(key)
+    assert (end.outcome, end.evidence) == ("cancelled", "RETURNED")
+    assert said in end.text
+    assert pool.log().count("ERROR") == before
+
+
+# --- logging that fails
+
+
+def test_an_end_comes_also_when_it_cannot_be_logged(broker: FakeBroker) -> None:
+    broker.call(bodies.filter_badly)
+    try:
+        for fn in (worker_bodies.fail, worker_bodies.async_raise):
+            argument = ValueError if fn is worker_bodies.async_raise else "no good"
+            assert broker.await_end(broker.run(fn, argument)).outcome == "failed"
+        assert broker.await_end(broker.run(bodies.raise_unspeakable)).outcome == "failed"
+    finally:
+        broker.call(bodies.filter_no_more)
+
+
+def test_a_worker_that_cannot_log_hears_requests_to_stop(
+    broker: FakeBroker, tmp_path: Path
+) -> None:
+    broker.call(bodies.filter_badly)
+    try:
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            key = broker.run(bodies.fail_in_callback, str(tmp_path / name))
+            broker.await_file(tmp_path / name / "begun")
+            broker.stop(key)
+            assert broker.await_end(key).outcome == "completed"
+    finally:
+        broker.call(bodies.filter_no_more)
+    assert not broker.exits

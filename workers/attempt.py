@@ -115,10 +115,12 @@ def info_of(row: AssignRow, identity: Identity, fence: Fence) -> TaskInfo:
     )
 
 
-def judge(error: BaseException | None, asked: bool) -> Outcome:
+def judge(error: BaseException | None, asked: bool, forced: bool = False) -> Outcome:
     """The table of section 5 of the design: what an attempt's body came to."""
     if error is None:
         return Outcome.COMPLETED
+    if forced:
+        return Outcome.CANCELLED  # whatever it has made of what was raised in it
     leaves, ends = _leaves(error), _ends()
     if all(isinstance(leaf, ends) for leaf in leaves):
         # Raised though nobody asked: its own doing, and no end that anybody waits for.
@@ -142,9 +144,20 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def verdict_of(value: Any, error: BaseException | None, asked: bool, limit: int) -> Verdict:
+def bare_verdict(error: BaseException, asked: bool, forced: bool) -> Verdict:
+    """On an error that can't be packed or formatted: what can be said without its help."""
+    try:
+        text = ascii(error)
+    except BaseException:
+        text = type(error).__name__
+    return Verdict(judge(error, asked, forced), text, b"")
+
+
+def verdict_of(
+    value: Any, error: BaseException | None, asked: bool, forced: bool, limit: int
+) -> Verdict:
     """Judge and pack. A result that can't be sent makes the attempt fail, with words that say so."""
-    outcome = judge(error, asked)
+    outcome = judge(error, asked, forced)
     if error is not None:
         packed = pack_exception(error)
         return Verdict(outcome, describe(error), packed if len(packed) <= limit else b"")

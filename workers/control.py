@@ -15,6 +15,7 @@ import zmq
 
 from quiesce.protocol import from_worker
 from quiesce.protocol.sizes import CONTROL_LIMIT
+from quiesce.workers import logs
 from quiesce.workers.attempt import Attempt
 from quiesce.workers.kernel import Wake
 from quiesce.workers.link import Link
@@ -95,7 +96,7 @@ class ControlThread:
                 link.close_monitor()
         except BaseException:
             # A worker that can't hear a request to stop must not go on.
-            _log.exception("the control thread failed; the worker ends")
+            logs.say(_log.exception, "the control thread failed; the worker ends")
             self._worker.fail()
 
     def _turn(self) -> None:
@@ -213,7 +214,7 @@ class ControlThread:
             try:
                 attempt.context.copy().run(attempt.task.root.cancel, effect.reason)
             except BaseException:
-                _log.exception("a callback of a token of %s failed", attempt.words())
+                logs.say(_log.exception, "a callback of a token of %s failed", attempt.words())
             finally:
                 attempt.scope.release(CALLBACKS)
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from quiesce.workers import logs
 from quiesce.workers.hooks import start_thread
 
 _log: Final = logging.getLogger("quiesce.worker")
@@ -84,5 +85,5 @@ class Hands:
             try:
                 work()
             except BaseException:
-                _log.exception("a thread of the worker caught what nobody else did")
+                logs.say(_log.exception, "a thread of the worker caught what nobody else did")
             del work  # holds an attempt, and with it a result

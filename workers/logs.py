@@ -1,6 +1,8 @@
 """Logging of supervisors and workers: every record, whoever logs, says which task it belongs to."""
 
+import contextlib
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,6 +18,18 @@ ATTRIBUTES: Final = (
     "quiesce_timeline_id",
 )
 _NOTHING: Final = ("",) * len(ATTRIBUTES)
+
+
+def say(log: Callable[..., None], *said: object) -> None:
+    """Log, and go on if that fails: filters, handlers and what is formatted are a program's own.
+
+    What they raise is shown on standard error.
+    """
+    try:
+        log(*said)
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
 
 
 def no_task() -> None:

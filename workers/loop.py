@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.context import TaskContext, _current
 from quiesce.errors import ShutdownRequested
+from quiesce.workers import logs
 from quiesce.workers.hands import start_own
 from quiesce.workers.scope import Scope
 
@@ -70,7 +71,8 @@ class LoopThread:
             try:
                 loop.run_forever()
             except BaseException as escaped:
-                _log.debug("%s left the event loop; it goes on", type(escaped).__name__)
+                name = type(escaped).__name__
+                logs.say(_log.debug, "%s left the event loop; it goes on", name)
 
 
 def _make_task(

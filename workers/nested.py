@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce.registry.ids import AttemptKey
+from quiesce.workers import logs
 
 _log: Final = logging.getLogger("quiesce.worker")
 
@@ -49,6 +50,8 @@ class NestedClient:
             return
         try:
             while not client.wait_spawned(parent, _PATIENCE):
-                _log.info("the end of task %d.%d waits for its spawns to be acknowledged", *parent)
+                said = "the end of task %d.%d waits for its spawns to be acknowledged"
+                logs.say(_log.info, said, *parent)
         except Exception:
-            _log.exception("it is unknown whether the spawns of task %d.%d have arrived", *parent)
+            said = "it is unknown whether the spawns of task %d.%d have arrived"
+            logs.say(_log.exception, said, *parent)

@@ -21,8 +21,8 @@ from quiesce.errors import ShutdownRequested
 from quiesce.protocol.callables import Loaded, known_function, load_function, unpack_arguments
 from quiesce.protocol.frames import Frame, payload_view
 from quiesce.registry.states import Outcome
-from quiesce.workers import loop as loops, task_logs
-from quiesce.workers.attempt import NOTHING, Attempt, Verdict, Where, judge, verdict_of
+from quiesce.workers import logs, loop as loops, task_logs
+from quiesce.workers.attempt import NOTHING, Attempt, Verdict, Where, bare_verdict, verdict_of
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.nursery import Nursery
@@ -201,12 +201,12 @@ class Runner:
             self.on_empty(attempt)
 
     def _verdict(self, attempt: Attempt, value: Any, error: BaseException | None) -> Verdict:
-        asked = attempt.is_asked
+        asked, forced = attempt.is_asked, attempt.forced
         try:
-            return attempt.context.copy().run(verdict_of, value, error, asked, self.limit)
+            return attempt.context.copy().run(verdict_of, value, error, asked, forced, self.limit)
         except BaseException as failure:
-            _log.exception("the verdict on %s can't be packed", attempt.words())
-            return Verdict(judge(error or failure, asked), f"{error or failure!r}", b"")
+            logs.say(_log.exception, "the verdict on %s can't be packed", attempt.words())
+            return bare_verdict(failure if error is None else error, asked, forced)
 
     # --- after the body ---------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Runner:
         verdict = attempt.verdict
         assert verdict is not None, "the scope empties only after the body has ended"
         if verdict.outcome not in _QUIET or _log.isEnabledFor(logging.DEBUG):
-            attempt.context.copy().run(_tell, attempt, verdict)
+            attempt.context.copy().run(logs.say, _tell, attempt, verdict)
         self._finish(attempt, verdict)
 
     # --- force ------------------------------------------------------------------------------------

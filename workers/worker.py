@@ -107,7 +107,7 @@ def worker_main(
         dumps.register(own)
         Worker(settings, identity, own).run()
     except BaseException:
-        _log.exception("the worker failed; it ends")
+        logs.say(_log.exception, "the worker failed; it ends")
     end_process(70)
 
 
@@ -266,7 +266,7 @@ class Worker:
         for effect in later:
             self._do(effect)
         if self.quitting and self.quitting.status:
-            _log.error("%s", self.quitting.text)
+            logs.say(_log.error, "%s", self.quitting.text)
             end_process(self.quitting.status)
 
     def _say(self, me: int, event: Event, args: tuple[Any, ...]) -> Effects:

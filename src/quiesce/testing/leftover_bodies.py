@@ -1,5 +1,8 @@
 """Task bodies that leave callbacks, timers and the like behind; each leaves signs in files."""
 
+import asyncio
+import logging
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,3 +65,96 @@ def cancelled_call(folder: str) -> str:
         call.cancel()
         go.set()
     return ",".join(said)
+
+
+# --- what is raised at the end --------------------------------------------------------------------
+
+
+class UnspeakableError(Exception):
+    """Can't be pickled, formatted, shown or asked for its truth."""
+
+    def __reduce__(self) -> str:
+        raise KeyboardInterrupt
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+    def __repr__(self) -> str:
+        raise ValueError
+
+    def __bool__(self) -> bool:
+        raise RuntimeError
+
+
+def raise_unspeakable() -> None:
+    raise UnspeakableError
+
+
+async def async_raise_unspeakable() -> None:
+    raise UnspeakableError
+
+
+def convert(folder: str) -> None:
+    """Make an error of one's own out of what ends it."""
+    mark(folder, "begun")
+    try:
+        while True:
+            time.sleep(0.005)
+    except BaseException as ending:
+        raise RuntimeError("can't clean up") from ending
+
+
+def leave(folder: str) -> None:
+    """Leave by sys.exit, whatever ends it."""
+    mark(folder, "begun")
+    try:
+        while True:
+            time.sleep(0.005)
+    finally:
+        sys.exit("can't clean up")
+
+
+async def async_convert(folder: str) -> None:
+    mark(folder, "begun")
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError as ending:
+        raise RuntimeError("can't clean up") from ending
+
+
+# --- logging that fails ---------------------------------------------------------------------------
+
+
+class _Picky(logging.Filter):
+    """Takes for granted that each record has a field of the program's own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or bool(record.request_id)  # type: ignore[attr-defined]  # the mistake
+
+
+_picky = _Picky()
+
+
+def _loggers() -> list[logging.Filterer]:
+    return [logging.getLogger("quiesce.task"), *logging.getLogger().handlers]
+
+
+def filter_badly() -> None:
+    for each in _loggers():
+        each.addFilter(_picky)
+
+
+def filter_no_more() -> None:
+    for each in _loggers():
+        each.removeFilter(_picky)
+
+
+def fail_in_callback(folder: str) -> None:
+    """A callback of its token raises."""
+
+    def callback() -> None:
+        raise ValueError("on purpose")
+
+    shutdown_token().add_callback(callback)
+    mark(folder, "begun")
+    wait_for_shutdown()
