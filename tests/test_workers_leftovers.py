@@ -128,3 +128,27 @@ def test_a_worker_that_cannot_log_hears_requests_to_stop(
     finally:
         broker.call(bodies.filter_no_more)
     assert not broker.exits
+
+
+# --- signals
+
+
+def test_what_a_body_in_the_main_thread_does_to_signals_is_undone(
+    pool: Pool, broker: FakeBroker
+) -> None:
+    if pool.settings.slots != 1:
+        pytest.skip("signal handlers are for bodies in the main thread")
+    before = broker.call(bodies.signals)
+    assert broker.call(bodies.meddle_with_all_signals) != before
+    assert broker.call(bodies.signals) == before
+
+
+def test_a_timer_that_a_body_leaves_hits_nobody_else(pool: Pool, broker: FakeBroker) -> None:
+    """However close to its end it is over: in the body, or never."""
+    if pool.settings.slots != 1:
+        pytest.skip("signal handlers are for bodies in the main thread")
+    for n in range(100):
+        end = broker.await_end(broker.run(bodies.leave_alarm, (n + 1) * 1e-6))
+        assert end.outcome == "completed" or "TimeoutError: my own" in end.text
+        assert broker.call(worker_bodies.add, n, 1) == n + 1
+    assert not broker.exits

@@ -11,6 +11,7 @@ from typing import Final
 from quiesce.errors import ShutdownRequested
 from quiesce.workers.attempt import Attempt
 from quiesce.workers.nursery import Nursery
+from quiesce.workers.signals import Signals
 
 #: A real-time signal, far from those that programs use.
 SIGNAL: Final = signal.SIGRTMAX - 3
@@ -50,6 +51,8 @@ class Interrupt:
         self.wanted: Attempt | None = None
         #: `with interrupt.shield:` no interrupt raises in here; one that comes raises at the end.
         self.shield: Final = Shield(self)
+        #: What bodies in the main thread do to signals.
+        self.signals: Final = Signals()
         signal.signal(SIGNAL, self._on_signal)
 
     def arm(self, attempt: Attempt) -> None:
@@ -57,12 +60,14 @@ class Interrupt:
         self.target = attempt
 
     def disarm(self) -> None:
-        """From the return of this on, none does."""
+        """From the return of this on, none does, and no handler of the body's raises either."""
         while True:
             try:
                 self.target = None
+                if self.signals.changed:
+                    self.signals.restore()
                 return
-            except ShutdownRequested:
+            except BaseException:  # an interrupt, or a handler of the body's
                 continue
 
     def send(self, attempt: Attempt) -> None:

@@ -297,7 +297,7 @@ def guarded(
     Between `arm` and `disarm` an interrupt may raise.
 
     The outer `try` catches one that hits the few instructions of ours after the body: it is disarmed by
-    the handler itself, so that it comes once.
+    the handler itself, so that it comes once. So it does what a signal handler of the body's own raises there.
     """
     value: Any = None
     error: BaseException | None = None
@@ -310,10 +310,10 @@ def guarded(
             error = raised
         if interrupt is not None:
             interrupt.disarm()
-    except ShutdownRequested as late:
+    except BaseException as late:
         if interrupt is not None:
             interrupt.disarm()
-        error = error or late
+        error = late if error is None else error
     return value, error
 
 

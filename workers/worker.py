@@ -139,6 +139,7 @@ class Worker:
         self.nursery = Nursery()
         self._interrupt = Interrupt(self.nursery)
         hooks.install(self.nursery, self._interrupt.shield)
+        self._interrupt.signals.watch(lambda: self._interrupt.target is not None)
         self.runner = Runner(
             identity.slots,
             self.nursery,

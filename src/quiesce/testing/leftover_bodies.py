@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import signal
 import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from quiesce.context import (
     current_task_id,
@@ -158,3 +160,41 @@ def fail_in_callback(folder: str) -> None:
     shutdown_token().add_callback(callback)
     mark(folder, "begun")
     wait_for_shutdown()
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def signals() -> list[Any]:
+    """What there is of timers, handlers and blocked signals."""
+    timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+    return [
+        [signal.getitimer(timer) for timer in timers],
+        [repr(signal.getsignal(n)) for n in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM)],
+        sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    ]
+
+
+def _on_alarm(number: int, frame: object) -> None:
+    raise TimeoutError("my own")
+
+
+def meddle_with_all_signals() -> list[Any]:
+    """Leave timers, handlers and a mask behind; a blocked signal waits for its handler."""
+    for number in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, _on_alarm)
+    try:
+        signal.signal(signal.SIGKILL, _on_alarm)
+    except OSError:
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 600, 0.001)
+    signal.setitimer(signal.ITIMER_PROF, 600)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGALRM])
+    signal.raise_signal(signal.SIGUSR1)
+    return signals()
+
+
+def leave_alarm(seconds: float) -> None:
+    """Return before a timer is over whose handler raises, or not."""
+    signal.signal(signal.SIGALRM, _on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,0 +1,75 @@
+"""What a body in the main thread does to the signals of its process: undone when it has ended.
+
+A handler that it left behind would be called in the midst of what has the main thread next: the body of somebody
+else, or the worker itself.
+"""
+
+import functools
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+_TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+_set_timer: Final = signal.setitimer
+_set_handler: Final = signal.signal
+_set_mask: Final = signal.pthread_sigmask
+
+
+class Signals:
+    """Changed by bodies, restored by the main thread."""
+
+    def __init__(self) -> None:
+        #: Whether there may be something to restore. Asked after each body, so that most need no system call.
+        self.changed = False
+        #: By signal: the handlers as they were before the body. None: one that Python can't set.
+        self._handlers: dict[int, Any] = {}
+        #: The signals that were blocked before the body, if it has changed that.
+        self._mask: set[int] | None = None
+
+    def watch(self, in_body: Callable[[], bool]) -> None:
+        """Note what bodies do, for the whole life of this process. `in_body`: the main thread runs one now."""
+        main = threading.main_thread().ident
+
+        def noted(set_timer: Any) -> Any:
+            @functools.wraps(set_timer)
+            def set_noted(*args: Any, **kwargs: Any) -> Any:
+                self.changed = True
+                return set_timer(*args, **kwargs)
+
+            return set_noted
+
+        @functools.wraps(_set_handler)
+        def set_handler(signalnum: Any, handler: Any) -> Any:
+            if in_body():
+                self._handlers.setdefault(signalnum, signal.getsignal(signalnum))
+                self.changed = True
+            return _set_handler(signalnum, handler)
+
+        @functools.wraps(_set_mask)
+        def set_mask(how: Any, mask: Any, /) -> Any:
+            if in_body() and self._mask is None and threading.get_ident() == main:
+                self._mask = set(_set_mask(signal.SIG_BLOCK, ()))
+                self.changed = True
+            return _set_mask(how, mask)
+
+        signal.setitimer, signal.alarm = noted(signal.setitimer), noted(signal.alarm)
+        signal.signal = set_handler
+        signal.pthread_sigmask = set_mask  # type: ignore[assignment]  # the door
+
+    def restore(self) -> None:
+        """All as it was before the body. What its handlers raise meanwhile leaves this: then call it again."""
+        for timer in _TIMERS:
+            _set_timer(timer, 0)
+        # Before the handlers: what was blocked is for the body's own.
+        if self._mask is not None:
+            _set_mask(signal.SIG_SETMASK, self._mask)
+            self._mask = None
+        for number, handler in list(self._handlers.items()):
+            if handler is not None:
+                with suppress(OSError):  # nobody can set that one, nor has
+                    _set_handler(number, handler)
+            self._handlers.pop(number)
+        self.changed = False
