@@ -152,3 +152,15 @@ def test_a_timer_that_a_body_leaves_hits_nobody_else(pool: Pool, broker: FakeBro
         assert end.outcome == "completed" or "TimeoutError: my own" in end.text
         assert broker.call(worker_bodies.add, n, 1) == n + 1
     assert not broker.exits
+
+
+# --- the loop
+
+
+def test_a_task_factory_is_for_the_task_that_sets_it(broker: FakeBroker, tmp_path: Path) -> None:
+    (made,) = broker.call(bodies.set_task_factory, str(tmp_path))
+    assert made.endswith("left_behind")
+    assert (tmp_path / "cancelled").exists()
+    assert broker.call(worker_bodies.async_add, 1, 1) == 2
+    assert broker.call(bodies.gather_some) == [0, 1, 2]
+    assert not (tmp_path / "made-2").exists()

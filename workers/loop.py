@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.context import TaskContext, _current
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import asyncio
 
 _log: Final = logging.getLogger("quiesce.worker")
+
+#: The task factory that code of an attempt has set: its own alone, since the loop is everybody's.
+_factory: Final[ContextVar[Any]] = ContextVar("quiesce_task_factory", default=None)
 
 
 class LoopThread:
@@ -50,6 +54,7 @@ class LoopThread:
 
                 loop = asyncio.new_event_loop()
                 loop.set_task_factory(_make_task)  # type: ignore[arg-type]  # options differ by version
+                loop.set_task_factory = _set_factory  # type: ignore[method-assign]  # ours stays
                 loop.set_exception_handler(_on_exception)
                 pool = ThreadPoolExecutor(self._threads, thread_name_prefix="quiesce-to-thread")
                 loop.set_default_executor(pool)
@@ -75,18 +80,42 @@ class LoopThread:
                 logs.say(_log.debug, "%s left the event loop; it goes on", name)
 
 
+def make_root(
+    loop: "asyncio.AbstractEventLoop", coro: Coroutine[Any, Any, Any], context: contextvars.Context
+) -> "asyncio.Task[Any]":
+    """The task of a body, in the context of its attempt."""
+    import asyncio
+
+    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, context=context)
+    _add_task(task, context)
+    return task
+
+
 def _make_task(
     loop: "asyncio.AbstractEventLoop", coro: Coroutine[Any, Any, Any], **options: Any
 ) -> "asyncio.Task[Any]":
     """The task factory: what is made in the context of an attempt belongs to it."""
     import asyncio
 
-    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
-    context = options.get("context")
+    make = _factory.get()
+    task: asyncio.Task[Any] = (
+        asyncio.Task(coro, loop=loop, **options) if make is None else make(loop, coro, **options)
+    )
+    _add_task(task, options.get("context"))
+    return task
+
+
+def _add_task(task: "asyncio.Task[Any]", context: contextvars.Context | None) -> None:
     attempt = _current.get() if context is None else context.get(_current)
     if attempt is not None:
         attempt.scope.add_task(task)
-    return task
+
+
+def _set_factory(factory: Any) -> None:
+    """The loop's `set_task_factory`: `_make_task` calls it for whoever has set it."""
+    if factory is not None and not callable(factory):
+        raise TypeError("task factory must be a callable or None")
+    _factory.set(factory)
 
 
 def _on_exception(loop: "asyncio.AbstractEventLoop", context: dict[str, Any]) -> None:

@@ -144,8 +144,8 @@ class Runner:
         running = self.loop.running
         assert running is not None, "we are on its thread"
         coro: Any = self._body(attempt, body)
-        coro.__qualname__ = name_of(body.function)  # what people know it by
-        attempt.root = running.create_task(coro, context=attempt.context)
+        coro.__qualname__ = body.name
+        attempt.root = loops.make_root(running, coro, attempt.context)
         attempt.root.add_done_callback(lambda root: self._on_root_done(attempt, root))
 
     async def _body(self, attempt: Attempt, body: "_Coroutine") -> Any:
@@ -270,7 +270,7 @@ _TOO_LATE: Final = "asked to stop before its body began"
 class _Coroutine:
     """A body for the loop."""
 
-    __slots__ = ("args", "function", "kwargs")
+    __slots__ = ("args", "function", "kwargs", "name")
 
     def __init__(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -278,6 +278,8 @@ class _Coroutine:
         self.function = function
         self.args = args
         self.kwargs = kwargs
+        #: What people know it by.
+        self.name = name_of(function)
 
 
 def _view(payload: Sized) -> bytes:

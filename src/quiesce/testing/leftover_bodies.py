@@ -198,3 +198,33 @@ def leave_alarm(seconds: float) -> None:
     """Return before a timer is over whose handler raises, or not."""
     signal.signal(signal.SIGALRM, _on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+async def set_task_factory(folder: str) -> list[str]:
+    """Give the loop a factory that takes no options; gives what it has made. One that it made is left behind."""
+    made: list[str] = []
+
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any) -> "asyncio.Task[Any]":
+        made.append(coro.__qualname__)
+        mark(folder, f"made-{len(made)}")
+        return asyncio.Task(coro, loop=loop)
+
+    async def left_behind() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            mark(folder, "cancelled")
+
+    asyncio.get_running_loop().set_task_factory(factory)
+    left = asyncio.create_task(left_behind())
+    await asyncio.sleep(0)
+    assert not left.done()
+    return made
+
+
+async def gather_some() -> list[int]:
+    """Child tasks of its own."""
+    return await asyncio.gather(*(asyncio.sleep(0, n) for n in range(3)))
