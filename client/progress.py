@@ -5,6 +5,7 @@ Rich is imported when the first bar is drawn.
 """
 
 import atexit
+import contextvars
 import threading
 import time
 import weakref
@@ -15,7 +16,8 @@ from typing import Any, Final, Protocol
 from quiesce.client import requests
 from quiesce.client.base import BaseClient
 from quiesce.client.records import SpawnRecord, log
-from quiesce.errors import QuiesceError
+from quiesce.context import TaskContext, current_context
+from quiesce.errors import QuiesceError, ShutdownRequested
 from quiesce.registry.states import Outcome
 from quiesce.values import Progress
 
@@ -33,8 +35,8 @@ _LAST: Final = 2.0
 class Sink(Protocol):
     """What shows."""
 
-    def show(self, progress: Progress) -> None:
-        """The next picture."""
+    def show(self, progress: Progress) -> bool:
+        """The next picture. False: nobody is left to look, and it was not shown."""
 
     def close(self) -> None:
         """It was the last one."""
@@ -53,6 +55,9 @@ class Meter:
         checked(show)
         self._show = show
         self._name = name
+        #: Whose doing it is, if a task's.
+        self._task = current_context()
+        self._context = contextvars.copy_context()
         self._news = threading.Condition()
         #: What follows is guarded by it.
         self._progress = Progress(0, total)
@@ -111,17 +116,26 @@ class Meter:
     def _main(self) -> None:
         sink: Sink | None = None
         try:
-            sink = Bar(self._name) if self._show is True else Called(self._show)
+            if self._show is True:
+                sink = Bar(self._name)
+            elif self._task is None:
+                sink = Called(self._show)
+            else:
+                sink = CalledInTask(self._show, self._task, self._context)
             while True:
                 with self._news:
                     while not self._changed and not self.over:
                         self._news.wait()
                     self._changed = False
                     progress, over = self._progress, self.over
-                sink.show(progress)
+                if not sink.show(progress):
+                    self.stop()
+                    return
                 if over:
                     return
                 time.sleep(PACE)
+        except ShutdownRequested:  # by the call, in a task that is asked to stop
+            self.stop()
         except Exception:
             log.exception("progress can't be shown any more; the tasks go on")
         finally:
@@ -136,12 +150,33 @@ class Called:
     def __init__(self, call: Any) -> None:
         self._call = call
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Progress) -> bool:
         """Call it."""
         self._call(progress)
+        return True
 
     def close(self) -> None:
         """Nothing."""
+
+
+class CalledInTask(Called):
+    """A callable of a task's: a part of it while it is called, and called no more when the task has ended."""
+
+    def __init__(self, call: Any, task: TaskContext, context: contextvars.Context) -> None:
+        super().__init__(call)
+        self._task = task
+        self._context = context
+
+    def show(self, progress: Progress) -> bool:
+        """Call it, in the task's context."""
+        scope = self._task.scope
+        if scope is not None and not scope.hold(self, "a call of `progress`"):
+            return False
+        try:
+            return self._context.run(super().show, progress)
+        finally:
+            if scope is not None:
+                scope.release(self)
 
 
 class Bar:
@@ -165,13 +200,14 @@ class Bar:
         self._row = self._bar.add_task(name, total=None, count="", note="")
         self._bar.start()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Progress) -> bool:
         """Draw it."""
         done, total, note = progress
         count = f"{done:g}" if total is None else f"{done:g}/{total:g}"
         self._bar.update(
             self._row, completed=done, total=total, count=count, note=note, refresh=True
         )
+        return True
 
     def close(self) -> None:
         """It stays where it is; what is written next stands below."""

@@ -20,7 +20,7 @@ from cli_system import BACKGROUND, CommandSystem
 from quiesce import Client
 from quiesce.client import progress as module
 from quiesce.client.progress import Meter, counting, follow
-from quiesce.testing import bodies
+from quiesce.testing import Witness, bodies, leftover_bodies
 from quiesce.values import Progress
 from system import System, until
 
@@ -112,6 +112,37 @@ def test_it_keeps_no_client_alive(system: System) -> None:
     )
     with system.client() as client:
         client.shutdown_tasks()
+
+
+def test_in_a_task_it_is_shown_until_that_has_ended(client: Client, tmp_path: Path) -> None:
+    with Witness(tmp_path / "witness", slots=3) as witness:
+        triggers = [tmp_path / "first", tmp_path / "second"]
+        names = [str(each) for each in triggers]
+        client.spawn(
+            "compute-request",
+            "attach",
+            leftover_bodies.show_progress,
+            witness.path,
+            "mgmt-request",
+            names,
+            tenant_id="shows",
+        )
+        until(lambda: witness.read(0).ticks, lambda ticks: ticks == 1)
+        triggers[0].touch()
+        until(lambda: witness.read(0).ticks, lambda ticks: ticks == 2)
+        (row,) = client.shutdown_tasks(tenant_id="shows", timeout=30).tasks
+        after = time.monotonic_ns()
+        assert row.evidence == "RETURNED"
+        triggers[1].touch()  # the task that it would be called for goes on
+
+        def threads() -> list[str]:
+            return [thread.name for thread in threading.enumerate()]
+
+        until(
+            lambda: client.spawn("compute-request", "attach", threads).result(20),
+            lambda names: "quiesce-progress" not in names,
+        )
+        assert witness.read(0).at_ns < after
 
 
 # --- one task

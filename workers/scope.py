@@ -68,7 +68,8 @@ class Scope:
     def hold(self, what: object, words: str) -> bool:
         """Something has begun. False: all had ended before, and nothing of the attempt may begin any more."""
         with self._lock:
-            self._holds[what] = words
+            if not self._empty:
+                self._holds[what] = words
             return not self._empty
 
     def release(self, what: object) -> None:

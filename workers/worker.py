@@ -405,7 +405,8 @@ class Worker:
         self._to_start.append(attempt)
 
     def _on_empty(self, key: AttemptKey) -> None:
-        self.runner.on_empty(self.attempts[key])
+        if not self.nursery.in_child:  # whatever is released there, the attempt is not its own
+            self.runner.on_empty(self.attempts[key])
 
     def _on_processes(self, key: AttemptKey) -> None:
         attempt = self.attempts.get(key)

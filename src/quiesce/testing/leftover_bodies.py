@@ -10,11 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from quiesce.context import (
+    current_client,
     current_task_id,
     is_shutdown_requested,
     shutdown_token,
     wait_for_shutdown,
 )
+from quiesce.testing.bodies import ignore_until_file
+from quiesce.testing.witness import opened
 from quiesce.testing.worker_bodies import mark
 
 #: Seconds that a callback takes.
@@ -228,3 +231,20 @@ async def set_task_factory(folder: str) -> list[str]:
 async def gather_some() -> list[int]:
     """Child tasks of its own."""
     return await asyncio.gather(*(asyncio.sleep(0, n) for n in range(3)))
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def show_progress(path: str, runtime: str, triggers: list[str]) -> None:
+    """Spawn a task for each trigger, and tick in slot 0 whenever one has ended; until asked."""
+
+    def show(progress: object) -> None:
+        assert current_task_id() is not None
+        opened(path).tick(0)
+
+    arguments = [(trigger, path, n) for n, trigger in enumerate(triggers, 1)]
+    current_client().spawn_many(
+        runtime, "attach", ignore_until_file, arguments, tenant_id="others", progress=show
+    )
+    wait_for_shutdown()
