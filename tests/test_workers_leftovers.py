@@ -48,6 +48,13 @@ def test_callbacks_of_a_call_in_a_pool_are_part_of_its_task(
     assert (tmp_path / "last-over").read_text() == str(key[0])
 
 
+def test_the_initializer_of_a_pool_is_part_of_the_task(broker: FakeBroker, tmp_path: Path) -> None:
+    key = broker.run(bodies.initializer, str(tmp_path))
+    end = broker.await_end(key)
+    assert (end.outcome, end.evidence) == ("completed", "RETURNED")
+    assert (tmp_path / "initializer-over").read_text() == f"of {key[0]}"
+
+
 def test_a_call_that_is_cancelled_in_a_pool_leaves_nothing(
     broker: FakeBroker, tmp_path: Path
 ) -> None:

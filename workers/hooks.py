@@ -51,10 +51,13 @@ def _watch_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> No
         if task is None or self.ident is not None:
             return start_thread(self)
         target = getattr(self, "_target", None)
-        if target is getattr(futures_thread, "_worker", None) or _is_ours(self, target):
-            # An executor's thread runs calls of anyone: they are counted one by one.
-            return contextvars.Context().run(start_thread, self)
         scope: Scope = task.scope
+        if target is getattr(futures_thread, "_worker", None):
+            # An executor's thread runs calls of anyone: they are counted one by one.
+            with shield:
+                return _start_in_pool(self, scope)
+        if _is_ours(self, target):
+            return contextvars.Context().run(start_thread, self)
         original, inside = self.run, _inherited(self)
 
         def run() -> None:
@@ -103,6 +106,35 @@ def _watch_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> No
                 raise
 
     _thread.start_new_thread = start_new_thread  # `threading` has its own reference
+
+
+def _start_in_pool(thread: Any, scope: Scope) -> None:
+    """A thread of a ThreadPoolExecutor: its initializer is part of the attempt whose call has it started."""
+    inside, mark = contextvars.copy_context(), object()
+
+    def counted(initializer: Callable[..., object]) -> Callable[..., None]:
+        scope.hold(mark, f"initializer {name_of(initializer)}")
+
+        def initialize(*args: Any) -> None:
+            try:
+                scope.threads[_thread.get_ident()] = thread.name
+                inside.run(initializer, *args)
+            finally:
+                scope.threads.pop(_thread.get_ident(), None)
+                scope.release(mark)
+
+        return initialize
+
+    executor, context, *more = thread._args
+    if getattr(context, "initializer", None) is not None:  # since Python 3.14
+        context.initializer = counted(context.initializer)
+    elif len(more) == 2 and more[0] is not None:
+        thread._args = (executor, context, counted(more[0]), more[1])
+    try:
+        contextvars.Context().run(start_thread, thread)
+    except BaseException:
+        scope.release(mark)
+        raise
 
 
 def _inherited(thread: threading.Thread) -> contextvars.Context:

@@ -59,6 +59,21 @@ def done_callback(folder: str) -> None:
     mark(folder, "begun")
 
 
+def initializer(folder: str) -> None:
+    """Return while a pool makes its second thread, for a call that the first one has already taken."""
+    first = threading.Lock()
+
+    def initialize(text: str) -> None:
+        if not first.acquire(blocking=False):
+            time.sleep(_LONG)
+            mark(folder, "initializer-over", f"{text} {current_task_id()}")
+
+    pool = ThreadPoolExecutor(2, initializer=initialize, initargs=("of",))
+    calls = [pool.submit(time.sleep, 0.05) for _ in range(2)]
+    for call in calls:
+        call.result()
+
+
 def cancelled_call(folder: str) -> str:
     """Cancel a call before it has run: its callbacks run in here, and nothing is left."""
     said: list[str] = []
