@@ -69,7 +69,7 @@ class Signals:
             self._mask = None
         for number, handler in list(self._handlers.items()):
             if handler is not None:
-                with suppress(OSError):  # nobody can set that one, nor has
+                with suppress(OSError, TypeError, ValueError):  # nobody can set that one, nor has
                     _set_handler(number, handler)
             self._handlers.pop(number)
         self.changed = False
