@@ -14,6 +14,7 @@ from quiesce.context import current_context
 from quiesce.errors import BrokerUnavailableError, ConfigurationError, QuiesceError
 from quiesce.protocol.addresses import endpoints, refuse_unsafe, resolve
 from quiesce.protocol.frames import Payload
+from quiesce.registry.ids import Attempt, TaskId
 from quiesce.registry.rows import SpawnRow
 
 T = TypeVar("T")
@@ -63,17 +64,34 @@ class BaseClient:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, *asked: Any
     ) -> SpawnRecord:
         """`asked`: the arguments of `checks.spawn_row`."""
+        record = self._prepared(args, kwargs, asked)
+        self._hand_over(record)
+        return record
+
+    def _prepared(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        asked: checks.Asked,
+        parent: tuple[TaskId, Attempt] | None = None,
+    ) -> SpawnRecord:
+        """All of a spawn but the last step. `parent`: the attempt for which a thread of ours makes it."""
         arguments = checks.packed_arguments(args, kwargs)
         row = self._rows.get(asked)
         if arguments:
             row = SpawnRow(*row[:-1], arguments)
-        record = SpawnRecord(row, row)
-        trouble = checks.too_large(row, arguments, self._driver.payload_limit)
+        if parent is not None:
+            row = row._replace(parent=parent)
+        return SpawnRecord(row, row)
+
+    def _hand_over(self, record: SpawnRecord) -> None:
+        row = record.row
+        assert row is not None, "taken by nobody yet"
+        trouble = checks.too_large(row, row.arguments, self._driver.payload_limit)
         if trouble is None:
             self._driver.spawn(record)
         else:  # never handed over, so it takes no number
             self._driver.refuse([record], ("PayloadTooLargeError", trouble))
-        return record
 
     def _spawn_many(
         self, items: Iterable[Any], kwargs: Mapping[str, Any] | None, *asked: Any

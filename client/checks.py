@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from operator import is_
 from typing import Any, Final
 
@@ -160,7 +160,7 @@ def packed_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) ->
     return as_payload(pack_arguments(args, kwargs))
 
 
-def too_large(row: SpawnRow, arguments: Payload, limit: int) -> str | None:
+def too_large(row: SpawnRow, arguments: Sized, limit: int) -> str | None:
     """Why these payloads can't go together to the broker; None if they can."""
     size = len(row.function) + len(arguments)
     if size <= limit:

@@ -1,6 +1,6 @@
 """Client: spawn, watch and stop tasks from threads."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,8 +14,10 @@ from quiesce.client.spawning import SpawningClient
 from quiesce.client.stopped import StoppedBlock
 from quiesce.client.waiting import is_asked
 from quiesce.context import current_context
+from quiesce.protocol import from_client
 from quiesce.registry.ids import TaskId
 from quiesce.registry.rows import StopRow
+from quiesce.registry.scope import Scope
 from quiesce.values import (
     BrokerInfo,
     ClosedScope,
@@ -60,6 +62,10 @@ class Client(SpawningClient):
 
     def _begin(self, address: str | None, key: object, timeout: float, worker: int) -> None:
         super().__init__(address, key, timeout)
+        #: Called with the scope of a stop before that takes its number, by executors that hold back spawns.
+        self._before_stop: set[Callable[[Scope], None]] = set()
+        #: It is the one that a worker has for its tasks.
+        self._is_of_worker = worker != 0
         self._start(worker)
         ready = self._driver.ready
         try:
@@ -297,6 +303,11 @@ class Client(SpawningClient):
         limit = None if timeout is None else timeout + self.timeout
         # A task that has been asked to stop begins nothing new.
         self._raise_if_asked()
+        message = ask.message
+        assert isinstance(message, from_client.Stop), "what an Ask[Stopped] sends"
+        if message.task_id is None:
+            for hold_back in tuple(self._before_stop):
+                hold_back(Scope(*message.scope))
         return self._answer(ask, self._driver.ask(ask.message), limit, interruptible=True)
 
     def _answer(

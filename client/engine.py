@@ -14,21 +14,21 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from quiesce.client import outcomes, remote
-from quiesce.client.checks import name_of
+from quiesce.client.checks import caller, name_of
 from quiesce.client.client import Client
 from quiesce.client.handle import failure
 from quiesce.client.private_broker import PrivateBroker
 from quiesce.client.records import SpawnRecord, log
-from quiesce.client.waiting import Waitable, Waker, wait_for
-from quiesce.context import current_context
+from quiesce.client.task_future import TaskFuture, original
+from quiesce.client.waiting import Waitable, Waker
 from quiesce.errors import (
     BrokerUnavailableError,
     QuiesceError,
-    TaskCrashedError,
-    TaskFailedError,
-    TaskTimeoutError,
+    ScopeClosedError,
 )
 from quiesce.protocol.callables import is_async, pack_arguments
+from quiesce.registry.ids import Attempt, TaskId
+from quiesce.registry.scope import Scope
 
 #: Seconds for a private broker to answer.
 _START_TIMEOUT: Final = 60.0
@@ -50,48 +50,11 @@ _AT_EXIT: Final = "cannot schedule new futures after interpreter shutdown"
 _ENDED: Final = "cannot schedule new futures: the executor has ended"
 
 
-class TaskFuture(Future[Any]):
-    """A future whose blocking calls end with ShutdownRequested inside a task that is asked to stop."""
-
-    #: What such calls wait for, once there was one, and its lock.
-    _ended: "tuple[Waitable, threading.Lock] | None" = None
-
-    def result(self, timeout: float | None = None) -> Any:
-        """As concurrent.futures has it."""
-        try:
-            return super().result(self._wait_in_task(timeout))
-        finally:
-            del self  # an exception that is raised here refers to this frame
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As concurrent.futures has it."""
-        return super().exception(self._wait_in_task(timeout))
-
-    def _wait_in_task(self, timeout: float | None) -> float | None:
-        """What is left to be waited for: nothing, if this has waited already."""
-        if current_context() is None or self.done():
-            return timeout
-        with self._condition:
-            known = self._ended
-            if known is None:
-                self._ended = Waitable(), threading.Lock()
-        assert self._ended is not None
-        if known is None:
-            self.add_done_callback(self._on_done)
-        wait_for(*self._ended, timeout)
-        return 0.0
-
-    def _on_done(self, _: Future[Any]) -> None:
-        assert self._ended is not None, "it was called for that"
-        ended, lock = self._ended
-        wakers: list[Waker] = []
-        with lock:
-            ended.finish(wakers)
-        for waker in wakers:
-            waker()
-
-
 class _Call(NamedTuple):
+    """`number`: in the order of all calls. `parent`: the attempt that made it."""
+
+    number: int
+    parent: tuple[TaskId, Attempt] | None
     future: "Future[Any]"
     fn: Callable[..., Any]
     args: tuple[Any, ...]
@@ -112,6 +75,10 @@ class ShutDown(NamedTuple):
     cancel_futures: bool
 
 
+class _Stopped(NamedTuple):
+    """A stop has overtaken the calls that are held back."""
+
+
 class Engine:
     """See the module.
 
@@ -119,6 +86,7 @@ class Engine:
     chunks of a `map` a few more, as long as they are short. Such chunks share a task, too, by what the last ones
     took; what a task gives back is handed over again. It does not refer to the executor, so that the executor
     can go without being shut down; and of a call it keeps nothing once it is on its way (a chunk until it ends).
+    What is held back when its client is asked to stop the scope is never handed over: else it would trail the stop.
     """
 
     def __init__(
@@ -134,7 +102,7 @@ class Engine:
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
     ) -> None:
-        self.inbox: queue.SimpleQueue[_Call | _Ended | ShutDown] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[_Call | _Ended | _Stopped | ShutDown] = queue.SimpleQueue()
         started = threading.Event()
         self._trouble: BaseException | None = None
         self._client = client
@@ -162,6 +130,10 @@ class Engine:
         self._broken: str | None = None
         #: Why no more calls are taken; "" while they are. Guarded by `lock`, as is the putting of calls.
         self._closed = ""
+        #: Guarded by `lock`: calls taken; those up to which a stop has overtaken what was held back, and its words.
+        self._taken = 0
+        self._stopped_through = 0
+        self._stopped_by = ""
         #: Over once the thread has nothing left to do; guarded by `lock`.
         self.ended = Waitable()
         self.lock = threading.Lock()
@@ -195,6 +167,8 @@ class Engine:
     ) -> "Future[Any]":
         """Take a call. RuntimeError: it is shut down, or has ended. BrokenExecutor: its initializer failed."""
         future = TaskFuture()
+        # Through another client it may be another broker, which knows nothing of this attempt.
+        parent = caller() if self.client._is_of_worker else None
         with self.lock:
             if self._broken is not None:
                 raise BrokenExecutor(self._broken)
@@ -202,8 +176,21 @@ class Engine:
                 raise RuntimeError(self._closed)
             if not self.thread.is_alive():  # a forked copy
                 raise RuntimeError(_ENDED)
-            self.inbox.put(_Call(future, fn, args, kwargs))
+            self._taken += 1
+            self.inbox.put(_Call(self._taken, parent, future, fn, args, kwargs))
         return future
+
+    def on_stop(self, scope: Scope) -> None:
+        """The client is about to be asked for this stop. No call of before is handed over after it.
+
+        It waits for nothing that this thread does: a callback of a future may wait for whoever asks.
+        """
+        if not scope.matches(self._kind, self._tenant_id, None, self._runtime):
+            return
+        with self.lock:
+            self._stopped_through = self._taken
+            self._stopped_by = str(scope)
+            self.inbox.put(_Stopped())
 
     def close(self, *, cancel_futures: bool, why: str = AFTER_SHUTDOWN) -> None:
         """Take no more calls."""
@@ -234,6 +221,7 @@ class Engine:
                     self._client = _connect(private)
                 elif self._client is None:
                     self._client = Client(self._address)
+                self._client._before_stop.add(self.on_stop)
             except BaseException as error:  # for the constructor, which waits for it
                 self._trouble = error
                 return
@@ -250,6 +238,8 @@ class Engine:
     def _end(self, private: PrivateBroker | None) -> None:
         try:
             self._give_up()
+            if self._client is not None:
+                self._client._before_stop.discard(self.on_stop)
             if self._own_client and self._client is not None:
                 self._client.close()
         except QuiesceError as error:
@@ -278,6 +268,8 @@ class Engine:
                     self._resolve_chunks(message.chunks, message.record)
                 else:
                     self._resolve(message.futures[0], message.record)
+            elif isinstance(message, _Stopped):
+                self._refuse_stopped()
             else:
                 shut_down = True
                 if message.cancel_futures:
@@ -309,7 +301,7 @@ class Engine:
             return
         call = self._pending.popleft()
         if self._takes(call.future):
-            self._begin(client, call.fn, call.args, call.kwargs, name_of(call.fn), (call.future,))
+            self._begin(client, call, call.fn, call.args, call.kwargs, name_of(call.fn))
 
     def _share_for(self, call: _Call) -> int:
         """How many chunks may be in the task of this one: not those for which another worker may be idle."""
@@ -319,14 +311,14 @@ class Engine:
 
     def _begin_chunks(self, client: Client) -> None:
         """The next chunk, and those behind it that may share its task."""
-        run, (fn, _) = self._pending[0].fn, self._pending[0].args
+        run, (fn, _), parent = self._pending[0].fn, self._pending[0].args, self._pending[0].parent
         share = self._share_for(self._pending[0])
         chunks: list[_Call] = []
         packed: list[bytes] = []
         room = _SHARE_BYTES
         while len(chunks) < share and self._pending:
             call = self._pending[0]
-            if call.fn is not run or call.args[0] is not fn:
+            if call.fn is not run or call.args[0] is not fn or call.parent != parent:
                 break
             try:
                 data = pack_arguments(call.args) if self._takes(call.future) else b""
@@ -341,8 +333,7 @@ class Engine:
                 packed.append(data)
                 room -= len(data)
         if chunks:
-            futures = tuple(call.future for call in chunks)
-            self._begin(client, _CHUNKS[run], (packed,), {}, name_of(fn), futures, tuple(chunks))
+            self._begin(client, chunks[0], _CHUNKS[run], (packed,), {}, name_of(fn), tuple(chunks))
 
     def _takes(self, future: "Future[Any]") -> bool:
         """Whether it is to be run: it was not cancelled, nor is the executor broken."""
@@ -356,20 +347,20 @@ class Engine:
     def _begin(
         self,
         client: Client,
+        call: _Call,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         name: str,
-        futures: "tuple[Future[Any], ...]",
         chunks: tuple[_Call, ...] = (),
     ) -> None:
+        """`call`: the only one of this task, or the first of its chunks."""
+        futures = tuple(each.future for each in chunks) or (call.future,)
         if self._initializer is not None:
             args, kwargs = (self._initializer, fn, args, kwargs), {}
             fn = remote.call_async if is_async(fn) else remote.call
         try:
-            record = client._spawn(
-                args,
-                kwargs,
+            asked = (
                 self._runtime,
                 self._kind,
                 fn,
@@ -382,9 +373,18 @@ class Engine:
                 None,  # timeout
                 None,  # unique_key
             )
+            record = client._prepared(args, kwargs, asked, call.parent)
+            with self.lock:
+                overtaken = call.number <= self._stopped_through
+                if not overtaken:
+                    client._hand_over(record)
         except BaseException as error:  # of these alone: unpicklable, the client closed
             for future in futures:
                 future.set_exception(error.with_traceback(None))
+            return
+        if overtaken:
+            self._pending.extendleft(reversed(chunks or (call,)))
+            self._refuse_stopped()
             return
         self._running.add(futures)
         ended = _Ended(futures, chunks, record)
@@ -429,7 +429,7 @@ class Engine:
         self._pending.extendleft(reversed(rest))
 
     def _fail(self, future: "Future[Any]", error: BaseException) -> None:
-        error = _original(error)
+        error = original(error)
         if self._initializer is not None and isinstance(error, BrokenExecutor):
             self._break(str(error))
         future.set_exception(error)
@@ -441,6 +441,18 @@ class Engine:
                 call.future.set_running_or_notify_cancel()
             else:  # a chunk that a task has given back undone
                 self._pending.append(call)
+
+    def _refuse_stopped(self) -> None:
+        """What a stop has overtaken fails as a spawn into its closed scope does."""
+        with self.lock:
+            through, by = self._stopped_through, self._stopped_by
+        pending, self._pending = self._pending, deque()
+        for call in pending:
+            if call.number > through:
+                self._pending.append(call)
+            elif self._takes(call.future):
+                text = f"nothing was started: the stop of [{by}] came before the pool had room for this call"
+                call.future.set_exception(ScopeClosedError(text))
 
     def _break(self, why: str) -> None:
         """Nothing more can be run."""
@@ -478,14 +490,3 @@ def _connect(private: PrivateBroker) -> Client:
             waited += 1.0
             if waited >= _START_TIMEOUT:
                 raise
-
-
-def _original(error: BaseException) -> BaseException:
-    """What the call raised, with the remote traceback as its cause."""
-    cause = error.__cause__
-    if isinstance(error, TaskFailedError | TaskCrashedError | TaskTimeoutError) and cause:
-        error.__cause__ = None
-        if cause.__cause__ is None:
-            cause.__cause__ = error
-        return cause
-    return error

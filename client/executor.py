@@ -40,8 +40,10 @@ class QuiesceExecutor(Executor):
     Made inside a task, a private pool is part of it: the task ends when the pool has.
     A KeyboardInterrupt that leaves the block of a private pool stops the calls that run, and cancels the others.
     `Future.cancel` works until a call is handed to the pool, which at most `max_workers` + 1 are at a time;
-    it never stops a running call. Inside a task that is asked to stop, `result`, `exception`, `map` and `shutdown`
-    end with ShutdownRequested; `concurrent.futures.wait` and `as_completed` know nothing of tasks.
+    it never stops a running call. A call that has not been handed over when `client` is asked to stop its scope
+    raises ScopeClosedError; through `current_client()`, TaskCancelledError when the task that made it has ended.
+    Inside a task that is asked to stop, `result`, `exception`, `map` and `shutdown` end with ShutdownRequested;
+    `concurrent.futures.wait` and `as_completed` know nothing of tasks.
 
     Args:
         max_workers: calls at a time; None: the number of processors.
@@ -49,7 +51,8 @@ class QuiesceExecutor(Executor):
         address: of a broker to connect to.
         runtime, kind: of the tasks. None: "background" and `TaskKind.CALCULATE_SYNTHETIC_SIZE` of that
             broker; a private one has its own.
-        tenant_id: of the tasks, so that `client.shutdown_tasks(tenant_id=...)` stops the running calls; None: none.
+        tenant_id: of the tasks, so that `client.shutdown_tasks(tenant_id=...)` stops the running calls, and those
+            that wait are not begun; None: none.
         env: variables for the processes of a private pool, besides those of this process.
         initializer, initargs: `initializer(*initargs)` is run in each worker process before its first
             call. If it fails, this executor is broken.

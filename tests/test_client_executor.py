@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 from client_fakes import FakeBroker, ended
 from quiesce.client.client import Client
 from quiesce.client.executor import QuiesceExecutor
-from quiesce.client.remote import Initializer, call
+from quiesce.client.remote import Initializer, call, chunk
 from quiesce.client.steps import DATA
-from quiesce.errors import TaskCrashedError
+from quiesce.errors import ScopeClosedError, TaskCrashedError
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.callables import pack_exception, pack_value
 
@@ -70,6 +71,47 @@ def test_what_has_not_begun_can_be_cancelled(broker: FakeBroker) -> None:
     assert [future.cancelled() for future in futures] == [False, False, True, True, True]
     assert [future.result() for future in futures[:2]] == [1, 2]
     broker.take(from_client.Goodbye)
+
+
+def test_a_stop_overtakes_what_is_held_back(broker: FakeBroker) -> None:
+    """Of chunks, too; and it waits for no callback of a future, which may wait for whoever asks for it."""
+    go_on = threading.Event()
+    report = to_client.StopReport(
+        request=1,
+        stop_id=1,
+        timed_out=False,
+        requested_at=0.0,
+        completed_at=0.0,
+        tasks=[],
+        caller=[],
+        collateral=[],
+        remaining=[],
+    )
+    broker.script[from_client.Stop] = lambda stop: report._replace(request=stop.request)
+    with Client(broker.address, timeout=10) as client:
+        executor = QuiesceExecutor(1, client=client, runtime="r", kind="k", tenant_id="a")
+        begun = [executor.submit(work, i) for i in range(2)]
+        broker._wait_for(2)
+        broker.answer(2, 2)
+        begun[0].add_done_callback(lambda _: go_on.wait(10))
+        finish(broker, 1, result=pack_value(1))
+        assert begun[0].result(10) == 1
+        # There is room for it, but the thread that would hand it over is in the callback.
+        late = [executor.submit(work, 3), executor.submit(chunk, work, [(4,)])]
+        client.shutdown_tasks(tenant_id="other")
+        assert broker.take(from_client.Stop).last_spawn == 2
+        client.shutdown_tasks(tenant_id="a")
+        assert broker.take(from_client.Stop).last_spawn == 2
+        later = executor.submit(work, 5)
+        go_on.set()
+        for future in late:
+            with pytest.raises(ScopeClosedError, match=r"the stop of \[tenant_id=a\] came before"):
+                future.result(10)
+        finish(broker, 2, result=pack_value(2))
+        finish(broker, 3, result=pack_value(5))
+        assert later.result(10) == 5
+        executor.shutdown()
+        assert not client._before_stop
 
 
 def test_callbacks_may_submit_and_bad_arguments_fail_their_call_alone(broker: FakeBroker) -> None:

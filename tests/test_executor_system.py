@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from quiesce import Client, QuiesceExecutor, TaskCrashedError
-from quiesce.testing import bodies, leaks
+from quiesce import Client, QuiesceExecutor, TaskCrashedError, current_client
+from quiesce.testing import bodies, leaks, wait_until
 from system import System, until
 
 pytestmark = pytest.mark.slow
@@ -322,6 +322,31 @@ def test_an_owner_that_is_killed_leaves_nothing() -> None:
         pids = (int(worker), int(broker))
         until(lambda: any(map(leaks.is_running, pids)), lambda left: not left)
         until(Path(folder).parent.exists, lambda there: not there)
+
+
+def test_what_a_task_has_left_waiting_is_not_begun_after_its_end(run_folder: Path) -> None:
+    def submit(gate: Path) -> None:
+        executor = QuiesceExecutor(
+            1, client=current_client(), runtime="background", kind="compaction"
+        )
+        sys.left_waiting = [executor.submit(wait_until, gate.exists) for _ in range(4)]  # type: ignore[attr-defined]  # a place of the process
+        wait_until(lambda: len(executor.client.tasks()) == 3)
+
+    def errors() -> list[str]:
+        """In the same process: what became of them."""
+        left: list[Future[Any]] = sys.left_waiting  # type: ignore[attr-defined]  # a place of the process
+        return [type(future.exception(60)).__name__ for future in left]
+
+    system = System(run_folder)
+    try:
+        with Client(system.address) as client:
+            gate = run_folder / "gate"
+            client.spawn("compute-request", "compaction", submit, gate).result(60)
+            gate.touch()
+            found = client.spawn("compute-request", "compaction", errors).result(90)
+            assert found == ["NoneType", "NoneType", "TaskCancelledError", "TaskCancelledError"]
+    finally:
+        system.stop()
 
 
 def test_a_private_pool_of_a_task_has_ended_when_the_task_has(run_folder: Path) -> None:

@@ -1,0 +1,61 @@
+"""The future that a QuiesceExecutor gives for a call, and what it raises."""
+
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+from quiesce.client.waiting import Waitable, Waker, wait_for
+from quiesce.context import current_context
+from quiesce.errors import TaskCrashedError, TaskFailedError, TaskTimeoutError
+
+
+class TaskFuture(Future[Any]):
+    """A future whose blocking calls end with ShutdownRequested inside a task that is asked to stop."""
+
+    #: What such calls wait for, once there was one, and its lock.
+    _ended: "tuple[Waitable, threading.Lock] | None" = None
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As concurrent.futures has it."""
+        try:
+            return super().result(self._wait_in_task(timeout))
+        finally:
+            del self  # an exception that is raised here refers to this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As concurrent.futures has it."""
+        return super().exception(self._wait_in_task(timeout))
+
+    def _wait_in_task(self, timeout: float | None) -> float | None:
+        """What is left to be waited for: nothing, if this has waited already."""
+        if current_context() is None or self.done():
+            return timeout
+        with self._condition:
+            known = self._ended
+            if known is None:
+                self._ended = Waitable(), threading.Lock()
+        assert self._ended is not None
+        if known is None:
+            self.add_done_callback(self._on_done)
+        wait_for(*self._ended, timeout)
+        return 0.0
+
+    def _on_done(self, _: Future[Any]) -> None:
+        assert self._ended is not None, "it was called for that"
+        ended, lock = self._ended
+        wakers: list[Waker] = []
+        with lock:
+            ended.finish(wakers)
+        for waker in wakers:
+            waker()
+
+
+def original(error: BaseException) -> BaseException:
+    """What the call raised, with the remote traceback as its cause."""
+    cause = error.__cause__
+    if isinstance(error, TaskFailedError | TaskCrashedError | TaskTimeoutError) and cause:
+        error.__cause__ = None
+        if cause.__cause__ is None:
+            cause.__cause__ = error
+        return cause
+    return error
