@@ -19,13 +19,9 @@ from quiesce.client.client import Client
 from quiesce.client.handle import failure
 from quiesce.client.private_broker import PrivateBroker
 from quiesce.client.records import SpawnRecord, log
-from quiesce.client.task_future import TaskFuture, original
+from quiesce.client.task_future import TaskFuture, original, rebuilt
 from quiesce.client.waiting import Waitable, Waker
-from quiesce.errors import (
-    BrokerUnavailableError,
-    QuiesceError,
-    ScopeClosedError,
-)
+from quiesce.errors import BrokerUnavailableError, QuiesceError, ScopeClosedError
 from quiesce.protocol.callables import is_async, pack_arguments
 from quiesce.registry.ids import Attempt, TaskId
 from quiesce.registry.scope import Scope
@@ -322,7 +318,7 @@ class Engine:
                 break
             try:
                 data = pack_arguments(call.args) if self._takes(call.future) else b""
-            except Exception as error:  # of this chunk alone: unpicklable
+            except BaseException as error:  # of this chunk alone: unpicklable
                 call.future.set_exception(error.with_traceback(None))
                 data = b""
             if chunks and len(data) > room:
@@ -392,11 +388,11 @@ class Engine:
             self.inbox.put(ended)
 
     def _resolve(self, future: "Future[Any]", record: SpawnRecord) -> None:
-        error: BaseException | None = failure(record)
+        error = _failure(record)
         if error is None:
             assert record.result is not None
             try:
-                future.set_result(outcomes.value_of(record.result, record.name))
+                future.set_result(rebuilt(outcomes.value_of, record.result, record.name))
                 return
             except QuiesceError as unreadable:
                 error = unreadable.with_traceback(None)
@@ -404,7 +400,7 @@ class Engine:
 
     def _resolve_chunks(self, chunks: tuple[_Call, ...], record: SpawnRecord) -> None:
         """Each gets what is its own; those that were not begun go first in the next tasks."""
-        error = failure(record)
+        error = _failure(record)
         if error is None:
             assert record.result is not None
             done: remote.Done = outcomes.value_of(record.result, record.name)
@@ -419,11 +415,12 @@ class Engine:
             self._fail(failed.future, error)
         else:
             for call in chunks:
-                self._fail(call.future, failure(record) or error)
+                self._fail(call.future, _failure(record) or error)
             return
         for call, result in zip(chunks, results, strict=False):
             try:
-                call.future.set_result(outcomes.rebuilt(result, record.task_id, record.name))
+                value = rebuilt(outcomes.rebuilt, result, record.task_id, record.name)
+                call.future.set_result(value)
             except QuiesceError as unreadable:
                 self._fail(call.future, unreadable.with_traceback(None))
         self._pending.extendleft(reversed(rest))
@@ -475,6 +472,14 @@ class Engine:
             for future in chain.from_iterable(self._running):
                 future.set_exception(BrokenExecutor(why))
             self._running.clear()
+
+
+def _failure(record: SpawnRecord) -> QuiesceError | None:
+    """As `failure`; if what the task raised can't be rebuilt, that."""
+    try:
+        return rebuilt(failure, record)
+    except QuiesceError as unreadable:
+        return unreadable.with_traceback(None)
 
 
 def _connect(private: PrivateBroker) -> Client:

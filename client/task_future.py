@@ -1,12 +1,16 @@
 """The future that a QuiesceExecutor gives for a call, and what it raises."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from quiesce.client.waiting import Waitable, Waker, wait_for
 from quiesce.context import current_context
-from quiesce.errors import TaskCrashedError, TaskFailedError, TaskTimeoutError
+from quiesce.errors import QuiesceError, TaskCrashedError, TaskFailedError, TaskTimeoutError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TaskFuture(Future[Any]):
@@ -48,6 +52,18 @@ class TaskFuture(Future[Any]):
             ended.finish(wakers)
         for waker in wakers:
             waker()
+
+
+def rebuilt(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `read` makes of a task's end. QuiesceError also for what would end the thread that reads it."""
+    try:
+        return read(*args, **kwargs)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise QuiesceError(
+            f"the task ended, but what it left can't be rebuilt here: that raised {type(error).__name__}"
+        ) from error
 
 
 def original(error: BaseException) -> BaseException:

@@ -1,6 +1,7 @@
 """QuiesceExecutor: on a broker that the test plays, and with a private one."""
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,9 +15,9 @@ import pytest
 from client_fakes import FakeBroker, ended
 from quiesce.client.client import Client
 from quiesce.client.executor import QuiesceExecutor
-from quiesce.client.remote import Initializer, call, chunk
+from quiesce.client.remote import Done, Initializer, call, chunk
 from quiesce.client.steps import DATA
-from quiesce.errors import ScopeClosedError, TaskCrashedError
+from quiesce.errors import QuiesceError, ScopeClosedError, TaskCrashedError
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.callables import pack_exception, pack_value
 
@@ -112,6 +113,28 @@ def test_a_stop_overtakes_what_is_held_back(broker: FakeBroker) -> None:
         assert later.result(10) == 5
         executor.shutdown()
         assert not client._before_stop
+
+
+class Ending:
+    """Whoever rebuilds one ends, unless it takes care."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_what_ends_whoever_rebuilds_it_fails_its_call_alone(broker: FakeBroker) -> None:
+    executor = QuiesceExecutor(4, address=broker.address)
+    value, error, good = (executor.submit(work, i) for i in range(3))
+    shared = executor.submit(chunk, work, [(4,)])
+    finish(broker, 1, result=pack_value(Ending()))
+    finish(broker, 2, outcome="failed", result=pickle.dumps(Ending()))
+    finish(broker, 4, result=pack_value(Done([pack_value([Ending()])], 0.1)))
+    for future in (value, error, shared):
+        with pytest.raises(QuiesceError, match="raised SystemExit"):
+            future.result(10)
+    finish(broker, 3, result=pack_value(3))
+    assert good.result(10) == 3
+    executor.shutdown()
 
 
 def test_callbacks_may_submit_and_bad_arguments_fail_their_call_alone(broker: FakeBroker) -> None:
