@@ -1,5 +1,6 @@
 """Spawns: checked, registered, refused, joined to the holder of their unique key, or parked behind it."""
 
+from collections.abc import Collection
 from typing import Any
 
 from quiesce.registry import effects, events, facts, sessions
@@ -104,7 +105,7 @@ def decide(turn: Turn, session: SessionId, row: SpawnRow) -> None:
     if refusal is None:
         refusal = _full(state, row, 1)
     if refusal is None and holder is not None:
-        refusal = _circle(row, holder)
+        refusal = _circle(state, row, holder)
     if refusal is not None:
         _refuse(turn, session, row.number, refusal)
         return
@@ -181,6 +182,14 @@ def refuse_parked(turn: Turn, stop_id: StopId) -> None:
                 _refuse(turn, session, row.number, _closed(row, closure))
 
 
+def refuse_parked_by(turn: Turn, parents: Collection[TaskId]) -> None:
+    """These tasks are asked to stop: what they have parked would hold up their ends."""
+    for holder in sorted(turn.state.holders):
+        for session, row in turn.state.tasks[holder].parked:
+            if row.parent is not None and row.parent[0] in parents:
+                _refuse(turn, session, row.number, _held_up(row, holder))
+
+
 def _closed(row: SpawnRow, closure: Closure) -> Refusal:
     """Why a closed scope refuses, and what opens it."""
     opens = {
@@ -212,13 +221,26 @@ def _full(state: State, row: SpawnRow, wanted: int) -> Refusal | None:
     return "QueueFullError", text
 
 
-def _circle(row: SpawnRow, holder: TaskId) -> Refusal | None:
+def _circle(state: State, row: SpawnRow, holder: TaskId) -> Refusal | None:
     """Why a spawn may not wait for this holder: an attempt ends only after its spawns are answered."""
-    if row.parent is None or row.parent[0] != holder:
+    if row.parent is None:
         return None
+    if row.parent[0] != holder:
+        parent = state.tasks[TaskId(row.parent[0])]
+        return _held_up(row, holder) if state.is_stopping(parent) else None
     text = (
         f"nothing was started: task {holder} holds the unique_key {row.unique_key!r} and is asked to "
         "stop; it can't wait for its own end"
+    )
+    return "TaskCancelledError", text
+
+
+def _held_up(row: SpawnRow, holder: TaskId) -> Refusal:
+    """Why a spawn by a task that is asked to stop does not wait: the holder may belong to somebody else."""
+    assert row.parent is not None
+    text = (
+        f"nothing was started: task {row.parent[0]}, which made this spawn, is asked to stop, and does not wait "
+        f"for the end of task {holder}, which holds the unique_key {row.unique_key!r}"
     )
     return "TaskCancelledError", text
 

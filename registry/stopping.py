@@ -13,7 +13,7 @@ from quiesce.registry.matching import match
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.records import Ask, Stop, Task
 from quiesce.registry.sessions import release_silent
-from quiesce.registry.spawning import refuse_parked, seen_all
+from quiesce.registry.spawning import refuse_parked, refuse_parked_by, seen_all
 from quiesce.registry.turn import Turn
 from quiesce.registry.waiting import held_first, still_waits, waiting_for
 
@@ -91,7 +91,8 @@ def open_stop(turn: Turn, event: events.StopAsked) -> StopId:
     stop = state.stops[stop_id]
     stop.asked_by = _asker(turn, event)
     for member in sorted(found.held):
-        ask(turn, state.tasks[member], _reason(stop), stop)
+        _ask(turn, state.tasks[member], _reason(stop), stop)
+    refuse_parked_by(turn, found.held)
     if stop.closes:
         refuse_parked(turn, stop_id)
     if event.timeout is not None:
@@ -146,6 +147,13 @@ def on_continue(turn: Turn, event: events.Continue) -> None:
 
 def ask(turn: Turn, task: Task, reason: str, stop: Stop | None, *, timed_out: bool = False) -> None:
     """Mark a task that a worker holds, tell the worker, and set the time of force."""
+    _ask(turn, task, reason, stop, timed_out=timed_out)
+    refuse_parked_by(turn, (task.id,))
+
+
+def _ask(
+    turn: Turn, task: Task, reason: str, stop: Stop | None, *, timed_out: bool = False
+) -> None:
     grace = max(0.0, turn.state.grace(task, stop))
     if task.ask is None:
         force_at = turn.now.wall + grace if grace < math.inf else None

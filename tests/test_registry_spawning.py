@@ -378,6 +378,31 @@ def test_a_stopping_holder_can_not_wait_for_its_own_end(desk: Desk) -> None:
     assert "can't wait for its own end" in desk.answers()[0].text
 
 
+@pytest.mark.parametrize("how", ["by name", "by its scope", "as it ran too long", "as it came"])
+def test_a_task_that_is_asked_to_stop_waits_for_no_holder(desk: Desk, how: str) -> None:
+    """Else its end would take as long as that of somebody else's task."""
+    worker = stopping_holder(desk)
+    parent = desk.spawn({"tenant_id": "y", "timeout": 5.0})
+    desk.begin(worker, parent)
+    desk.stop(tenant_id="z", keep_closed=True)
+    desk.spawn({**KEYED, "parent": (parent, 1)}, KEYED)
+    assert desk.registry.state.parked == 2
+    if how == "by name":
+        desk.stop(task_id=parent)
+    elif how == "by its scope":
+        desk.stop(tenant_id="y")
+    elif how == "as it ran too long":
+        desk.wait(5.0)
+    else:
+        desk.associate(worker, parent, "z")
+    assert [(each.number, each.error) for each in desk.answers()] == [(3, "TaskCancelledError")]
+    assert desk.registry.state.parked == 1
+    desk.spawn({**KEYED, "parent": (parent, 1)})
+    assert "does not wait for the end of task 1, which holds" in desk.answers()[0].text
+    desk.spawn({"parent": (parent, 1)})
+    assert desk.answers()[0].task_id
+
+
 def test_a_parked_spawn_may_be_refused_when_its_time_comes(desk: Desk) -> None:
     worker = stopping_holder(desk)
     parent = desk.spawn({})
