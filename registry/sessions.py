@@ -85,24 +85,22 @@ def on_session_goodbye(turn: Turn, event: events.SessionGoodbye) -> None:
         close(turn, session)
 
 
-def close(turn: Turn, session: Session, *, dead: bool = False) -> None:
+def close(turn: Turn, session: Session) -> None:
     """The session ends. Its tasks go on; its open stops run to their end; its parked spawns are dropped; the
-    scopes of its `stopped()` blocks stay closed, as kept, because nobody has said that the block is done.
-
-    `dead`: its process is proved dead, so these blocks are over too.
+    scopes of its `stopped()` blocks stay closed, as kept, because nobody has said that the block is done: a
+    process that is proved dead may have left the files half removed.
     """
     turn.timers.clear(("session", session.id))
     turn.touched.update(session.requests.values())  # they need not wait for its spawns any more
     for stop_id in sorted(session.blocks):
-        kept = not dead or turn.state.closures[stop_id].keep
-        turn.emit(facts.BlockReleased(stop_id, kept))
+        turn.emit(facts.BlockReleased(stop_id, True))
     turn.emit(facts.SessionClosed(session.id))
 
 
 def close_those_of(turn: Turn, worker: Incarnation) -> None:
     """A worker has been reaped, and with it the clients that lived in it."""
     for session in [each for each in turn.state.sessions.values() if each.worker == worker]:
-        close(turn, session, dead=True)
+        close(turn, session)
 
 
 def release_silent(turn: Turn, scope: Scope) -> None:

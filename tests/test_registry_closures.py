@@ -347,8 +347,8 @@ def test_the_report_of_a_stop_by_a_session_that_is_gone(desk: Desk) -> None:
     assert desk.closed() == [("tenant_id=x", "timed-out")]
 
 
-def test_the_blocks_of_a_reaped_process_are_over(desk: Desk) -> None:
-    """Its client lived in a worker that is proved dead: no body runs any more."""
+def test_the_blocks_of_a_reaped_process_are_kept(desk: Desk) -> None:
+    """Its client lived in a worker that is proved dead: nobody can say any more that the files are gone."""
     worker = desk.worker()
     nested = session_id("N")
     desk.say(events.SessionHello(nested, pid=78, host="here", worker=worker))
@@ -369,7 +369,7 @@ def test_the_blocks_of_a_reaped_process_are_over(desk: Desk) -> None:
     )
     assert desk.closed() == [("tenant_id=x", "block")]
     desk.exit(worker)
-    assert desk.closed() == []
+    assert desk.closed() == [("tenant_id=x", "kept")]
     assert nested not in desk.registry.state.sessions
 
 
