@@ -11,7 +11,7 @@ from quiesce.registry.ids import Attempt, SessionId, StopId, TaskId
 from quiesce.registry.marked import Batch
 from quiesce.registry.matching import match
 from quiesce.registry.names import undeclared_in
-from quiesce.registry.records import Ask, Stop, Task
+from quiesce.registry.records import Ask, Closure, Stop, Task
 from quiesce.registry.sessions import release_silent
 from quiesce.registry.spawning import refuse_parked, refuse_parked_by, seen_all
 from quiesce.registry.turn import Turn
@@ -304,13 +304,22 @@ def _target(stop: Stop) -> str:
 
 
 def on_release_asked(turn: Turn, event: events.ReleaseAsked) -> None:
+    """The body of a block is done. A block that is kept for want of this word is released in a later session, too:
+    its program was silent for too long, and is there again.
+    """
     session = turn.state.sessions.get(event.session)
     if session is None:
         turn.send(effects.WantHello(event.session))
         return
-    if event.stop_id in session.blocks:
-        turn.emit(facts.BlockReleased(event.stop_id, turn.state.closures[event.stop_id].keep))
+    closure = turn.state.closures.get(event.stop_id)
+    if closure is not None and (event.stop_id in session.blocks or _left_behind(closure)):
+        turn.emit(facts.BlockReleased(event.stop_id, closure.keep))
     turn.send(effects.AnswerDone(event.session, event.request))
+
+
+def _left_behind(closure: Closure) -> bool:
+    """Whether it is that of a block whose session is gone; nothing else is kept that was not to be."""
+    return closure.holder == "kept" and not closure.keep
 
 
 def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:

@@ -119,6 +119,17 @@ def test_the_block_of_a_session_that_is_gone_is_kept(desk: Desk) -> None:
     assert desk.answers()[0].text.endswith("; reopen() opens it")
 
 
+def test_a_program_that_was_silent_for_too_long_still_ends_its_block(desk: Desk) -> None:
+    """It says so in a session of its own: the one in which it entered has expired."""
+    stop, kept = desk.stop(**X, hold=True), desk.stop(**Y, hold=True, keep_closed=True)
+    desk.say(events.SessionGoodbye(session_id("A")))
+    desk.release(kept, session="B")
+    desk.expect_facts()
+    desk.release(stop, session="B")
+    desk.expect_facts(facts.BlockReleased(stop, False))
+    assert desk.closed() == [("tenant_id=y", "kept")]
+
+
 def test_a_stop_with_a_block_whose_session_is_gone_is_kept(desk: Desk) -> None:
     worker = desk.worker()
     desk.running(worker, X)
