@@ -52,7 +52,7 @@ class AsyncClient(BaseClient):
         super().__init__(address, key, timeout)
 
     async def __aenter__(self) -> "AsyncClient":
-        if hasattr(self, "_driver"):
+        if "_driver" in vars(self):
             raise RuntimeError("this AsyncClient has been entered before; make a new one")
         self._bell = LoopBell(asyncio.get_running_loop())
         self._start(worker=0)
@@ -81,7 +81,7 @@ class AsyncClient(BaseClient):
 
     async def _end(self) -> bool:
         """Close; whether it was this call that did."""
-        if not hasattr(self, "_driver") or self._driver.forked:
+        if "_driver" not in vars(self) or self._driver.forked:
             return False
         first = not self._driver.closing
         if first:

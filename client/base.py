@@ -23,13 +23,23 @@ T = TypeVar("T")
 CLOSING: Final = 5.0
 
 
+class _NotEntered:
+    """In the place of a driver until there is one."""
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError(
+            "this AsyncClient has not been entered, so it is not connected: "
+            "`async with AsyncClient() as client:`"
+        )
+
+
 class BaseClient:
     """Address, timeout and driver. Not made by users."""
 
     #: How users name another broker, for error texts; the command line has its own words.
     _another = "address= or QUIESCE_ADDRESS"
 
-    _driver: Driver
+    _driver: Driver = _NotEntered()  # type: ignore[assignment]  # all that is done with it raises
     _finalizer: "weakref.finalize[[], BaseClient]"
 
     def __init__(self, address: str | None, key: object, timeout: float) -> None:
@@ -54,7 +64,7 @@ class BaseClient:
         self._finalizer.atexit = False  # the driver sees to that itself
 
     def __repr__(self) -> str:
-        driver = getattr(self, "_driver", None)
+        driver = vars(self).get("_driver")
         state = "not connected" if driver is None else "closed" if driver.closing else "open"
         return f"<{type(self).__name__} of {self.address}, {state}>"
 

@@ -10,11 +10,12 @@ from quiesce.context import current_context
 from quiesce.protocol.callables import Reference, pack_arguments, pack_function, reference_to
 from quiesce.protocol.frames import Payload, as_payload
 from quiesce.protocol.from_client import ScopeFields
-from quiesce.protocol.labels import check_label
+from quiesce.protocol.labels import check_label, check_length
 from quiesce.protocol.sizes import data_limit
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.rows import SpawnRow
 
+_LABELS: Final = ("runtime", "kind", "tenant_id", "timeline_id", "name", "unique_key")
 RESTARTS: Final = ("never", "on-failure", "always")
 #: Room in one message for all that is not payload.
 _REST: Final = 1024 * 1024
@@ -30,10 +31,14 @@ def seconds(what: str, value: float | None, *, positive: bool = False) -> float 
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
-    if math.isnan(value) or value < 0 or (positive and value == 0):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{what} has no room for so many seconds; math.inf is for ever") from None
+    if math.isnan(number) or number < 0 or (positive and number == 0):
         least = "more than 0" if positive else "0 or more"
         raise ValueError(f"{what} must be {least} seconds or None, not {value!r}")
-    return float(value)
+    return number
 
 
 def scope(
@@ -44,7 +49,10 @@ def scope(
     check_label("tenant_id", tenant_id)
     check_label("timeline_id", timeline_id)
     check_label("runtime", runtime)
-    return (None if kind is None else str(kind), tenant_id, timeline_id, runtime)
+    fields = (None if kind is None else str(kind), tenant_id, timeline_id, runtime)
+    for what, label in zip(("kind", "tenant_id", "timeline_id", "runtime"), fields, strict=True):
+        check_length(what, label)
+    return fields
 
 
 def task_id(value: object) -> int:
@@ -70,8 +78,8 @@ def name_of(fn: Callable[..., Any]) -> str:
     """What a task is called that was given no name: the function's qualified name."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    return str(name)
+    name = str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
 def spawn_row(
@@ -108,13 +116,17 @@ def spawn_row(
         raise ValueError(f"retries must be 0 or more, not {retries}")
     if restart not in RESTARTS:
         raise ValueError(f"restart must be one of {', '.join(RESTARTS)}, not {restart!r}")
+    name = name_of(fn) if name is None else name
+    labels = (runtime, kind, tenant_id, timeline_id, name, unique_key)
+    for what, label in zip(_LABELS, labels, strict=True):
+        check_length(what, label)
     return SpawnRow(
         SpawnNumber(0),
         str(runtime),
         str(kind),
         tenant_id,
         timeline_id,
-        name_of(fn) if name is None else name,
+        name,
         shutdown_process_on_error,
         retries,
         restart,

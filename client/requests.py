@@ -10,7 +10,7 @@ from quiesce.client import checks, outcomes
 from quiesce.client.steps import Request
 from quiesce.errors import ShutdownTimeoutError
 from quiesce.protocol import from_client, to_client
-from quiesce.protocol.labels import check_label
+from quiesce.protocol.labels import check_label, check_length
 from quiesce.registry.rows import StopRow
 from quiesce.values import (
     BrokerInfo,
@@ -167,6 +167,9 @@ def _stop(
     reason: str,
 ) -> Ask[Stopped]:
     check_label("reason", reason, optional=False)
+    check_length("reason", reason)
+    if not isinstance(keep_closed, bool):
+        raise TypeError(f"keep_closed must be True or False, not {keep_closed!r}")
     grace = checks.seconds("grace", grace)
     timeout = checks.seconds("timeout", timeout)
     message = from_client.Stop(
@@ -175,7 +178,7 @@ def _stop(
         task_id=task_id,
         grace=grace,
         timeout=timeout,
-        keep_closed=bool(keep_closed),
+        keep_closed=keep_closed,
         hold=hold,
         reason=reason,
         last_spawn=0,
@@ -211,6 +214,11 @@ def timeout_text(
     names = ", ".join(map(name, left[:5]))
     more = f" and {len(left) - 5} more" if len(left) > 5 else ""
     within = "in time" if timeout is None else f"within {timeout:g} s"
+    if not left:
+        return (
+            f"the stop of {words} has not ended {within}: no task of it is known to go on, but spawns made before "
+            "it are still on their way to the broker, or the broker has just restarted and can't know what runs"
+        )
     return (
         f"the stop of {words} has not ended {within}: {len(left)} of {total} "
         f"task{'s' * (total != 1)} go{'es' * (len(left) == 1)} on: {names}{more}"

@@ -1,5 +1,8 @@
 """What a label must be to travel."""
 
+from quiesce.errors import PayloadTooLargeError
+from quiesce.registry.limits import LABEL_LIMIT
+
 
 def check_label(what: str, value: object, *, optional: bool = True) -> None:
     """TypeError or ValueError unless `value` is a string that can travel (or None, where optional)."""
@@ -13,3 +16,12 @@ def check_label(what: str, value: object, *, optional: bool = True) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{what} can't travel: {value!r} has lone surrogates") from None
+
+
+def check_length(what: str, label: str | None) -> None:
+    """PayloadTooLargeError for a label that the broker refuses: one that is huge would not even get there."""
+    if label is not None and len(label) > LABEL_LIMIT:
+        raise PayloadTooLargeError(
+            f"nothing was sent: {what} has {len(label)} characters, the limit is {LABEL_LIMIT}; "
+            "labels are for finding a task, pass what is long as an argument"
+        )

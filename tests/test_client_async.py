@@ -50,6 +50,26 @@ async def off_loop(call: Callable[[], object]) -> None:
     await asyncio.to_thread(call)
 
 
+def test_a_client_that_was_not_entered_says_so(broker: FakeBroker) -> None:
+    async def main() -> None:
+        client = AsyncClient(broker.address)
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: client.spawn("background", "compaction", work),
+            lambda: client.spawn_many("background", "compaction", work, [1]),
+            client.tasks,
+            client.shutdown_tasks,
+        ]
+        with pytest.raises(RuntimeError, match="has not been entered"):
+            client.events()
+        for call in calls:
+            with pytest.raises(RuntimeError, match="has not been entered"):
+                await call()
+        assert "not connected" in repr(client)
+        await client.close()
+
+    asyncio.run(main())
+
+
 def test_await_a_handle(broker: FakeBroker) -> None:
     async def body(client: AsyncClient) -> None:
         handle = await client.spawn("background", "compaction", work)

@@ -234,6 +234,8 @@ def test_spawn_many(broker: FakeBroker, client: Client) -> None:
         ({"shutdown_process_on_error": 1}, TypeError),
         ({"kwargs": [1]}, TypeError),
         ({"name": 5}, TypeError),
+        ({"name": "x" * 5000}, PayloadTooLargeError),
+        ({"timeout": 10**400}, ValueError),
         ({"unique_key": 5}, TypeError),
     ],
 )
@@ -255,6 +257,27 @@ def test_more_wrong_arguments(client: Client) -> None:
         client.tasks(state="stuck")
     with pytest.raises(TypeError, match="task id"):
         client.task("7")  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(TypeError, match="keep_closed"):
+        client.shutdown_tasks(keep_closed="no")  # type: ignore[arg-type]  # wrong on purpose
+    long = "x" * 5000
+    for call in (
+        lambda: client.spawn(long, "compaction", work),
+        lambda: client.spawn("background", long, work),
+        lambda: client.tasks(tenant_id=long),
+        lambda: client.shutdown_tasks(reason=long),
+    ):
+        with pytest.raises(PayloadTooLargeError, match="5000 characters"):
+            call()
+
+
+def test_a_function_whose_name_can_not_travel(broker: FakeBroker, client: Client) -> None:
+    def odd() -> None:
+        pass
+
+    odd.__qualname__ = "odd\ud800é"
+    assert client.spawn("background", "compaction", odd).name == r"odd\ud800é"
+    assert broker.take(from_client.Spawn).rows[0].name == r"odd\ud800é"
+    broker.answer(1, 1)
 
 
 # --- stops ---------------------------------------------------------------------------------------
@@ -305,6 +328,14 @@ def test_a_stop_that_times_out_carries_its_report(broker: FakeBroker, client: Cl
     with pytest.raises(ShutdownTimeoutError), client.stopped(timeout=0.5):
         pytest.fail("the block must not be entered")
     assert broker.count(from_client.Release) == 0
+
+
+def test_a_stop_of_nothing_that_times_out_says_what_it_waits_for(
+    broker: FakeBroker, client: Client
+) -> None:
+    broker.script[from_client.Stop] = lambda m: stop_report(m.request, timed_out=True)
+    with pytest.raises(ShutdownTimeoutError, match=r"spawns made before it .* stays closed"):
+        client.shutdown_tasks(tenant_id="t", timeout=0)
 
 
 def test_stopped_releases_also_when_the_body_raises(broker: FakeBroker, client: Client) -> None:

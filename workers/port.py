@@ -7,10 +7,9 @@ from typing import Final
 
 from quiesce import errors
 from quiesce.context import TaskContext
-from quiesce.protocol.labels import check_label
+from quiesce.protocol.labels import check_label, check_length
 from quiesce.protocol.sizes import NOTE_LIMIT, cut
 from quiesce.registry.ids import Attempt, AttemptKey
-from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.workers import task_logs
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.worker_effects import Effects, Settle
@@ -54,10 +53,7 @@ class Port:
         """
         for what, label in (("tenant_id", tenant_id), ("timeline_id", timeline_id)):
             check_label(what, label)
-            if label is not None and len(label) > LABEL_LIMIT:
-                raise errors.PayloadTooLargeError(
-                    f"{what} has {len(label)} characters; the limit is {LABEL_LIMIT}"
-                )
+            check_length(what, label)
         if self._nursery.in_child:
             raise errors.NotInTaskError(
                 "associate_with() was called in a forked child process of a task. "
