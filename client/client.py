@@ -41,7 +41,8 @@ class Client(SpawningClient):
     Making one waits for the broker, so a program may start both at once. Leaving the block (or `close()`)
     sends all that is pending and waits for the broker's answers to the spawns; tasks go on after it. A
     client that nobody closes ends with its last reference or the interpreter, and says goodbye on the way.
-    It does not survive a fork: make one in the child.
+    It does not survive a fork: make one in the child. Nor is it for signal handlers: the thread that one interrupts
+    may be in the midst of a call. Have the handler set an Event or cancel a CancellationToken, which are.
 
     Args:
         address: of the broker; None: QUIESCE_ADDRESS, else the default.
