@@ -214,10 +214,12 @@ class DiskJournal:
         self._asked += 1
         behind: list[_Item] = []
         self._behind = behind
-        yield [effect for effect in effects if type(effect) not in BINDING]
-        self._behind = None
-        for item in (_Bound(self._store.last.seq, binding), *behind):
-            self._put(item)
+        try:
+            yield [effect for effect in effects if type(effect) not in BINDING]
+        finally:
+            self._behind = None
+            for item in (_Bound(self._store.last.seq, binding), *behind):
+                self._put(item)
 
     @property
     def _binds(self) -> bool:

@@ -197,6 +197,24 @@ def test_who_stands_in_tells_nothing_before_the_sync(journal: DiskJournal, sync:
     assert take(journal, 2) == [told(1), told(2)]
 
 
+def test_what_fails_in_whoever_stands_in_leaves_nothing_behind(journal: DiskJournal) -> None:
+    """It is raised in the loop, which then closes the journal."""
+
+    @contextlib.contextmanager
+    def aside() -> Iterator[None]:
+        yield
+        journal.append([begun(2)], [effect(2)])
+        assert journal.committed() == []
+        raise ZeroDivisionError("in a turn")
+
+    journal.commit_here(aside)
+    journal.append([SYNCED], [told(1)])
+    with pytest.raises(ZeroDivisionError):
+        journal.committed()
+    journal.close()
+    assert {told(1), effect(2)} <= set(journal.committed())
+
+
 def test_what_can_not_be_synced_is_never_told(
     journal: DiskJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
