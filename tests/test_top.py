@@ -176,6 +176,7 @@ def test_every_view_fits(client: Client, size: tuple[int, int], tmp_path: Path) 
             assert max(map(len, shown)) <= size[0]
         gate.touch()
         await seen(pilot, lambda: not app.query_one("#stops").display)
+        await seen(pilot, lambda: not stopping.is_alive())  # its report comes a moment later
 
     stopping = threading.Thread(target=client.shutdown_tasks, args=(None, "deaf"))
     try:
