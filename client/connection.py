@@ -88,10 +88,11 @@ class Connection:
             channel.monitor.close(0)
             channel.socket.close(linger)
 
-    def poll(self, timeout: float) -> None:
-        """Sleep until something is to be done here, at most `timeout` seconds."""
+    def poll(self, timeout: float) -> bool:
+        """Sleep until something is to be done here, at most `timeout` seconds; whether `wake_fd` is readable."""
         ready = self._poller.poll(int(timeout * 1000) + 1 if timeout > 0 else 0)
         self._ready = [thing for thing, _ in ready]
+        return self._wake_fd in self._ready
 
     def changes(self) -> list[tuple[str, bool]]:
         """Which channels had been connected (True) or disconnected when `poll` returned, in order."""

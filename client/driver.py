@@ -284,8 +284,7 @@ class Driver:
                 self._handle(HeartbeatDue())
             until = min(beat_at, taken_at if deadline is None else min(taken_at, deadline))
             asleep = self._mail.may_sleep(more=more, deadline=deadline)
-            self._connection.poll(until - now if asleep else 0)
-            self._mail.awake()
+            self._mail.awake(rung=self._connection.poll(until - now if asleep else 0))
 
     def _may_leave(self, now: float) -> bool:
         """Whether it is time to end; says goodbye then."""

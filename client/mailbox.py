@@ -143,13 +143,12 @@ class Mailbox:
             self._asleep = not (more or self.commands or self.retired or changed)
             return self._asleep
 
-    def awake(self) -> None:
-        """No need to ring."""
-        with self.lock:  # under which who rings says so, and rings: no ring comes after this
-            if not self._asleep or self.retired:  # somebody has rung
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self.wake_fd)
-            self._asleep = False
+    def awake(self, *, rung: bool) -> None:
+        """No need to ring. `rung`: `wake_fd` is readable, by who rang for this sleep, or too late for another."""
+        if rung:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.wake_fd)
+        self._asleep = False
 
     def end(self) -> list[Command]:
         """Nothing more is read: what was put and not taken."""
