@@ -27,6 +27,8 @@ class _NotEntered:
     """In the place of a driver until there is one."""
 
     def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # who only looks what this is
+            raise AttributeError(name)
         raise RuntimeError(
             "this AsyncClient has not been entered, so it is not connected: "
             "`async with AsyncClient() as client:`"
