@@ -113,22 +113,6 @@ def test_an_answer_before_its_commit_is_found(
     assert "was promised, and turn" in found(memory, "crash")
 
 
-def test_a_word_that_binds_before_its_sync_is_found(
-    memory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = DiskJournal._sync
-
-    def hasty(self: DiskJournal, bound: Any) -> None:
-        with self._lock:
-            self._hand_back(bound.effects)
-        time.sleep(0.01)  # so that it is heard
-        bound.effects = []
-        usual(self, bound)
-
-    monkeypatch.setattr(DiskJournal, "_sync", hasty)
-    assert "was promised, and turn" in found(memory, "crash")
-
-
 # --- the disk that takes notes
 
 
