@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from quiesce.testing.leaks import LeakCheck, become_subreaper, sockets_and_locks
+from workers_fakes import FakeBroker, Pool
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -77,3 +78,25 @@ def run_folder() -> Iterator[Path]:
 def _report(whose: str, left: list[str]) -> None:
     if left:
         pytest.fail(f"left behind by {whose}:\n  " + "\n  ".join(left), pytrace=False)
+
+
+# --- for tests of what bodies do in real workers
+
+
+@pytest.fixture(scope="module", params=[4, 1], ids=["shared", "alone"])
+def pool(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pool]:
+    """Workers of many slots and of one, whose broker the test plays."""
+    pool = Pool(tmp_path_factory.mktemp("p"), slots=request.param)
+    pool.broker.await_peer()  # so that all its processes and sockets are there before the first test
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def broker(pool: Pool) -> FakeBroker:
+    """That broker, which has noted nothing yet."""
+    pool.broker.await_peer()
+    pool.broker.log.clear()
+    return pool.broker

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,23 +11,6 @@ from quiesce.errors import PayloadTooLargeError, ShutdownRequested
 from quiesce.protocol import from_worker
 from quiesce.testing import worker_bodies as bodies
 from workers_fakes import FakeBroker, Pool, error_of, value_of
-
-
-@pytest.fixture(scope="module", params=[4, 1], ids=["shared", "alone"])
-def pool(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pool]:
-    pool = Pool(tmp_path_factory.mktemp("p"), slots=request.param)
-    pool.broker.await_peer()  # so that all its processes and sockets are there before the first test
-    yield pool
-    pool.close()
-
-
-@pytest.fixture
-def broker(pool: Pool) -> FakeBroker:
-    pool.broker.await_peer()
-    pool.broker.log.clear()
-    return pool.broker
 
 
 def test_results_come_back(broker: FakeBroker) -> None:

@@ -1,7 +1,7 @@
 """An attempt ends when its body and all that it began have ended, and not before."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,23 +10,6 @@ import pytest
 from quiesce.protocol import from_worker
 from quiesce.testing import worker_bodies as bodies
 from workers_fakes import FakeBroker, Pool, value_of
-
-
-@pytest.fixture(scope="module", params=[4, 1], ids=["shared", "alone"])
-def pool(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pool]:
-    pool = Pool(tmp_path_factory.mktemp("p"), slots=request.param)
-    pool.broker.await_peer()  # so that all its processes and sockets are there before the first test
-    yield pool
-    pool.close()
-
-
-@pytest.fixture
-def broker(pool: Pool) -> FakeBroker:
-    pool.broker.await_peer()
-    pool.broker.log.clear()
-    return pool.broker
 
 
 def size(path: Path) -> int:

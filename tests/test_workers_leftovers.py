@@ -1,29 +1,12 @@
 """What bodies leave behind in real workers: their end is told when the last of it has ended, or it is undone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from quiesce.testing import leftover_bodies as bodies, worker_bodies
 from workers_fakes import FakeBroker, Pool, value_of
-
-
-@pytest.fixture(scope="module", params=[4, 1], ids=["shared", "alone"])
-def pool(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pool]:
-    pool = Pool(tmp_path_factory.mktemp("p"), slots=request.param)
-    pool.broker.await_peer()  # so that all its processes and sockets are there before the first test
-    yield pool
-    pool.close()
-
-
-@pytest.fixture
-def broker(pool: Pool) -> FakeBroker:
-    pool.broker.await_peer()
-    pool.broker.log.clear()
-    return pool.broker
 
 
 def test_callbacks_of_its_token_are_part_of_a_task(broker: FakeBroker, tmp_path: Path) -> None:
