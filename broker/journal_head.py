@@ -70,7 +70,7 @@ class HeadFile:
             )
             os.pwrite(self._fd, body + _digest(body), self._counter % 2 * _APART)
             if sync or self._fresh is not None:
-                os.fdatasync(self._fd)
+                self.sync()
         if self._fresh is not None:
             os.replace(self._fresh, self._path)
             self._fresh = None

@@ -1,12 +1,12 @@
 """What a verb says while it waits: of a stop's tasks a line for each, and where they are; and of no broker."""
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from quiesce import logs
 from quiesce.cli.output import age, clean
 from quiesce.errors import QuiesceError
 from quiesce.protocol.stack_text import innermost
@@ -114,15 +114,14 @@ def _tell_of_no_broker(client: "Client", over: threading.Event) -> None:
     while not over.wait(_LOOK):
         if client._driver.silence() is None:
             if told:
-                print("the broker answers again", file=sys.stderr, flush=True)
+                logs.write("the broker answers again")
             away_since, told = None, False
             continue
         now = time.monotonic()
         away_since = now if away_since is None else away_since
         if not told and now >= away_since + _AWAY:
             told = True
-            line = clean(f"no broker answers at {client.address}; still waiting for it")
-            print(line, file=sys.stderr, flush=True)
+            logs.write(clean(f"no broker answers at {client.address}; still waiting for it"))
 
 
 def stack_lines(task: "TaskStacks") -> list[str]:

@@ -10,7 +10,7 @@ from quiesce.context import current_context
 from quiesce.protocol.callables import Reference, pack_arguments, pack_function, reference_to
 from quiesce.protocol.frames import Payload, as_payload
 from quiesce.protocol.from_client import ScopeFields
-from quiesce.protocol.labels import check_label, check_length
+from quiesce.protocol.labels import check_label, check_length, escaped
 from quiesce.protocol.sizes import data_limit
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.rows import SpawnRow
@@ -79,7 +79,7 @@ def name_of(fn: Callable[..., Any]) -> str:
     while isinstance(fn, functools.partial):
         fn = fn.func
     name = str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
-    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
+    return name if name.isascii() else escaped(name)
 
 
 def spawn_row(

@@ -30,6 +30,7 @@ from quiesce.protocol import (
     to_worker,
 )
 from quiesce.protocol.frames import Frame
+from quiesce.protocol.labels import escaped
 from quiesce.protocol.runs import MOST, ROWS_IN, RUN, RUNS, pack_with_runs
 from quiesce.protocol.sizes import CONTROL_LIMIT, LARGEST_PAYLOAD
 
@@ -103,7 +104,7 @@ def encode(message: Message, *, escape: bool = False) -> list[bytes]:
 def _escaped(value: Any) -> Any:
     """The same without lone surrogates."""
     if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
+        return escaped(value)
     if isinstance(value, (tuple, list)):
         items = map(_escaped, value)
         return value._make(items) if hasattr(value, "_make") else type(value)(items)

@@ -18,6 +18,11 @@ def check_label(what: str, value: object, *, optional: bool = True) -> None:
             raise ValueError(f"{what} can't travel: {value!r} has lone surrogates") from None
 
 
+def escaped(text: str) -> str:
+    """The same, but for lone surrogates: they can't travel, so there is what Python prints for them."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def check_length(what: str, label: str | None) -> None:
     """PayloadTooLargeError for a label that the broker refuses: one that is huge would not even get there."""
     if label is not None and len(label) > LABEL_LIMIT:
