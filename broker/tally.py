@@ -6,6 +6,7 @@ registry's own.
 
 from collections import Counter
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Final
 
 from quiesce.broker.histogram import CHECK_AGES, TASK_TIMES, Histogram
@@ -17,6 +18,7 @@ from quiesce.registry.ids import TaskId
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 
+_POOL: Final = attrgetter("runtime", "kind")
 #: What is measured, and its buckets.
 MEASURES: Final = {
     "queue": TASK_TIMES,  # from the spawn to the beginning of the first attempt
@@ -122,7 +124,7 @@ class Tally:
     def on_never_ran(self, fact: facts.TasksNeverRan) -> None:
         """As if each had been asked, and had ended then: nothing else is measured of it."""
         ended = map(self._state.ended_now.__getitem__, map(TaskId, fact.task_ids))
-        pools = Counter((each.runtime, each.kind) for each in ended)
+        pools = Counter(map(_POOL, ended))
         for pool, count in pools.items():
             self._of(*pool)["stop"].add(fact.at - fact.asked_at, count)
 

@@ -4,7 +4,9 @@ Each function assumes that its fact was decided by a handler, which has checked 
 transition that is not in `states.LEGAL` raises RegistryFault with the task's story.
 """
 
+from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, Final
 
 from quiesce.registry import apply_alike, apply_slices, apply_stops, facts
@@ -18,7 +20,7 @@ from quiesce.registry.ids import (
     SpawnNumber,
     TaskId,
 )
-from quiesce.registry.moving import count, keep_short, leave_sessions, move
+from quiesce.registry.moving import count, keep_short, leave_key, leave_sessions, move
 from quiesce.registry.records import (
     Ask,
     Session,
@@ -71,8 +73,7 @@ def answers_forgotten(state: State, fact: facts.AnswersForgotten) -> None:
 
 def results_forgotten(state: State, fact: facts.ResultsForgotten) -> None:
     results = state.sessions[SessionId(fact.session)].results
-    for task_id in fact.task_ids:
-        results.pop(TaskId(task_id), None)
+    deque(map(results.pop, map(TaskId, fact.task_ids), repeat(None)), maxlen=0)
 
 
 # --- spawns ---------------------------------------------------------------------------------------
@@ -264,6 +265,7 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
         fact.text,
         fact.result,
     )
+    leave_key(state, task)
     leave_sessions(state, task, result)
     stops = state.leave_stops(task)
     if stops:

@@ -1,15 +1,17 @@
 """Applying what is said of many tasks at once: what `apply` does for each of them, as `facts.singly` has it."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Final
 
 from quiesce.registry import facts
-from quiesce.registry.ended import ended_task
 from quiesce.registry.ids import AssignNumber, Incarnation, SessionId, SpawnNumber, TaskId
-from quiesce.registry.moving import count, keep_short, leave_sessions, move
+from quiesce.registry.leaving import groups, leave
+from quiesce.registry.moving import count, keep_short, move
 from quiesce.registry.records import Task
-from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow
+from quiesce.registry.rows import SpawnAnswer, SpawnRow
+from quiesce.registry.sets import take_out
 from quiesce.registry.state import State
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
 
@@ -61,33 +63,25 @@ def tasks_assigned(state: State, fact: facts.TasksAssigned) -> None:
 
 def tasks_completed(state: State, fact: facts.TasksCompleted) -> None:
     worker = state.workers[Incarnation(fact.worker)]
-    alike: dict[tuple[str, str | None, str | None, str], list[TaskId]] = {}
-    tasks, held = state.tasks, worker.tasks
-    history, ended_now = state.history, state.ended_now
-    host, pid = worker.host, worker.pid
-    rows = zip(map(TaskId, fact.task_ids), fact.started_at, fact.at, fact.results, strict=True)
-    for task_id, started_at, at, result in rows:
-        task = tasks.pop(task_id)
-        move(task, TaskState.ENDED)
-        del held[task_id]
-        spawn = task.spawn
-        labels = (spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
-        if labels in alike:
-            alike[labels].append(task_id)
-        else:
-            alike[labels] = [task_id]
-        fields = (task_id, task.attempt, _COMPLETED, _RETURNED, None, "", result)
-        leave_sessions(state, task, _new(ResultRow, fields))
-        history[task_id] = ended_now[task_id] = ended_task(
-            task, _COMPLETED, _RETURNED, None, started_at, at, host, pid
+    start = 0
+    tasks = map(state.tasks.pop, fact.task_ids)  # type: ignore[arg-type]  # of ids
+    for group in groups(tasks):
+        end = start + len(group.ids)
+        leave(
+            state,
+            group,
+            outcome=_COMPLETED,
+            evidence=_RETURNED,
+            results=fact.results[start:end],
+            started_at=fact.started_at[start:end],
+            ended_at=fact.at[start:end],
+            host=worker.host,
+            worker_pid=worker.pid,
         )
-    for labels, task_ids in alike.items():
-        kind, tenant, _, runtime = labels
-        state.held.difference_update(task_ids)
-        state.index.remove_many(task_ids, *labels)
-        many = len(task_ids)
-        count(state.held_kind, kind, -many)
-        count(state.held_tenant, (kind, tenant), -many)
-        count(state.live_total, (runtime, kind), -many)
-        count(state.ended_total, (runtime, kind, _COMPLETED), many)
+        start = end
+        deque(map(worker.tasks.pop, group.ids), maxlen=0)
+        take_out(state.held, group.ids)
+        kind, tenant, _, _ = group.labels
+        count(state.held_kind, kind, -len(group.ids))
+        count(state.held_tenant, (kind, tenant), -len(group.ids))
     keep_short(state)

@@ -1,6 +1,8 @@
 """The end of an attempt, and what it leads to: a retry, a result, a stop's proof, a stop of the system."""
 
 from collections.abc import Sized
+from itertools import groupby
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from quiesce.registry import facts
@@ -17,6 +19,7 @@ INTENSITY: Final = 5
 PERIOD: Final = 60.0
 #: What is said of a task that was stopped before it began.
 NEVER_BEGAN: Final = "stopped before it began"
+_WATCHERS: Final = attrgetter("watchers")
 
 
 def end(
@@ -185,8 +188,9 @@ def may_run_again(turn: Turn, task: Task) -> bool:
 def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: str) -> None:
     """End queued tasks that the same stops have marked. They hold nothing that others could get now."""
     tasks = [turn.state.tasks[task_id] for task_id in task_ids]
-    for task in tasks:
-        turn.unparked.extend(task.parked)
+    if turn.state.parked:
+        for task in tasks:
+            turn.unparked.extend(task.parked)
     turn.touched.update(turn.state.stops_for(tasks[0]))
     at = max(turn.now.wall, asked_at)
     turn.emit(facts.TasksNeverRan([*task_ids], asked_at, reason, at, NEVER_BEGAN))
@@ -196,9 +200,10 @@ def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: st
 def _tell_watchers(turn: Turn, tasks: list[Task]) -> None:
     """These have ended: whoever watches one of them, and is still there, gets its result."""
     watched: dict[SessionId, list[TaskId]] = {}
-    for task in tasks:
-        for session_id in task.watchers:
-            watched.setdefault(session_id, []).append(task.id)
+    for watchers, together in groupby(tasks, _WATCHERS):
+        task_ids = [task.id for task in together]
+        for session_id in watchers:
+            watched.setdefault(session_id, []).extend(task_ids)
     for session_id, task_ids in watched.items():
         session = turn.state.sessions.get(session_id)
         if session is not None:

@@ -6,6 +6,7 @@ from typing import Final
 from quiesce.registry.ids import TaskId
 from quiesce.registry.records import Task
 from quiesce.registry.scope import Scope
+from quiesce.registry.sets import take_out
 
 Key = tuple[str, ...]
 _NONE: Final[frozenset[TaskId]] = frozenset()
@@ -60,11 +61,10 @@ class ScopeIndex:
         timeline_id: str | None,
         runtime: str,
     ) -> None:
-        """Take out tasks that were added under these labels: one by one, for then no large set is made anew."""
+        """Take out tasks that were added under these labels."""
         for key in _keys(kind, tenant_id, timeline_id, runtime):
             members = self._sets[key]
-            for task_id in task_ids:
-                members.remove(task_id)
+            take_out(members, task_ids)
             if not members:
                 del self._sets[key]
 

@@ -30,8 +30,8 @@ def move(task: Task, to: TaskState) -> None:
     task.state = to
 
 
-def leave_sessions(state: State, task: Task, result: ResultRow) -> None:
-    """It has ended: its unique key is free, nothing is parked behind it, and who watches has its result."""
+def leave_key(state: State, task: Task) -> None:
+    """It has ended: its unique key is free, and nothing is parked behind it."""
     unique = task.unique
     if unique is not None:
         del state.unique[unique]
@@ -40,6 +40,10 @@ def leave_sessions(state: State, task: Task, result: ResultRow) -> None:
             del state.sessions[session_id].parked[parked.number]
         state.parked -= len(task.parked)
         state.holders.discard(task.id)
+
+
+def leave_sessions(state: State, task: Task, result: ResultRow) -> None:
+    """It has ended: who watches has its result."""
     for session_id in task.watchers:
         session = state.sessions.get(session_id)
         if session is not None:
@@ -48,7 +52,7 @@ def leave_sessions(state: State, task: Task, result: ResultRow) -> None:
 
 def keep_short(state: State) -> None:
     """The oldest of the history go, down to its limit."""
-    while len(state.history) > state.history_limit:
+    for _ in range(len(state.history) - state.history_limit):
         state.history.popitem(last=False)
 
 

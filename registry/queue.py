@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from quiesce.registry.ids import TaskId
+from quiesce.registry.sets import take_out
 
 Tenant = str | None
 
@@ -46,8 +47,7 @@ class Lane:
 
     def take_many(self, task_ids: Sequence[TaskId]) -> None:
         """These, of those that wait here the first, leave."""
-        for task_id in task_ids:  # so that no large set is made anew
-            self.members.remove(task_id)
+        take_out(self.members, task_ids)
         self._tidy()
 
     def remove(self, task_id: TaskId) -> None:
@@ -81,8 +81,7 @@ class Lane:
             members -= out
             self._sort()
         else:
-            for task_id in out:  # so that no large set is made anew
-                members.remove(task_id)
+            take_out(members, out)
             self._tidy()
         return out
 

@@ -5,6 +5,8 @@ Telemetry (progress, checks, usage) is the exception: it is never decided on, so
 
 from collections import Counter
 from collections.abc import Iterable
+from operator import attrgetter
+from typing import Final
 
 from quiesce.registry.ids import (
     AssignNumber,
@@ -18,6 +20,8 @@ from quiesce.registry.ids import (
 from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.states import State
+
+_END: Final = attrgetter("outcome", "evidence")
 
 
 class Ask:
@@ -387,8 +391,7 @@ class Stop:
         """These have ended; those that it waited for, it does no more."""
         self.held.difference_update([row.id for row in rows])
         self.rows += rows
-        for row in rows:
-            self.ends[row.outcome, row.evidence] += 1
+        self.ends.update(map(_END, rows))
 
 
 class Closure:

@@ -350,8 +350,26 @@ MUTANTS: Final = (
     Mutant(
         "a worker keeps in hand what has completed",
         "registry/apply_alike.py",
-        "        state.held.difference_update(task_ids)\n",
+        "        take_out(state.held, group.ids)\n",
         "",
+    ),
+    Mutant(
+        "many that end together are told to the watchers of the first",
+        "registry/leaving.py",
+        "        task.watchers,\n",
+        "",
+    ),
+    Mutant(
+        "many that end together keep their unique keys",
+        "registry/leaving.py",
+        "            leave_key(state, each)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "many that end together had the labels of the first",
+        "registry/leaving.py",
+        "        task.tenant_id,\n        task.timeline_id,\n        task.watchers,\n",
+        "        task.watchers,\n",
     ),
     Mutant(
         "closures are not synced",

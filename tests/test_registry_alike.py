@@ -180,6 +180,36 @@ def test_they_are_told_in_their_order(desk: Desk) -> None:
     assert [row.task_id for row in desk.results()] == list(range(1, 10))
 
 
+def test_each_of_them_is_told_as_what_it_was(desk: Desk) -> None:
+    """Together they end, but by different clients, tenants and times they came."""
+    desk.session("B")
+    worker = desk.worker("pool", slots=6)
+    desk.spawn({}, {"tenant_id": "T"}, {"name": "x"})
+    desk.wait(3.0)
+    desk.spawn({"name": "x"}, {"tenant_id": "T"}, session="B")
+    desk.spawn({})
+    desk.wait(1.0)
+    rows = [ended_row(n, begun_age=0.9, ended_age=n / 10, result=bytes([n])) for n in range(1, 7)]
+    desk.say(events.TasksEnded(Incarnation(worker), rows))
+    now = desk.wall
+    told = {effect.session: effect.rows for effect in desk.take(effects.SendResults)}
+    assert {name: [row.task_id for row in each] for name, each in told.items()} == {
+        session_id("A"): [1, 2, 3, 6],
+        session_id("B"): [4, 5],
+    }
+    assert all(row.result == bytes([row.task_id]) for each in told.values() for row in each)
+    history = desk.registry.state.history
+    assert list(history) == [1, 2, 3, 4, 5, 6]
+    ended = list(history.values())
+    assert [each.tenant_id for each in ended] == [None, "T", None, None, "T", None]
+    assert [each.name for each in ended] == ["t", "t", "x", "x", "t", "t"]
+    assert [now - each.created_at for each in ended] == pytest.approx([4.0] * 3 + [1.0] * 3)
+    assert [now - (each.started_at or 0.0) for each in ended] == pytest.approx([0.9] * 6)
+    assert [now - each.ended_at for each in ended] == pytest.approx(
+        [each.id / 10 for each in ended]
+    )
+
+
 @pytest.mark.parametrize(
     ("spawn", "row"),
     [
