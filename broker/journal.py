@@ -39,7 +39,7 @@ class JournalLimits:
     `margin`: with less than this left on the disk, there is no room for new spawns.
     """
 
-    snapshot_facts: int = 20_000
+    snapshot_facts: int = 50_000
     snapshot_bytes: int = 128 * 2**20
     group: int = 5_000
     checkpoint: int = 2 * 2**20

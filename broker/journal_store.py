@@ -9,7 +9,7 @@ from quiesce.broker.journal_rows import OVERHEAD, Rows
 from quiesce.protocol.fact_codec import FORMAT, BlobRef
 
 #: Bytes of one piece of a snapshot (no commit comes in between), and rows deleted at once.
-CHUNK: Final = 8 * 1024
+CHUNK: Final = 16 * 1024
 SLICE: Final = 500
 #: Seconds between a snapshot that was given up and the next.
 PAUSE: Final = 60.0

@@ -148,10 +148,10 @@ class FactPacker:
         left = [*reversed(frozen)]
         del frozen
         while left:
-            if isinstance(left[-1], tuple):
-                yield from self.frozen(left.pop())
-            else:
+            if _is_small(left[-1]):
                 yield self._pack(left.pop())
+            else:
+                yield from self.frozen(left.pop())
         yield _CLOSE
 
     def _pack(self, value: Any) -> bytes:
@@ -188,6 +188,13 @@ class FactPacker:
 _FLAT: Final = frozenset({str, int, float, bool, type(None), Frame})
 _OPEN: Final[bytes] = msgpack.packb(msgpack.ExtType(EXT_OPEN, b""))
 _CLOSE: Final[bytes] = msgpack.packb(msgpack.ExtType(EXT_CLOSE, b""))
+
+
+def _is_small(value: object) -> bool:
+    """Whether this is a piece by itself; of most rows, without a look into each."""
+    if not isinstance(value, tuple):
+        return True
+    return len(value) <= LONG and _FLAT.issuperset(map(type, value))
 
 
 def _is_long(value: tuple[Any, ...]) -> bool:
