@@ -6,6 +6,7 @@ registry's own.
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
 
@@ -102,7 +103,7 @@ class Tally:
         histograms = self._of(ended.runtime, ended.kind)
         started_at = fact.started_at
         if started_at is not None:
-            _ran(histograms, ended, started_at, fact.at)
+            _ran(histograms, [(ended, started_at, fact.at)])
         if asked is None:
             return
         histograms["stop"].add(fact.at - asked.at)
@@ -115,11 +116,10 @@ class Tally:
 
     def on_completed(self, fact: facts.TasksCompleted) -> None:
         """Nobody had asked them to stop."""
-        ended_now = self._state.ended_now
-        rows = zip(map(TaskId, fact.task_ids), fact.started_at, fact.at, strict=True)
-        for task_id, started_at, at in rows:
-            ended = ended_now[task_id]
-            _ran(self._of(ended.runtime, ended.kind), ended, started_at, at)
+        ended = map(self._state.ended_now.__getitem__, map(TaskId, fact.task_ids))
+        rows = zip(ended, fact.started_at, fact.at, strict=True)
+        for pool, together in groupby(rows, lambda row: _POOL(row[0])):
+            _ran(self._of(*pool), list(together))
 
     def on_never_ran(self, fact: facts.TasksNeverRan) -> None:
         """As if each had been asked, and had ended then: nothing else is measured of it."""
@@ -139,10 +139,12 @@ class Tally:
                 self._of(task.spawn.runtime, task.spawn.kind)["check_age"].add(since)
 
 
-def _ran(histograms: dict[str, Histogram], ended: EndedTask, started_at: float, at: float) -> None:
-    if ended.attempt == 1:
-        histograms["queue"].add(started_at - ended.created_at)
-    histograms["run"].add(at - started_at)
+def _ran(histograms: dict[str, Histogram], rows: list[tuple[EndedTask, float, float]]) -> None:
+    """Of one runtime and kind: each began and ended then."""
+    histograms["queue"].add_many(
+        began - ended.created_at for ended, began, _ in rows if ended.attempt == 1
+    )
+    histograms["run"].add_many(at - began for _, began, at in rows)
 
 
 _COUNTED: Final[dict[type, Callable[[Tally, Any], None]]] = {

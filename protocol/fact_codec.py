@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from quiesce.protocol.codec import (
+from quiesce.protocol.field_checks import (
     Check,
     Compiler,
     Field,
@@ -300,8 +300,8 @@ def _refuse_newer(version: int) -> None:
 class _FactCompiler(Compiler):
     """Like that of messages, but for what we wrote ourselves: any float, and fields that came later."""
 
-    def row(self, row: type[Any]) -> Check:
-        check = super().row(row)
+    def row(self, row: type[Any], root: str = "") -> Check:
+        check = super().row(row, root)
         count, least = len(row._fields), len(row._fields) - len(row._field_defaults)
         older: dict[int, Check] = {}
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from quiesce.registry import facts
 from quiesce.registry.ids import AssignNumber, Incarnation, SessionId, SpawnNumber, TaskId
-from quiesce.registry.leaving import groups, leave
+from quiesce.registry.leaving import alike, leave
 from quiesce.registry.moving import count, keep_short, move
 from quiesce.registry.records import Task
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
@@ -65,23 +65,25 @@ def tasks_completed(state: State, fact: facts.TasksCompleted) -> None:
     worker = state.workers[Incarnation(fact.worker)]
     start = 0
     tasks = map(state.tasks.pop, fact.task_ids)  # type: ignore[arg-type]  # of ids
-    for group in groups(tasks):
-        end = start + len(group.ids)
+    for together in alike(tasks):
+        ids = [task.id for task in together]
+        end = start + len(ids)
         leave(
             state,
-            group,
+            together,
+            ids,
             outcome=_COMPLETED,
             evidence=_RETURNED,
-            results=fact.results[start:end],
-            started_at=fact.started_at[start:end],
             ended_at=fact.at[start:end],
+            started_at=fact.started_at[start:end],
+            results=fact.results[start:end],
             host=worker.host,
             worker_pid=worker.pid,
         )
         start = end
-        deque(map(worker.tasks.pop, group.ids), maxlen=0)
-        take_out(state.held, group.ids)
-        kind, tenant, _, _ = group.labels
-        count(state.held_kind, kind, -len(group.ids))
-        count(state.held_tenant, (kind, tenant), -len(group.ids))
+        deque(map(worker.tasks.pop, ids), maxlen=0)
+        take_out(state.held, ids)
+        kind = together[0].spawn.kind
+        count(state.held_kind, kind, -len(ids))
+        count(state.held_tenant, (kind, together[0].tenant_id), -len(ids))
     keep_short(state)

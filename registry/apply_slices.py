@@ -4,17 +4,18 @@ from itertools import repeat
 from typing import Final
 
 from quiesce.registry import facts
-from quiesce.registry.ids import StopId
-from quiesce.registry.leaving import Group, groups, leave
+from quiesce.registry.ids import StopId, TaskId
+from quiesce.registry.leaving import alike, leave
 from quiesce.registry.marked import Batch
 from quiesce.registry.moving import RegistryFault, keep_short, story
-from quiesce.registry.records import Ask, stopped_row
-from quiesce.registry.rows import StoppedRow, copies
+from quiesce.registry.records import Ask, Task, stopped_row
+from quiesce.registry.rows import StoppedRow
 from quiesce.registry.state import State
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
 
 _CANCELLED: Final = str(Outcome.CANCELLED)
 _NEVER_RAN: Final = str(Evidence.NEVER_RAN)
+_new: Final = tuple.__new__
 
 
 def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
@@ -23,35 +24,37 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
     ask.stopped = True
     rows: dict[frozenset[StopId], list[StoppedRow]] = {}
     tasks = map(state.tasks.pop, fact.task_ids)  # type: ignore[arg-type]  # of ids
-    for group in groups(tasks):
-        first = group.first
+    for together in alike(tasks):
+        first, ids = together[0], [task.id for task in together]
         first.ask = ask
-        batch = _batch_of(state, group)
-        state.marked.leave(batch, set(group.ids))
-        row = stopped_row(first, _CANCELLED, _NEVER_RAN, None, fact.at)
-        rows.setdefault(batch.stops, []).extend(copies(row, id=group.ids))
+        batch = _batch_of(state, together, ids)
+        state.marked.leave(batch, set(ids))
+        row = stopped_row(first, _CANCELLED, _NEVER_RAN, None, fact.at)[1:]
+        ended = [_new(StoppedRow, (task_id, *row)) for task_id in ids]
+        rows.setdefault(batch.stops, []).extend(ended)
         leave(
             state,
-            group,
+            together,
+            ids,
             outcome=_CANCELLED,
             evidence=_NEVER_RAN,
+            ended_at=repeat(fact.at),
             text=fact.text,
-            ended_at=repeat(fact.at, len(group.ids)),
         )
-    for stops, ended in rows.items():
+    for stops, reported in rows.items():
         for stop_id in stops:
-            state.stops[stop_id].report(ended)
+            state.stops[stop_id].report(reported)
     keep_short(state)
 
 
-def _batch_of(state: State, group: Group) -> Batch:
+def _batch_of(state: State, tasks: list[Task], ids: list[TaskId]) -> Batch:
     """In which a stop has put them all: they are queued at one place, and have been marked by the same stops."""
-    for task in group.tasks:
+    for task in tasks:
         if task.state is not TaskState.QUEUED:
             raise RegistryFault(f"a slice of a stop ends only what is queued: {story(task)}")
-    batch = state.marked.find(group.first)
-    if batch is None or not batch.lane.members.issuperset(group.ids):
+    batch = state.marked.find(tasks[0])
+    if batch is None or not batch.lane.members.issuperset(ids):
         raise RegistryFault(
-            f"a slice of a stop ends only what it has marked: {story(group.first)} and those with it"
+            f"a slice of a stop ends only what it has marked: {story(tasks[0])} and {len(ids) - 1} others"
         )
     return batch

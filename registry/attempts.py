@@ -70,19 +70,20 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
     if event.rows:
         ends: list[tuple[int, int]] = [(row.task_id, row.attempt) for row in event.rows]
         turn.send(effects.TakeEnds(event.worker, ends))
+    alive = worker.status is None
     plain: dict[TaskId, Completed] = {}
     for row in event.rows:
         task = held(turn, event.worker, row.task_id, row.attempt)
         if task is None or task.id in plain:
             continue  # known already, or of an attempt that has been given up
-        begun = task.started_at
-        if row.begun_age is not None:
-            took.append((task, row.begun_age - row.ended_age))
+        begun, begun_age, ended_age = task.started_at, row.begun_age, row.ended_age
+        if begun_age is not None:
+            took.append((task, begun_age - ended_age))
             if begun is None:
-                begun = max(task.created_at, now - row.begun_age)
-        at = max(now - row.ended_age, begun or task.created_at)
-        if begun is not None and is_plain(worker, task, row):
-            plain[task.id] = Completed(task, begun, at, row.result)
+                begun = max(task.created_at, now - begun_age)
+        at = max(now - ended_age, begun or task.created_at)
+        if begun is not None and alive and is_plain(task, row):
+            plain[task.id] = (task, begun, at, row.result)
             continue
         if plain:  # in the order in which they ended
             complete(turn, worker, plain)

@@ -1,5 +1,6 @@
 """What the registry remembers of a task that has ended, changed by nobody any more."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from quiesce.registry.ids import Attempt, TaskId
@@ -44,30 +45,52 @@ def ended_task(
     worker_pid: int | None,
 ) -> EndedTask:
     """What is remembered of this one."""
+    times = [(task.id, task.created_at, started_at, ended_at)]
+    (ended,) = ended_tasks(task, outcome, evidence, exit_status, times, host, worker_pid)
+    return ended
+
+
+def ended_tasks(
+    task: Task,
+    outcome: str,
+    evidence: str,
+    exit_status: int | None,
+    times: Iterable[tuple[TaskId, float, float | None, float]],
+    host: str,
+    worker_pid: int | None,
+) -> list[EndedTask]:
+    """Of many that are like this one, but for what `times` has: ids, and when each was created, began and ended."""
     spawn, ask = task.spawn, task.ask
-    return _new(
-        EndedTask,
-        (
-            ask.reason if ask else "",
-            task.attempt,
-            task.created_at,
-            ended_at,
-            evidence,
-            exit_status,
-            host,
-            task.id,
-            spawn.kind,
-            spawn.name,
-            outcome,
-            spawn.runtime,
-            started_at,
-            ask is not None,
-            task.tenant_id,
-            task.timeline_id,
-            worker_pid,
-            task.progress,
-        ),
-    )
+    reason = ask.reason if ask else ""
+    attempt, stopping, progress = task.attempt, ask is not None, task.progress
+    kind, name, runtime = spawn.kind, spawn.name, spawn.runtime
+    tenant_id, timeline_id = task.tenant_id, task.timeline_id
+    return [
+        _new(
+            EndedTask,
+            (
+                reason,
+                attempt,
+                created_at,
+                ended_at,
+                evidence,
+                exit_status,
+                host,
+                task_id,
+                kind,
+                name,
+                outcome,
+                runtime,
+                started_at,
+                stopping,
+                tenant_id,
+                timeline_id,
+                worker_pid,
+                progress,
+            ),
+        )
+        for task_id, created_at, started_at, ended_at in times
+    ]
 
 
 #: Thousands of them end at a time: without the detour over the arguments of a named tuple.

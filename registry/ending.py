@@ -3,7 +3,7 @@
 from collections.abc import Sized
 from itertools import groupby
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 from quiesce.registry import facts
 from quiesce.registry.ids import SessionId, TaskId
@@ -19,6 +19,9 @@ INTENSITY: Final = 5
 PERIOD: Final = 60.0
 #: What is said of a task that was stopped before it began.
 NEVER_BEGAN: Final = "stopped before it began"
+#: Enumerations are slow.
+_COMPLETED: Final = str(Outcome.COMPLETED)
+_RETURNED: Final = str(Evidence.RETURNED)
 _WATCHERS: Final = attrgetter("watchers")
 
 
@@ -67,30 +70,24 @@ def end(
         )
 
 
-class Completed(NamedTuple):
-    """An attempt that has returned, of which no more is to be said."""
-
-    task: Task
-    started_at: float
-    at: float
-    result: Sized
+#: An attempt that has returned, of which no more is to be said: its task, when it began and ended, and its result.
+Completed = tuple[Task, float, float, Sized]
 
 
-def is_plain(worker: Worker, task: Task, row: EndedRow) -> bool:
+def is_plain(task: Task, row: EndedRow) -> bool:
     """Whether nothing follows from this end but its result: no stop waits for it, for it was not asked to stop, and
-    nothing comes after it.
+    nothing comes after it. (Of a worker that lives.)
     """
     spawn = task.spawn
     return (
-        row.outcome == Outcome.COMPLETED
-        and row.evidence == Evidence.RETURNED
+        row.outcome == _COMPLETED
+        and row.evidence == _RETURNED
         and not row.text
         and task.ask is None
         and not task.parked
         and spawn.timeout is None
         and spawn.unique_key is None
         and spawn.restart != "always"
-        and worker.status is None
     )
 
 

@@ -2,43 +2,24 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby, repeat
-from typing import Any
+from typing import Any, Final
 
-from quiesce.registry.ended import ended_task
+from quiesce.registry.ended import ended_tasks
 from quiesce.registry.ids import TaskId
 from quiesce.registry.moving import RegistryFault, count, leave_key, story
 from quiesce.registry.records import Task
-from quiesce.registry.rows import ResultRow, copies
+from quiesce.registry.rows import ResultRow
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 
-
-class Group:
-    """Live tasks of which all that is told afterwards is the same, but for their ids, times and results."""
-
-    def __init__(self, tasks: list[Task]) -> None:
-        self.tasks = tasks
-        #: Whatever is told of one is told of this one.
-        self.first = tasks[0]
-        self.ids: list[TaskId] = [task.id for task in tasks]
-
-    @property
-    def labels(self) -> tuple[str, str | None, str | None, str]:
-        """What places them in the index."""
-        task, spawn = self.first, self.first.spawn
-        return (spawn.kind, task.tenant_id, task.timeline_id, spawn.runtime)
-
-    def check_leads(self, to: TaskState) -> None:
-        """Raise RegistryFault if one of them can't become that."""
-        if any(to not in state.leads_to for state in {task.state for task in self.tasks}):
-            stories = [story(task) for task in self.tasks if to not in task.state.leads_to]
-            raise RegistryFault(f"can't go to {to}: {stories[0]}")
+_new: Final = tuple.__new__
+_ENDED: Final = TaskState.ENDED
 
 
-def groups(tasks: Iterable[Task]) -> Iterator[Group]:
-    """These, in their order."""
+def alike(tasks: Iterable[Task]) -> Iterator[list[Task]]:
+    """These, in their order: together those of which afterwards all is told alike but ids, times and results."""
     for _, together in groupby(tasks, _told):
-        yield Group(list(together))
+        yield list(together)
 
 
 def _told(task: Task) -> tuple[Any, ...]:
@@ -57,38 +38,41 @@ def _told(task: Task) -> tuple[Any, ...]:
 
 def leave(
     state: State,
-    group: Group,
+    tasks: list[Task],
+    ids: list[TaskId],
     *,
     outcome: str,
     evidence: str,
+    ended_at: Iterable[float],
+    started_at: Iterable[float | None] = repeat(None),
     text: str = "",
     results: Iterable[Any] = repeat(b""),
-    started_at: Iterable[float | None] = repeat(None),
-    ended_at: Iterable[float],
     host: str = "",
     worker_pid: int | None = None,
 ) -> None:
-    """They have ended, each with its result and at its times. They have left `State.tasks`, and who held them."""
-    task, ids = group.first, group.ids
-    group.check_leads(TaskState.ENDED)
+    """These, which are alike, have ended, each at its times. `State.tasks` and who held them have none of them."""
+    for task in tasks:
+        if _ENDED not in task.state.leads_to:
+            raise RegistryFault(f"can't go from {task.state} to {_ENDED}: {story(task)}")
     if state.unique or state.parked:
-        for each in group.tasks:
-            leave_key(state, each)
-    watching = [each for each in map(state.sessions.get, task.watchers) if each is not None]
-    if watching:
-        result = ResultRow(task.id, task.attempt, outcome, evidence, None, text, b"")
-        rows = dict(zip(ids, copies(result, task_id=ids, result=results), strict=False))
-        for session in watching:
-            session.results.update(rows)
-    ended = ended_task(task, outcome, evidence, None, None, 0.0, host, worker_pid)
-    created_at = [each.created_at for each in group.tasks]
-    remembered = copies(
-        ended, id=ids, created_at=created_at, started_at=started_at, ended_at=ended_at
-    )
-    now = dict(zip(ids, remembered, strict=True))
-    state.history.update(now)
-    state.ended_now.update(now)
-    state.index.remove_many(ids, *group.labels)
-    pool = (task.spawn.runtime, task.spawn.kind)
+        for task in tasks:
+            leave_key(state, task)
+    first = tasks[0]
+    rows: list[ResultRow] = []
+    for session_id in first.watchers:
+        session = state.sessions.get(session_id)
+        if session is not None:
+            rows = rows or [
+                _new(ResultRow, (task_id, first.attempt, outcome, evidence, None, text, result))
+                for task_id, result in zip(ids, results, strict=False)
+            ]
+            session.results.update(zip(ids, rows, strict=True))
+    times = zip(ids, [task.created_at for task in tasks], started_at, ended_at, strict=False)
+    ended = ended_tasks(first, outcome, evidence, None, times, host, worker_pid)
+    state.history.update(zip(ids, ended, strict=True))
+    state.ended_now.update(zip(ids, ended, strict=True))
+    spawn = first.spawn
+    state.index.remove_many(ids, spawn.kind, first.tenant_id, first.timeline_id, spawn.runtime)
+    pool = (spawn.runtime, spawn.kind)
     count(state.live_total, pool, -len(ids))
     count(state.ended_total, (*pool, outcome), len(ids))

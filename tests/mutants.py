@@ -44,8 +44,8 @@ MUTANTS: Final = (
     Mutant(
         "a slice is missing in the report",
         "registry/apply_slices.py",
-        "            state.stops[stop_id].report(ended)\n",
-        "            state.stops[stop_id].held.difference_update([row.id for row in ended])\n",
+        "            state.stops[stop_id].report(reported)\n",
+        "            state.stops[stop_id].held.difference_update([row.id for row in reported])\n",
     ),
     Mutant(
         "a stop does not wait for what another has marked",
@@ -350,7 +350,7 @@ MUTANTS: Final = (
     Mutant(
         "a worker keeps in hand what has completed",
         "registry/apply_alike.py",
-        "        take_out(state.held, group.ids)\n",
+        "        take_out(state.held, ids)\n",
         "",
     ),
     Mutant(
@@ -362,7 +362,7 @@ MUTANTS: Final = (
     Mutant(
         "many that end together keep their unique keys",
         "registry/leaving.py",
-        "            leave_key(state, each)\n",
+        "            leave_key(state, task)\n",
         "            pass\n",
     ),
     Mutant(

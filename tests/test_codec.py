@@ -13,6 +13,7 @@ from quiesce.errors import ConfigurationError, ProtocolError
 from quiesce.protocol import (
     addresses,
     codec,
+    field_checks,
     from_client,
     from_supervisor,
     from_worker,
@@ -24,7 +25,7 @@ from quiesce.protocol import (
 from quiesce.protocol.frames import INLINE_LIMIT, Frame, as_payload, payload_bytes
 from quiesce.protocol.runs import PackedRows
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
-from quiesce.registry.rows import AssignRow, ResultRow, SpawnRow, StoppedRow
+from quiesce.registry.rows import AssignRow, EndedRow, ResultRow, SpawnRow, StoppedRow
 
 EVERYTHING = tuple(codec.CODES)
 decoder = codec.Decoder(EVERYTHING)
@@ -166,7 +167,7 @@ def test_large_payloads_are_frames_of_their_own_and_are_not_copied_on_the_way_ou
 
 def test_many_rows_of_many_signatures() -> None:
     """More signatures than are remembered: still right."""
-    numbers = range(3 * codec.MAX_PLANS)
+    numbers = range(3 * field_checks.MAX_PLANS)
 
     def various(number: int) -> SpawnRow:
         return row(
@@ -252,7 +253,7 @@ STATISTICS = codec.CODES[to_client.Statistics]
 HEARTBEAT = codec.CODES[from_client.Heartbeat]
 PROGRESS = codec.CODES[from_worker.Progress]
 NESTED: Any = 1
-for _ in range(codec.MAX_DEPTH + 1):
+for _ in range(field_checks.MAX_DEPTH + 1):
     NESTED = [NESTED]
 
 
@@ -294,13 +295,66 @@ def frame_mark(index: int) -> msgpack.ExtType:
         ([STATISTICS, 1, []], "Statistics.body: expected a dictionary, got an array"),
         ([STATISTICS, 1, {"a": [1, math.nan]}], "Statistics.body['a'][1]: expected a number"),
         ([STATISTICS, 1, {b"a": 1}], "expected keys that are strings"),
-        ([STATISTICS, 1, {"a": NESTED}], f"nested deeper than {codec.MAX_DEPTH}"),
+        ([STATISTICS, 1, {"a": NESTED}], f"nested deeper than {field_checks.MAX_DEPTH}"),
         ([STATISTICS, 1, {"a": msgpack.Timestamp(1)}], "expected a plain value"),
         ([STATISTICS, 1, {"a": msgpack.ExtType(2, b"1234")}], "unknown extension: type 2"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(message: Any, expected: str) -> None:
     assert expected in refusal([msgpack.packb(message)])
+
+
+ENDED = codec.CODES[from_worker.Ended]
+TAKEN = codec.CODES[to_worker.EndedTaken]
+PLAIN_END = (7, 1, "completed", "RETURNED", 0.5, 0.25, None, None, "", b"r")
+
+
+def changed(place: int, value: Any) -> tuple[Any, ...]:
+    return (*PLAIN_END[:place], value, *PLAIN_END[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        (None, ": expected an array, a EndedRow, got None"),
+        (PLAIN_END[:-1], ": expected 10 fields, got 9"),
+        ((*PLAIN_END, 1), ": expected 10 fields, got 11"),
+        (changed(0, True), ".task_id: expected an integer, got True"),
+        (changed(0, 7.0), ".task_id: expected an integer, got 7.0"),
+        (changed(3, b"RETURNED"), ".evidence: expected a string, got bytes of length 8"),
+        (changed(4, math.nan), ".begun_age: expected a number"),
+        (changed(5, -math.inf), ".ended_age: expected a number"),
+        (changed(5, None), ".ended_age: expected a number, got None"),
+        (changed(9, "r"), ".result: expected bytes or a frame, got a string of length 1"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 13, 19])
+def test_one_of_many_rows_is_refused_as_one_alone(bad: Any, expected: str, place: int) -> None:
+    rows: list[Any] = [PLAIN_END] * 20
+    rows[place] = bad
+    text = refusal([msgpack.packb([ENDED, rows])])
+    assert text.startswith(f"from_worker.Ended.rows[{place}]{expected}")
+
+
+def test_many_rows_are_what_each_alone_is() -> None:
+    """Integers where numbers are wanted, infinity, None among numbers."""
+    rows = [PLAIN_END] * 20
+    rows[3] = changed(4, None)
+    rows[4] = changed(4, math.inf)
+    for more in ([], [changed(5, 3)]):
+        decoded = decoder.decode([msgpack.packb([ENDED, rows + more])])
+        assert isinstance(decoded, from_worker.Ended)
+        assert decoded.rows == rows + more
+        assert {type(each) for each in decoded.rows} == {EndedRow}
+        assert {type(each.ended_age) for each in decoded.rows} == {float}
+
+
+@pytest.mark.parametrize("bad", [3, (1,), (1, 2, 3), (1, 2.0), (True, 1)])
+def test_one_of_many_pairs_is_refused(bad: Any) -> None:
+    pairs = [(n, 1) for n in range(20)]
+    assert decoder.decode([msgpack.packb([TAKEN, pairs])]) == to_worker.EndedTaken(pairs)  # type: ignore[arg-type]
+    pairs[11] = bad
+    assert "to_worker.EndedTaken.rows[11]" in refusal([msgpack.packb([TAKEN, pairs])])
 
 
 @pytest.mark.parametrize(
