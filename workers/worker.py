@@ -272,7 +272,7 @@ class Worker:
 
     def _say(self, me: int, event: Event, args: tuple[Any, ...]) -> Effects:
         later: Effects = []
-        session, deferred, queue = self._session, self._deferred, self._queue
+        session, deferred = self._session, self._deferred
         control = self._control
         with self._lock:
             self._speaker = me
@@ -283,9 +283,9 @@ class Worker:
                     event, args = deferred.popleft()
                 while True:
                     now = time.monotonic()
-                    for effect in event(session, *args, now):
-                        if not queue(effect):
-                            later.append(effect)
+                    effects = event(session, *args, now)
+                    if effects:
+                        later += self._queue(effects)
                     is_sooner = control.asleep_until > now + SOON and self._is_sooner()
                     if not deferred:
                         break
@@ -318,24 +318,26 @@ class Worker:
             else:
                 self._deferred.append((WorkerSession.lease_is_back, ()))
 
-    def _queue(self, effect: Any) -> bool:
-        """Under the lock: what must keep its order. False: it is to be done after the lock."""
-        kind = type(effect)
-        if kind is Data:
-            self._data.outbox.append(effect.message)
-        elif kind is Hand:
-            self._hand(effect.row)
-        elif kind is Forget:
-            for key in effect.keys:
-                self._place.free(key)
-                self.attempts.pop(key, None)
-        elif kind is Control:
-            self._control_link.outbox.append(effect.message)
-        elif kind is Quit:
-            self.quitting = effect
-        else:
-            return False
-        return True
+    def _queue(self, effects: list[Any]) -> Effects:
+        """Under the lock: what must keep its order. The others, which are to be done after the lock."""
+        later: Effects = []
+        for effect in effects:
+            kind = type(effect)
+            if kind is Data:
+                self._data.outbox.append(effect.message)
+            elif kind is Hand:
+                self._hand(effect.row)
+            elif kind is Forget:
+                for key in effect.keys:
+                    self._place.free(key)
+                    self.attempts.pop(key, None)
+            elif kind is Control:
+                self._control_link.outbox.append(effect.message)
+            elif kind is Quit:
+                self.quitting = effect
+            else:
+                later.append(effect)
+        return later
 
     def _do(self, effect: Any) -> None:
         match effect:

@@ -130,14 +130,12 @@ class Held(NamedTuple):
 
     def row(self, key: AttemptKey, now: float) -> EndedRow:
         """How it is told: what happened when, in seconds before now."""
-        return EndedRow(
-            *key,
-            self.outcome,
-            self.evidence,
-            None if self.begun_at is None else now - self.begun_at,
-            now - self.ended_at,
-            None if self.delivered_at is None else now - self.delivered_at,
-            None if self.observed_at is None else now - self.observed_at,
-            self.text,
-            self.result,
+        outcome, evidence, begun_at, ended_at, delivered_at, observed_at, text, result, *_ = self
+        times = (
+            None if begun_at is None else now - begun_at,
+            now - ended_at,
+            None if delivered_at is None else now - delivered_at,
+            None if observed_at is None else now - observed_at,
         )
+        row: EndedRow = tuple.__new__(EndedRow, (*key, outcome, evidence, *times, text, result))
+        return row

@@ -55,6 +55,8 @@ LOADING: Final = 1.0
 LAST_ENDS: Final = 5.0
 #: Said of each end: to look up a member of an enumeration, and its value, costs more than all the rest of a row.
 _RETURNED: Final = Evidence.RETURNED.value
+#: Without the detour over the arguments of a named tuple.
+_new: Final[Any] = tuple.__new__
 
 
 class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
@@ -210,8 +212,8 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         while free > 0 and self.received:
             free -= 1
             key = next(iter(self.received))
-            self.handed[key] = self.received.pop(key)
-            effects.append(Hand(self.handed[key]))
+            row = self.handed[key] = self.received.pop(key)
+            effects.append(Hand(row))
         if effects:
             self.flowed_at = now
         return effects
@@ -243,7 +245,9 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         """The broker is told if it lasts: of what has ended by then, its end says enough."""
         self.running[key] = now
         self.untold[key] = None
-        self.tell_at = min(self.tell_at, self._tell_by(key))
+        tell_by = self._tell_by(key) if self.loading else now + BEGUN_AFTER
+        if tell_by < self.tell_at:
+            self.tell_at = tell_by
 
     def _tell_by(self, key: AttemptKey) -> float:
         """By when to tell that it has begun. What loads in a worker of many slots may have to wait again."""
@@ -270,11 +274,10 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         """A running attempt has ended, with all that it began, and its nested spawns are acknowledged."""
         begun_at = self.running.pop(key)
         asked = self.asked.pop(key, None)
-        self.loading.pop(key, None)
         self.untold.pop(key, None)
-        self.waiting.pop(key, None)
-        self.lingering.pop(key, None)
-        self.progress.pop(key, None)
+        for others in (self.loading, self.waiting, self.lingering, self.progress):
+            if others:
+                others.pop(key, None)
         delivered_at = observed_at = None
         if asked is not None:
             delivered_at, observed_at = asked.delivered_at, asked.observed_at
@@ -285,22 +288,15 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
             send_at, interval = self._again(result, RESEND, now)
         else:
             self.unsent.append(key)
-        held = self.held[key] = Held(
-            str(outcome),
-            _RETURNED,
-            begun_at,
-            now,
-            delivered_at,
-            observed_at,
-            text,
-            result,
-            send_at,
-            interval,
-        )
-        effects: Effects = []
+        fields = (str(outcome), _RETURNED, begun_at, now, delivered_at, observed_at, text, result)
+        held: Held = _new(Held, (*fields, send_at, interval))
+        self.held[key] = held
+        effects = self._hand(now)
         if self.registered:
-            effects.append(Data(from_worker.Ended([held.row(key, now)])))
-        return [*effects, *self._hand(now), *self._leave(now)]
+            effects.insert(0, Data(from_worker.Ended([held.row(key, now)])))
+        if self.exiting_since is not None:
+            effects += self._leave(now)
+        return effects
 
     def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
         self.unsent.append(key)
@@ -320,8 +316,9 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
     def _again(self, result: Sized, interval: float, now: float) -> tuple[float, float]:
         """When an end that is sent now is sent again, and how long after that: later if its result is large."""
         send_at = now + interval + len(result) / 8e6
-        self.resend_at = min(self.resend_at, send_at)
-        return send_at, min(2 * interval, RESEND_SLOWEST)
+        if send_at < self.resend_at:
+            self.resend_at = send_at
+        return send_at, 2 * interval if 2 * interval < RESEND_SLOWEST else RESEND_SLOWEST
 
     def _send_held(self, now: float, *, everything: bool = False) -> Effects:
         """Send the ends that are due."""
