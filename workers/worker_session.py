@@ -246,8 +246,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         self.running[key] = now
         self.untold[key] = None
         tell_by = self._tell_by(key) if self.loading else now + BEGUN_AFTER
-        if tell_by < self.tell_at:
-            self.tell_at = tell_by
+        self.tell_at = min(self.tell_at, tell_by)
 
     def _tell_by(self, key: AttemptKey) -> float:
         """By when to tell that it has begun. What loads in a worker of many slots may have to wait again."""
@@ -316,9 +315,8 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
     def _again(self, result: Sized, interval: float, now: float) -> tuple[float, float]:
         """When an end that is sent now is sent again, and how long after that: later if its result is large."""
         send_at = now + interval + len(result) / 8e6
-        if send_at < self.resend_at:
-            self.resend_at = send_at
-        return send_at, 2 * interval if 2 * interval < RESEND_SLOWEST else RESEND_SLOWEST
+        self.resend_at = min(self.resend_at, send_at)
+        return send_at, min(RESEND_SLOWEST, 2 * interval)
 
     def _send_held(self, now: float, *, everything: bool = False) -> Effects:
         """Send the ends that are due."""
