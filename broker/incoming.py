@@ -227,8 +227,8 @@ class Incoming:
 
     def spawn_many(self, peer: Peer, message: from_client.SpawnMany) -> None:
         first, *same, _ = message.common
-        rows = [
-            SpawnRow._make((number, *same, arguments))
+        rows: list[SpawnRow] = [
+            tuple.__new__(SpawnRow, (number, *same, arguments))
             for number, arguments in enumerate(message.arguments, first)
         ]
         through = message.answered_through

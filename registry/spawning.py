@@ -19,14 +19,15 @@ def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
     session = sessions.heard(turn, event.session, event.answered_through)
     if session is None:
         return
-    new = [row for row in event.rows if row.number > session.spawned]
-    if any(row.number != session.spawned + place for place, row in enumerate(new, 1)):
+    last = session.spawned
+    new = [row for row in event.rows if row.number > last]
+    if [row.number for row in new] != list(range(last + 1, last + 1 + len(new))):
         turn.send(effects.WantHello(event.session))
         return
-    for row in event.rows:
-        if row.number <= session.spawned:
+    if len(new) < len(event.rows):
+        for row in event.rows:
             answer = session.answers.get(row.number)
-            if answer is not None:
+            if row.number <= last and answer is not None:
                 turn.answer_spawn(event.session, answer)
     runs = _alike(new)
     if event.atomic and new:
@@ -66,7 +67,8 @@ def _alike(rows: list[SpawnRow]) -> list[list[SpawnRow]]:
 
 
 def _largest(rows: list[SpawnRow]) -> SpawnRow:
-    return max(rows, key=lambda row: len(row.arguments))
+    sizes = [len(row.arguments) for row in rows]
+    return rows[sizes.index(max(sizes))]
 
 
 def _register(turn: Turn, session: SessionId, rows: list[SpawnRow]) -> bool:
@@ -77,7 +79,7 @@ def _register(turn: Turn, session: SessionId, rows: list[SpawnRow]) -> bool:
     if _full(state, row, len(rows)):
         return False
     arguments = [each.arguments for each in rows]
-    if all(each == row.arguments for each in arguments):
+    if arguments.count(row.arguments) == len(arguments):
         arguments = []
     last = state.last_task_id
     turn.emit(
