@@ -241,7 +241,7 @@ MUTANTS: Final = (
     Mutant(
         "a spawn that comes again runs again",
         "registry/spawning.py",
-        "    new = [row for row in event.rows if row.number > session.spawned]\n",
+        "    new = [row for row in event.rows if row.number > last]\n",
         "    new = list(event.rows)\n",
     ),
     Mutant(
