@@ -50,10 +50,12 @@ def core(session: Session) -> None:
 CAPABLE = {
     "batch": (
         "quiesce", "quiesce-power-loss", "quiesce-none", "quiesce-slots",
-        "floor", "floor-plain", "floor-tuned",
+        "floor", "floor-plain", "floor-tuned", "floor-journal",
     ),
     "map": ("quiesce", "futures", "pool"),
-    "roundtrip": ("quiesce", "quiesce-slots", "floor", "floor-tuned", "pool", "futures"),
+    "roundtrip": (
+        "quiesce", "quiesce-slots", "floor", "floor-tuned", "floor-journal", "pool", "futures",
+    ),
 }  # fmt: skip
 
 

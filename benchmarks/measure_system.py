@@ -19,11 +19,13 @@ def stop_seen(session: Session) -> None:
     with ExitStack() as stack:
         runtimes = {"single": SINGLE, "shared": SHARED}
         running = session.started(stack, ("quiesce", "floor"), runtimes=runtimes)
+        # Of the bare parts those that copy nothing: else their router would be busy with that.
+        uncopied = {"payloads": True, "registry": False}
+        beside = {**running, **session.started(stack, ("floor",), options=uncopied)}
         for number in range(session.rounds):
             for how in ("asleep", "busy", "neighbour", "payload"):
-                for name, driver in running.items():
-                    if name == "floor" and how in ("neighbour", "payload"):
-                        continue
+                drivers = beside if how in ("neighbour", "payload") else running
+                for name, driver in drivers.items():
                     with session.attempt(how, name, number):
                         many = max(2, n // 5) if how == "payload" else n
                         times = driver.ask("stop_seen", how=how, n=many, limit=120)

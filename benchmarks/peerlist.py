@@ -57,6 +57,12 @@ KINDS = {
         options={"registry": True, "tuned": True},
         lacks="no logic, and sockets read frame by frame until empty",
     ),
+    "floor-journal": Kind(
+        title="bare parts, journalled",
+        script="peer_floor.py",
+        options={"registry": True, "journal": True},
+        lacks="no logic, nothing acknowledged, no proof",
+    ),
     "pool": Kind(title="multiprocessing.Pool", script="peer_pool.py", lacks=NO_STOP),
     "futures": Kind(title="ProcessPoolExecutor", script="peer_futures.py", lacks=NO_STOP),
     "multiprocess": Kind(
@@ -145,9 +151,9 @@ KINDS = {
 #: Those that are measured against each other again and again; the rest once in each round, started anew.
 CORE = (
     "quiesce", "quiesce-power-loss", "quiesce-none", "quiesce-slots",
-    "floor", "floor-plain", "floor-tuned", "pool", "futures",
+    "floor", "floor-plain", "floor-tuned", "floor-journal", "pool", "futures",
 )  # fmt: skip
 #: Those of them that a quick run leaves out, unless they are asked for.
-NOT_QUICK = ("quiesce-slots", "floor-plain", "floor-tuned")
+NOT_QUICK = ("quiesce-slots", "floor-plain", "floor-tuned", "floor-journal")
 #: Those of the core that stand in the table of peers, too.
 IN_BOTH = ("quiesce", "floor", "pool", "futures")

@@ -19,6 +19,10 @@ def echo(value: Any) -> Any:
     return value
 
 
+def swallow(_: bytes) -> None:
+    """Its argument is what matters."""
+
+
 def nap(seconds: float) -> None:
     """Sleep."""
     time.sleep(seconds)

@@ -10,7 +10,8 @@ pair of sockets carries requests to stop to a thread of each worker, which sets 
 
 It is written in two ways. The plain one is what the guides of ZeroMQ show: poll, then one `recv_multipart` and one
 `send_multipart`. The `tuned` one reads a socket until it is empty, frame by frame, which costs less for each
-message. With `payloads` nothing is copied on its way; for small messages copies are cheaper.
+message. With `payloads` nothing is copied on its way; for small messages copies are cheaper. With `journal` the
+router commits each message to SQLite before it goes on, so that none is lost if it dies.
 """
 
 import itertools
@@ -18,6 +19,7 @@ import json
 import os
 import pickle
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -103,7 +105,17 @@ def contents(frame: Any) -> Any:
     return frame if isinstance(frame, bytes) else frame.buffer
 
 
-def route(folder: str, registry: bool, tuned: bool, payloads: bool) -> None:
+def open_journal(folder: str) -> Callable[[bytes], object]:
+    """What commits one message. Safe from the death of the process, as quiesce's `durability = "crash"`."""
+    connection = sqlite3.connect(f"{folder}/journal.db", isolation_level=None)
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("CREATE TABLE messages (number INTEGER PRIMARY KEY, body BLOB)")
+    return lambda body: connection.execute("INSERT INTO messages (body) VALUES (?)", (body,))
+
+
+def route(folder: str, registry: bool, tuned: bool, payloads: bool, journal: bool) -> None:
     """The router, until it is killed."""
     import msgpack
     import zmq
@@ -118,12 +130,15 @@ def route(folder: str, registry: bool, tuned: bool, payloads: bool) -> None:
     workers = [back.recv_multipart()[0] for _ in range(driver.WORKERS)]
     listeners = [stoppers.recv_multipart()[0] for _ in range(driver.WORKERS)]
     turn = itertools.cycle(workers)
+    commit = open_journal(folder) if journal else None
     tasks: dict[int, str] = {}
 
     def from_client() -> None:
         client, body = receive(front, 2)
         if registry:
             tasks.update((number, name) for number, name, _ in msgpack.unpackb(body))
+        if commit is not None:
+            commit(body)
         send(back, [next(turn), client, body])
 
     def from_worker() -> None:
@@ -131,6 +146,8 @@ def route(folder: str, registry: bool, tuned: bool, payloads: bool) -> None:
         if registry:
             for number, _ in msgpack.unpackb(body):
                 del tasks[number]
+        if commit is not None:
+            commit(body)
         send(front, [client, body])
 
     def stop() -> None:
@@ -155,6 +172,7 @@ class Worker:
             "echo": bodies.echo,
             "asleep": self.asleep,
             "busy": self.busy,
+            "swallow": bodies.swallow,
         }
         self.context = zmq.Context()
         self.tasks = open_socket(self.context, zmq.DEALER, folder, "back")
@@ -211,8 +229,14 @@ class Floor(driver.Peer):
 
     package = "pyzmq"
 
-    def __init__(self, registry: bool = False, tuned: bool = False, payloads: bool = False) -> None:
-        self.registry = registry
+    def __init__(
+        self,
+        registry: bool = False,
+        tuned: bool = False,
+        payloads: bool = False,
+        journal: bool = False,
+    ) -> None:
+        self.router = {"registry": registry, "journal": journal}
         self.way = {"tuned": tuned, "payloads": payloads}
 
     def begin(self) -> None:
@@ -222,7 +246,7 @@ class Floor(driver.Peer):
         self.pack, self.unpack = msgpack.packb, msgpack.unpackb
         self.style = Style(**self.way)
         self.folder = tempfile.mkdtemp(prefix="f-")
-        self.children = [self.child("route", registry=self.registry)]
+        self.children = [self.child("route", **self.router)]
         self.children += [self.child("work") for _ in range(driver.WORKERS)]
         self.context = zmq.Context()
         self.socket = open_socket(self.context, zmq.DEALER, self.folder, "front")
@@ -267,15 +291,23 @@ class Floor(driver.Peer):
         return {"seconds": driver.now() - began, "n": n}
 
     def stop_seen(self, how: str, n: int) -> list[float]:
-        """Seconds from the request to when a running task sees it."""
+        """Seconds from the request to when a running task sees it.
+
+        "payload": the task sleeps, and 64 MiB are on their way to the other worker. "neighbour": without them.
+        """
+        body = "busy" if how == "busy" else "asleep"
+        value = bytes(64 * 1024 * 1024) if how == "payload" else b""
         times = []
         for number in range(n):
             path = os.path.join(self.folder, f"{how}-{number}")
-            pending = self.send(how, (path,))
+            pending = self.send(body, (path,))
             until_written(path)
+            large = self.send("swallow", (value,)) if value else None
             began = driver.now()
             self.stops.send(b"stop")
             times.append(self.result(pending) - began)
+            if large is not None:
+                self.result(large)
             os.unlink(path)
         return times
 

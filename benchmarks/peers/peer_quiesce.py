@@ -287,7 +287,7 @@ class Quiesce(driver.Peer):
                 handle = self.spawn(runtime, KIND, body, path, tenant_id="watched")
                 until_written(path)
                 if value:
-                    large = self.spawn(runtime, KIND, quiesce_bodies.swallow, value)
+                    large = self.spawn(runtime, KIND, bodies.swallow, value)
                 began = driver.now()
                 self.client.shutdown_tasks(tenant_id="watched", timeout=60)
                 times.append(handle.result() - began)

@@ -27,10 +27,6 @@ async def coroutine() -> None:
     await quiesce.shutdown_watcher()
 
 
-def swallow(_: bytes) -> None:
-    """A task whose argument is what matters."""
-
-
 def blocker() -> None:
     """Hold a worker until asked to stop."""
     quiesce.wait_for_shutdown()
