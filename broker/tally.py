@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from quiesce.broker.histogram import CHECK_AGES, TASK_TIMES, Histogram
 from quiesce.registry import facts
-from quiesce.registry.ended import EndedTask
 from quiesce.registry.events import UsageSaid
 from quiesce.registry.facts import Fact
 from quiesce.registry.ids import TaskId
@@ -103,7 +102,9 @@ class Tally:
         histograms = self._of(ended.runtime, ended.kind)
         started_at = fact.started_at
         if started_at is not None:
-            _ran(histograms, [(ended, started_at, fact.at)])
+            if ended.attempt == 1:
+                histograms["queue"].add(started_at - ended.created_at)
+            histograms["run"].add(fact.at - started_at)
         if asked is None:
             return
         histograms["stop"].add(fact.at - asked.at)
@@ -119,7 +120,11 @@ class Tally:
         ended = map(self._state.ended_now.__getitem__, map(TaskId, fact.task_ids))
         rows = zip(ended, fact.started_at, fact.at, strict=True)
         for pool, together in groupby(rows, lambda row: _POOL(row[0])):
-            _ran(self._of(*pool), list(together))
+            of_pool, histograms = list(together), self._of(*pool)
+            histograms["queue"].add_many(
+                began - ended.created_at for ended, began, _ in of_pool if ended.attempt == 1
+            )
+            histograms["run"].add_many(at - began for _, began, at in of_pool)
 
     def on_never_ran(self, fact: facts.TasksNeverRan) -> None:
         """As if each had been asked, and had ended then: nothing else is measured of it."""
@@ -137,14 +142,6 @@ class Tally:
                     continue
                 since = now - (task.started_at or now) if age is None else age
                 self._of(task.spawn.runtime, task.spawn.kind)["check_age"].add(since)
-
-
-def _ran(histograms: dict[str, Histogram], rows: list[tuple[EndedTask, float, float]]) -> None:
-    """Of one runtime and kind: each began and ended then."""
-    histograms["queue"].add_many(
-        began - ended.created_at for ended, began, _ in rows if ended.attempt == 1
-    )
-    histograms["run"].add_many(at - began for _, began, at in rows)
 
 
 _COUNTED: Final[dict[type, Callable[[Tally, Any], None]]] = {

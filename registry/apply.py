@@ -4,9 +4,7 @@ Each function assumes that its fact was decided by a handler, which has checked 
 transition that is not in `states.LEGAL` raises RegistryFault with the task's story.
 """
 
-from collections import deque
 from collections.abc import Callable
-from itertools import repeat
 from typing import Any, Final
 
 from quiesce.registry import apply_alike, apply_slices, apply_stops, facts
@@ -73,7 +71,8 @@ def answers_forgotten(state: State, fact: facts.AnswersForgotten) -> None:
 
 def results_forgotten(state: State, fact: facts.ResultsForgotten) -> None:
     results = state.sessions[SessionId(fact.session)].results
-    deque(map(results.pop, map(TaskId, fact.task_ids), repeat(None)), maxlen=0)
+    for task_id in map(TaskId, fact.task_ids):
+        results.pop(task_id, None)
 
 
 # --- spawns ---------------------------------------------------------------------------------------
@@ -271,7 +270,7 @@ def task_ended(state: State, fact: facts.TaskEnded) -> None:
     if stops:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
         for stop_id in stops:
-            state.stops[stop_id].report([row])
+            state.stops[stop_id].report([row], fact.outcome, fact.evidence)
     ended = ended_task(
         task,
         outcome=fact.outcome,

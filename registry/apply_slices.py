@@ -43,7 +43,7 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
         )
     for stops, reported in rows.items():
         for stop_id in stops:
-            state.stops[stop_id].report(reported)
+            state.stops[stop_id].report(reported, _CANCELLED, _NEVER_RAN)
     keep_short(state)
 
 

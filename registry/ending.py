@@ -60,7 +60,8 @@ def end(
             task.id, str(outcome), str(evidence), exit_status, started_at, at, text, result
         )
     )
-    _tell_watchers(turn, [task])
+    for session_id in task.watchers:
+        _tell(turn, session_id, [task.id])
     if task.parked:
         turn.unparked.extend(task.parked)
     if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
@@ -202,9 +203,13 @@ def _tell_watchers(turn: Turn, tasks: list[Task]) -> None:
         for session_id in watchers:
             watched.setdefault(session_id, []).extend(task_ids)
     for session_id, task_ids in watched.items():
-        session = turn.state.sessions.get(session_id)
-        if session is not None:
-            turn.send_results(session_id, list(map(session.results.__getitem__, task_ids)))
+        _tell(turn, session_id, task_ids)
+
+
+def _tell(turn: Turn, session_id: SessionId, task_ids: list[TaskId]) -> None:
+    session = turn.state.sessions.get(session_id)
+    if session is not None:
+        turn.send_results(session_id, list(map(session.results.__getitem__, task_ids)))
 
 
 def never_ran(turn: Turn, task: Task) -> None:

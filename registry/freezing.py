@@ -426,7 +426,8 @@ def _thaw_stop(state: State, frozen: Frozen) -> None:
         named["caller"] = StoppedRow(*named["caller"])
     stop = Stop(stop_id, held=remaining, **named)  # `_derive` finds out which are
     _set(stop, _STOP_MORE, tuple(fields[len(_STOP) :]))
-    stop.report([StoppedRow(*row) for row in rows])
+    for row in map(StoppedRow._make, rows):
+        stop.report([row], str(row.outcome), str(row.evidence))
     stop.collateral = [StoppedRow(*row) for row in collateral]
     stop.left = [StoppedRow(*row) for row in left]
     if volatile is not None:

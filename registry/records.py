@@ -5,8 +5,6 @@ Telemetry (progress, checks, usage) is the exception: it is never decided on, so
 
 from collections import Counter
 from collections.abc import Iterable
-from operator import attrgetter
-from typing import Final
 
 from quiesce.registry.ids import (
     AssignNumber,
@@ -20,8 +18,6 @@ from quiesce.registry.ids import (
 from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.states import State
-
-_END: Final = attrgetter("outcome", "evidence")
 
 
 class Ask:
@@ -373,7 +369,7 @@ class Stop:
         self.left: list[StoppedRow] = []
         self.rows: list[StoppedRow] = []
         #: How many of them have which outcome and evidence.
-        self.ends: Counter[tuple[str | None, str | None]] = Counter()
+        self.ends: Counter[tuple[str, str]] = Counter()
         self.collateral: list[StoppedRow] = []
         self.at = at
         self.open = True
@@ -387,11 +383,11 @@ class Stop:
         #: That a cycle of waits holds it up has been said.
         self.cycle_told = False
 
-    def report(self, rows: list[StoppedRow]) -> None:
-        """These have ended; those that it waited for, it does no more."""
+    def report(self, rows: list[StoppedRow], outcome: str, evidence: str) -> None:
+        """These have ended, all like that; those that it waited for, it does no more."""
         self.held.difference_update([row.id for row in rows])
         self.rows += rows
-        self.ends.update(map(_END, rows))
+        self.ends[outcome, evidence] += len(rows)
 
 
 class Closure:

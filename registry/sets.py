@@ -1,6 +1,5 @@
 """Large sets, changed a little at a time."""
 
-from collections import deque
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -13,4 +12,5 @@ def take_out(members: set[_T], gone: Iterable[_T]) -> None:
     One by one: where many leave at once (`difference_update`) Python makes the whole set anew when there are enough
     gaps, and of a large one that takes long.
     """
-    deque(map(members.remove, gone), maxlen=0)
+    for each in gone:
+        members.remove(each)

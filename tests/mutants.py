@@ -44,7 +44,7 @@ MUTANTS: Final = (
     Mutant(
         "a slice is missing in the report",
         "registry/apply_slices.py",
-        "            state.stops[stop_id].report(reported)\n",
+        "            state.stops[stop_id].report(reported, _CANCELLED, _NEVER_RAN)\n",
         "            state.stops[stop_id].held.difference_update([row.id for row in reported])\n",
     ),
     Mutant(
