@@ -1,7 +1,6 @@
 """Counts of durations by size: cheap to keep, and read while they are kept by another thread."""
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from bisect import bisect_left
 from typing import Any, Final
 
 #: Upper bounds of the buckets, in seconds; the last bucket has none.
@@ -33,19 +32,6 @@ class Histogram:
             seconds = 0.0
         self.counts[bisect_left(self._bounds, seconds)] += count
         self.sum += count * seconds
-
-    def add_many(self, durations: Iterable[float]) -> None:
-        """One more of each."""
-        ordered = sorted(durations)
-        low = 0
-        for bucket, bound in enumerate(self._bounds):
-            if low == len(ordered):
-                break
-            high = bisect_right(ordered, bound, low)
-            self.counts[bucket] += high - low
-            low = high
-        self.counts[-1] += len(ordered) - low
-        self.sum += sum(ordered[bisect_left(ordered, 0.0) :])
 
     def plain(self) -> dict[str, Any]:
         """As `Client.statistics()` shows it."""

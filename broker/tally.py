@@ -6,12 +6,12 @@ registry's own.
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
 
 from quiesce.broker.histogram import CHECK_AGES, TASK_TIMES, Histogram
 from quiesce.registry import facts
+from quiesce.registry.ended import EndedTask
 from quiesce.registry.events import UsageSaid
 from quiesce.registry.facts import Fact
 from quiesce.registry.ids import TaskId
@@ -102,9 +102,7 @@ class Tally:
         histograms = self._of(ended.runtime, ended.kind)
         started_at = fact.started_at
         if started_at is not None:
-            if ended.attempt == 1:
-                histograms["queue"].add(started_at - ended.created_at)
-            histograms["run"].add(fact.at - started_at)
+            _ran(histograms, ended, started_at, fact.at)
         if asked is None:
             return
         histograms["stop"].add(fact.at - asked.at)
@@ -117,14 +115,11 @@ class Tally:
 
     def on_completed(self, fact: facts.TasksCompleted) -> None:
         """Nobody had asked them to stop."""
-        ended = map(self._state.ended_now.__getitem__, map(TaskId, fact.task_ids))
-        rows = zip(ended, fact.started_at, fact.at, strict=True)
-        for pool, together in groupby(rows, lambda row: _POOL(row[0])):
-            of_pool, histograms = list(together), self._of(*pool)
-            histograms["queue"].add_many(
-                began - ended.created_at for ended, began, _ in of_pool if ended.attempt == 1
-            )
-            histograms["run"].add_many(at - began for _, began, at in of_pool)
+        ended_now = self._state.ended_now
+        rows = zip(map(TaskId, fact.task_ids), fact.started_at, fact.at, strict=True)
+        for task_id, started_at, at in rows:
+            ended = ended_now[task_id]
+            _ran(self._of(ended.runtime, ended.kind), ended, started_at, at)
 
     def on_never_ran(self, fact: facts.TasksNeverRan) -> None:
         """As if each had been asked, and had ended then: nothing else is measured of it."""
@@ -142,6 +137,12 @@ class Tally:
                     continue
                 since = now - (task.started_at or now) if age is None else age
                 self._of(task.spawn.runtime, task.spawn.kind)["check_age"].add(since)
+
+
+def _ran(histograms: dict[str, Histogram], ended: EndedTask, started_at: float, at: float) -> None:
+    if ended.attempt == 1:
+        histograms["queue"].add(started_at - ended.created_at)
+    histograms["run"].add(at - started_at)
 
 
 _COUNTED: Final[dict[type, Callable[[Tally, Any], None]]] = {

@@ -148,10 +148,10 @@ class FactPacker:
         left = [*reversed(frozen)]
         del frozen
         while left:
-            if _is_small(left[-1]):
-                yield self._pack(left.pop())
-            else:
+            if _is_long(left[-1]):
                 yield from self.frozen(left.pop())
+            else:
+                yield self._pack(left.pop())
         yield _CLOSE
 
     def _pack(self, value: Any) -> bytes:
@@ -190,18 +190,14 @@ _OPEN: Final[bytes] = msgpack.packb(msgpack.ExtType(EXT_OPEN, b""))
 _CLOSE: Final[bytes] = msgpack.packb(msgpack.ExtType(EXT_CLOSE, b""))
 
 
-def _is_small(value: object) -> bool:
-    """Whether this is a piece by itself; of most rows, without a look into each."""
+def _is_long(value: object) -> bool:
+    """Whether this is a long tuple, or a tuple with such in it."""
     if not isinstance(value, tuple):
+        return False
+    if len(value) > LONG:
         return True
-    return len(value) <= LONG and _FLAT.issuperset(map(type, value))
-
-
-def _is_long(value: tuple[Any, ...]) -> bool:
-    """Whether a tuple is long, or one within it."""
-    return len(value) > LONG or any(
-        isinstance(item, tuple) and _is_long(item) for item in value if type(item) not in _FLAT
-    )
+    # Most rows are flat: then no item needs a look of its own.
+    return not _FLAT.issuperset(map(type, value)) and any(map(_is_long, value))
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -54,6 +54,8 @@ class Compiler:
 
     def __init__(self) -> None:
         self._rows: dict[type, Check] = {}
+        #: What `_fields_of` has given.
+        self._fields: dict[Any, dict[str, Field]] = {}
 
     def row(self, row: type[Row], root: str = "") -> Check:
         """`root`: how complaints begin."""
@@ -63,9 +65,13 @@ class Compiler:
 
     def _fields_of(self, row: Any) -> dict[str, Field]:
         """Of a NamedTuple, or of an annotation `tuple[...]`; by what complaints call them."""
-        if get_origin(row) is tuple:
-            return {f"[{i}]": self.field(argument) for i, argument in enumerate(get_args(row))}
-        return {f".{name}": self.field(hint) for name, hint in get_type_hints(row).items()}
+        if row not in self._fields:
+            if get_origin(row) is tuple:
+                hints = {f"[{place}]": hint for place, hint in enumerate(get_args(row))}
+            else:
+                hints = {f".{name}": hint for name, hint in get_type_hints(row).items()}
+            self._fields[row] = {name: self.field(hint) for name, hint in hints.items()}
+        return self._fields[row]
 
     def field(self, hint: Any) -> Field:
         while isinstance(hint, NewType):

@@ -5,8 +5,6 @@ puts rows together counts what they hold, and begins another message in time; te
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
-from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 R = TypeVar("R", bound=tuple[Any, ...])
@@ -20,7 +18,6 @@ FULL: Final = 256 * 1024
 #: Characters of a text that is shown: a traceback, what lingers, a note. The rest is cut off.
 TEXT_LIMIT: Final = 2**20
 NOTE_LIMIT: Final = 4096
-_LAST: Final = itemgetter(-2, -1)
 
 
 def data_limit(payload_limit: int) -> int:
@@ -30,7 +27,10 @@ def data_limit(payload_limit: int) -> int:
 
 def held(rows: Iterable[tuple[Any, ...]]) -> int:
     """Bytes of the last two fields of these rows, in which the payloads are, and the texts."""
-    return sum(map(len, chain.from_iterable(map(_LAST, rows))))
+    size = 0
+    for row in rows:
+        size += len(row[-2]) + len(row[-1])
+    return size
 
 
 def in_parts(rows: list[R], most: int) -> Iterator[list[R]]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce.registry import apply_alike, apply_slices, apply_stops, facts
-from quiesce.registry.ended import ended_task
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
@@ -18,7 +17,8 @@ from quiesce.registry.ids import (
     SpawnNumber,
     TaskId,
 )
-from quiesce.registry.moving import count, keep_short, leave_key, leave_sessions, move
+from quiesce.registry.leaving import leave
+from quiesce.registry.moving import count, move
 from quiesce.registry.records import (
     Ask,
     Session,
@@ -27,7 +27,7 @@ from quiesce.registry.records import (
     Worker,
     stopped_row,
 )
-from quiesce.registry.rows import ResultRow, SpawnAnswer
+from quiesce.registry.rows import SpawnAnswer
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 
@@ -71,8 +71,8 @@ def answers_forgotten(state: State, fact: facts.AnswersForgotten) -> None:
 
 def results_forgotten(state: State, fact: facts.ResultsForgotten) -> None:
     results = state.sessions[SessionId(fact.session)].results
-    for task_id in map(TaskId, fact.task_ids):
-        results.pop(task_id, None)
+    for task_id in fact.task_ids:
+        results.pop(TaskId(task_id), None)
 
 
 # --- spawns ---------------------------------------------------------------------------------------
@@ -246,46 +246,30 @@ def task_lingering(state: State, fact: facts.TaskLingering) -> None:
 
 
 def task_ended(state: State, fact: facts.TaskEnded) -> None:
-    task = state.tasks[TaskId(fact.task_id)]
-    was = task.state
-    move(task, TaskState.ENDED)
+    task = state.tasks.pop(TaskId(fact.task_id))
     worker = None
-    if was is not TaskState.QUEUED:  # a queued task ends by a stop, which took it out of its queue
+    if task.state is not TaskState.QUEUED:  # else a stop took it out of its queue
         worker = state.workers[task.worker]
         _leave_worker(state, task)
-    del state.tasks[task.id]
-    state.index.remove(task)
-    result = ResultRow(
-        task.id,
-        task.attempt,
-        fact.outcome,
-        fact.evidence,
-        fact.exit_status,
-        fact.text,
-        fact.result,
-    )
-    leave_key(state, task)
-    leave_sessions(state, task, result)
     stops = state.leave_stops(task)
     if stops:
         row = stopped_row(task, fact.outcome, fact.evidence, fact.exit_status, fact.at)
         for stop_id in stops:
             state.stops[stop_id].report([row], fact.outcome, fact.evidence)
-    ended = ended_task(
-        task,
+    leave(
+        state,
+        [task],
+        [task.id],
         outcome=fact.outcome,
         evidence=fact.evidence,
+        ended_at=(fact.at,),
+        started_at=(fact.started_at,),
         exit_status=fact.exit_status,
-        started_at=fact.started_at,
-        ended_at=fact.at,
+        text=fact.text,
+        results=(fact.result,),
         host=worker.host if worker else "",
         worker_pid=worker.pid if worker else None,
     )
-    state.history[task.id] = state.ended_now[task.id] = ended
-    keep_short(state)
-    spawn = task.spawn
-    count(state.live_total, (spawn.runtime, spawn.kind), -1)
-    count(state.ended_total, (spawn.runtime, spawn.kind, fact.outcome), +1)
 
 
 # --- pools ----------------------------------------------------------------------------------------

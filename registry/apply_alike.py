@@ -1,6 +1,5 @@
 """Applying what is said of many tasks at once: what `apply` does for each of them, as `facts.singly` has it."""
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Final
@@ -8,7 +7,7 @@ from typing import Final
 from quiesce.registry import facts
 from quiesce.registry.ids import AssignNumber, Incarnation, SessionId, SpawnNumber, TaskId
 from quiesce.registry.leaving import alike, leave
-from quiesce.registry.moving import count, keep_short, move
+from quiesce.registry.moving import count, move
 from quiesce.registry.records import Task
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
 from quiesce.registry.sets import take_out
@@ -81,9 +80,9 @@ def tasks_completed(state: State, fact: facts.TasksCompleted) -> None:
             worker_pid=worker.pid,
         )
         start = end
-        deque(map(worker.tasks.pop, ids), maxlen=0)
+        for task_id in ids:
+            del worker.tasks[task_id]
         take_out(state.held, ids)
         kind = together[0].spawn.kind
         count(state.held_kind, kind, -len(ids))
         count(state.held_tenant, (kind, together[0].tenant_id), -len(ids))
-    keep_short(state)

@@ -7,7 +7,7 @@ from quiesce.registry import facts
 from quiesce.registry.ids import StopId, TaskId
 from quiesce.registry.leaving import alike, leave
 from quiesce.registry.marked import Batch
-from quiesce.registry.moving import RegistryFault, keep_short, story
+from quiesce.registry.moving import RegistryFault, story
 from quiesce.registry.records import Ask, Task, stopped_row
 from quiesce.registry.rows import StoppedRow
 from quiesce.registry.state import State
@@ -44,7 +44,6 @@ def tasks_never_ran(state: State, fact: facts.TasksNeverRan) -> None:
     for stops, reported in rows.items():
         for stop_id in stops:
             state.stops[stop_id].report(reported, _CANCELLED, _NEVER_RAN)
-    keep_short(state)
 
 
 def _batch_of(state: State, tasks: list[Task], ids: list[TaskId]) -> Batch:

@@ -34,32 +34,18 @@ class EndedTask(NamedTuple):
     progress: tuple[float, float | None, str] | None = None
 
 
-def ended_task(
-    task: Task,
-    outcome: str,
-    evidence: str,
-    exit_status: int | None,
-    started_at: float | None,
-    ended_at: float,
-    host: str,
-    worker_pid: int | None,
-) -> EndedTask:
-    """What is remembered of this one."""
-    times = [(task.id, task.created_at, started_at, ended_at)]
-    (ended,) = ended_tasks(task, outcome, evidence, exit_status, times, host, worker_pid)
-    return ended
-
-
 def ended_tasks(
     task: Task,
     outcome: str,
     evidence: str,
     exit_status: int | None,
-    times: Iterable[tuple[TaskId, float, float | None, float]],
+    times: Iterable[tuple[Task, float | None, float]],
     host: str,
     worker_pid: int | None,
 ) -> list[EndedTask]:
-    """Of many that are like this one, but for what `times` has: ids, and when each was created, began and ended."""
+    """What is remembered of these, each with the times at which it began and ended. They are like `task` but for
+    that, their ids, and when they were created.
+    """
     spawn, ask = task.spawn, task.ask
     reason = ask.reason if ask else ""
     attempt, stopping, progress = task.attempt, ask is not None, task.progress
@@ -71,12 +57,12 @@ def ended_tasks(
             (
                 reason,
                 attempt,
-                created_at,
+                each.created_at,
                 ended_at,
                 evidence,
                 exit_status,
                 host,
-                task_id,
+                each.id,
                 kind,
                 name,
                 outcome,
@@ -89,7 +75,7 @@ def ended_tasks(
                 progress,
             ),
         )
-        for task_id, created_at, started_at, ended_at in times
+        for each, started_at, ended_at in times
     ]
 
 

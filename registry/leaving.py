@@ -1,4 +1,4 @@
-"""Tasks that end together: what `apply.task_ended` does for each, for all that follow each other and are alike."""
+"""What follows for the registry when tasks have ended: one, or many that follow each other and are alike."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby, repeat
@@ -6,14 +6,13 @@ from typing import Any, Final
 
 from quiesce.registry.ended import ended_tasks
 from quiesce.registry.ids import TaskId
-from quiesce.registry.moving import RegistryFault, count, leave_key, story
+from quiesce.registry.moving import count, keep_short, move
 from quiesce.registry.records import Task
 from quiesce.registry.rows import ResultRow
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 
 _new: Final = tuple.__new__
-_ENDED: Final = TaskState.ENDED
 
 
 def alike(tasks: Iterable[Task]) -> Iterator[list[Task]]:
@@ -45,6 +44,7 @@ def leave(
     evidence: str,
     ended_at: Iterable[float],
     started_at: Iterable[float | None] = repeat(None),
+    exit_status: int | None = None,
     text: str = "",
     results: Iterable[Any] = repeat(b""),
     host: str = "",
@@ -52,27 +52,39 @@ def leave(
 ) -> None:
     """These, which are alike, have ended, each at its times. `State.tasks` and who held them have none of them."""
     for task in tasks:
-        if _ENDED not in task.state.leads_to:
-            raise RegistryFault(f"can't go from {task.state} to {_ENDED}: {story(task)}")
+        move(task, TaskState.ENDED)
     if state.unique or state.parked:
         for task in tasks:
-            leave_key(state, task)
+            _leave_key(state, task)
     first = tasks[0]
+    fields = (first.attempt, outcome, evidence, exit_status, text)
     rows: list[ResultRow] = []
-    for session_id in first.watchers:
-        session = state.sessions.get(session_id)
+    for session in map(state.sessions.get, first.watchers):
         if session is not None:
             rows = rows or [
-                _new(ResultRow, (task_id, first.attempt, outcome, evidence, None, text, result))
+                _new(ResultRow, (task_id, *fields, result))
                 for task_id, result in zip(ids, results, strict=False)
             ]
             session.results.update(zip(ids, rows, strict=True))
-    times = zip(ids, [task.created_at for task in tasks], started_at, ended_at, strict=False)
-    ended = ended_tasks(first, outcome, evidence, None, times, host, worker_pid)
-    state.history.update(zip(ids, ended, strict=True))
-    state.ended_now.update(zip(ids, ended, strict=True))
+    times = zip(tasks, started_at, ended_at, strict=False)
+    ended = ended_tasks(first, outcome, evidence, exit_status, times, host, worker_pid)
+    for task_id, each in zip(ids, ended, strict=True):
+        state.history[task_id] = state.ended_now[task_id] = each
+    keep_short(state)
     spawn = first.spawn
     state.index.remove_many(ids, spawn.kind, first.tenant_id, first.timeline_id, spawn.runtime)
     pool = (spawn.runtime, spawn.kind)
     count(state.live_total, pool, -len(ids))
     count(state.ended_total, (*pool, outcome), len(ids))
+
+
+def _leave_key(state: State, task: Task) -> None:
+    """It has ended: its unique key is free, and nothing is parked behind it."""
+    unique = task.unique
+    if unique is not None:
+        del state.unique[unique]
+    if task.parked:
+        for session_id, parked in task.parked:
+            del state.sessions[session_id].parked[parked.number]
+        state.parked -= len(task.parked)
+        state.holders.discard(task.id)

@@ -3,7 +3,6 @@
 from typing import TypeVar
 
 from quiesce.registry.records import Task
-from quiesce.registry.rows import ResultRow
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 
@@ -28,26 +27,6 @@ def move(task: Task, to: TaskState) -> None:
     if to not in task.state.leads_to:
         raise RegistryFault(f"can't go from {task.state} to {to}: {story(task)}")
     task.state = to
-
-
-def leave_key(state: State, task: Task) -> None:
-    """It has ended: its unique key is free, and nothing is parked behind it."""
-    unique = task.unique
-    if unique is not None:
-        del state.unique[unique]
-    if task.parked:
-        for session_id, parked in task.parked:
-            del state.sessions[session_id].parked[parked.number]
-        state.parked -= len(task.parked)
-        state.holders.discard(task.id)
-
-
-def leave_sessions(state: State, task: Task, result: ResultRow) -> None:
-    """It has ended: who watches has its result."""
-    for session_id in task.watchers:
-        session = state.sessions.get(session_id)
-        if session is not None:
-            session.results[task.id] = result
 
 
 def keep_short(state: State) -> None:

@@ -362,7 +362,7 @@ MUTANTS: Final = (
     Mutant(
         "many that end together keep their unique keys",
         "registry/leaving.py",
-        "            leave_key(state, task)\n",
+        "            _leave_key(state, task)\n",
         "            pass\n",
     ),
     Mutant(

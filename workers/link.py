@@ -122,7 +122,4 @@ class Link:
 
 def _size(message: Any) -> int:
     """Bytes of what is not bounded otherwise."""
-    if type(message) is not from_worker.Ended:
-        return 0
-    row = message.rows[0]
-    return len(row.text) + len(row.result) if len(message.rows) == 1 else held(message.rows)
+    return held(message.rows) if type(message) is from_worker.Ended else 0

@@ -71,8 +71,6 @@ class Runner:
         `on_linger`: a body has ended, and not all that it began; in any thread.
         """
         self._inline = slots == 1
-        main = threading.main_thread()
-        self._main, self._main_name = main.ident or 0, main.name
         self._nursery = nursery
         self._interrupt = interrupt
         self._gate = gate
@@ -110,13 +108,9 @@ class Runner:
         if not ask(attempt):
             return
         attempt.where = where
-        interrupt = None
-        if where is Where.MAIN_THREAD:
-            ident, interrupt = self._main, self._interrupt
-            attempt.scope.threads[ident] = self._main_name
-        else:
-            ident = threading.get_ident()
-            attempt.scope.threads[ident] = threading.current_thread().name
+        ident = threading.get_ident()
+        attempt.scope.threads[ident] = threading.current_thread().name
+        interrupt = self._interrupt if where is Where.MAIN_THREAD else None
         value, error = guarded(self._load_and_call, attempt, known, interrupt)
         if self._nursery.in_child:
             leave_child(error)
@@ -222,7 +216,7 @@ class Runner:
         if attempt.scope.used_loop and running is not None:
             self._to_purge.append(attempt)
             self.loop.call(self._purge_then_end)
-        elif self._inline and threading.get_ident() == self._main:
+        elif self._inline and threading.get_ident() == threading.main_thread().ident:
             self._end(attempt)
         else:
             self._hands.give(lambda: self._end(attempt))

@@ -245,8 +245,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         """The broker is told if it lasts: of what has ended by then, its end says enough."""
         self.running[key] = now
         self.untold[key] = None
-        tell_by = self._tell_by(key) if self.loading else now + BEGUN_AFTER
-        self.tell_at = min(self.tell_at, tell_by)
+        self.tell_at = min(self.tell_at, self._tell_by(key))
 
     def _tell_by(self, key: AttemptKey) -> float:
         """By when to tell that it has begun. What loads in a worker of many slots may have to wait again."""
@@ -290,12 +289,10 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         fields = (str(outcome), _RETURNED, begun_at, now, delivered_at, observed_at, text, result)
         held: Held = _new(Held, (*fields, send_at, interval))
         self.held[key] = held
-        effects = self._hand(now)
+        told: Effects = []
         if self.registered:
-            effects.insert(0, Data(from_worker.Ended([held.row(key, now)])))
-        if self.exiting_since is not None:
-            effects += self._leave(now)
-        return effects
+            told.append(Data(from_worker.Ended([held.row(key, now)])))
+        return [*told, *self._hand(now), *self._leave(now)]
 
     def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
         self.unsent.append(key)
