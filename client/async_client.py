@@ -87,6 +87,7 @@ class AsyncClient(BaseClient):
         if first:
             self._driver.close(self.timeout)
         try:
+            self._bell = LoopBell(asyncio.get_running_loop())  # any loop may close it
             await self._wait(self._driver.ended, self.timeout + CLOSING, interruptible=False)
         except BaseException:  # cancelled while it closes: the thread waits for no more answers
             self._driver.close(0)
@@ -459,11 +460,14 @@ class AsyncClient(BaseClient):
             thing, self._driver.lock, timeout, self._bell, interruptible=interruptible
         )
 
+    def _send(self, ask: requests.Ask[Any]) -> Reply:
+        send = self._driver.ask  # says it if this was not entered
+        self._bell.check_loop()
+        return send(ask.message)
+
     async def _ask(self, ask: requests.Ask[T]) -> T:
         fresh = not is_asked(current_context())  # as Client._ask
-        return await self._answer(
-            ask, self._driver.ask(ask.message), self.timeout, interruptible=fresh
-        )
+        return await self._answer(ask, self._send(ask), self.timeout, interruptible=fresh)
 
     async def _stop(
         self,
@@ -473,7 +477,7 @@ class AsyncClient(BaseClient):
         """The broker keeps the stop's own timeout; beyond that and ours it is out of reach."""
         limit = None if timeout is None else timeout + self.timeout
         self._raise_if_asked()
-        return await self._answer(ask, self._driver.ask(ask.message), limit, interruptible=True)
+        return await self._answer(ask, self._send(ask), limit, interruptible=True)
 
     async def _answer(
         self,

@@ -56,7 +56,7 @@ class AsyncTaskHandle(BaseHandle[T_co]):
         if not record.answered and not await client._wait(
             client._driver.answer(record), client.timeout
         ):
-            raise client._unavailable(f"the spawn of {record.name}")
+            raise client._unanswered_spawn(record.name)
         return spawned_id(record)
 
     async def status(self) -> TaskInfo:

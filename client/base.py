@@ -162,6 +162,14 @@ class BaseClient:
             f"{self.timeout:g} s).{said} Whether it was done is unknown. See `quiesce up`, `quiesce ps`"
         )
 
+    def _unanswered_spawn(self, name: str) -> BrokerUnavailableError:
+        """The same of a spawn, which may also wait behind a task."""
+        error = self._unavailable(f"the spawn of {name}")
+        error.args = (
+            f"{error}. One with a unique_key waits while a task that has the key is stopping",
+        )
+        return error
+
     def _unanswered(self, count: int) -> BrokerUnavailableError:
         """Spawns without an answer at the end."""
         return BrokerUnavailableError(

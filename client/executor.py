@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -17,6 +18,7 @@ from quiesce.client.private_broker import KIND, RUNTIME
 from quiesce.client.progress import Meter, Show, checked, counting
 from quiesce.client.waiting import wait_for
 from quiesce.errors import QuiesceError, ShutdownRequested
+from quiesce.protocol.callables import reference_to
 from quiesce.protocol.labels import check_label
 from quiesce.values import TaskKind
 
@@ -25,6 +27,24 @@ _GRACE: Final = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _warn_of_globals(initializer: Callable[..., object] | None) -> None:
+    """What travels by value has globals of its own: nobody else would see those that it sets."""
+    code = getattr(initializer, "__code__", None)
+    if initializer is None or code is None or reference_to(initializer) is not None:
+        return
+    import dis  # no executor needs it otherwise
+
+    names = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL"}
+    if names:
+        warnings.warn(
+            f"the initializer sets {', '.join(sorted(names))}, which no call will see: a function of "
+            "__main__, or one that can't be imported, travels to the workers by value, with globals of its "
+            "own. Put it, and what uses these globals, into a module that the workers can import",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 class QuiesceExecutor(Executor):
@@ -55,7 +75,8 @@ class QuiesceExecutor(Executor):
             that wait are not begun; None: none.
         env: variables for the processes of a private pool, besides those of this process.
         initializer, initargs: `initializer(*initargs)` is run in each worker process before its first
-            call. If it fails, this executor is broken.
+            call. If it fails, also by SystemExit, this executor is broken. It must be importable for the calls
+            to see globals that it sets; a RuntimeWarning says so where it isn't.
 
     Raises:
         BrokerUnavailableError: no broker answered, or the private one could not start.
@@ -82,8 +103,11 @@ class QuiesceExecutor(Executor):
             raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
         if client is not None and address is not None:
             raise ValueError("give client or address, not both: the client has its own address")
+        if client is not None and not isinstance(client, Client):
+            raise TypeError(f"client must be a quiesce.Client or None, not {client!r}")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable or None, not {initializer!r}")
+        _warn_of_globals(initializer)
         private = client is None and address is None
         if private and (runtime is not None or kind is not None):
             raise ValueError(

@@ -85,7 +85,7 @@ class TaskHandle(BaseHandle[T_co]):
         """
         record, driver = self._record, self._client._driver
         if not record.answered and not driver.wait(driver.answer(record), self._client.timeout):
-            raise self._client._unavailable(f"the spawn of {record.name}")
+            raise self._client._unanswered_spawn(record.name)
         return spawned_id(record)
 
     def status(self) -> TaskInfo:

@@ -106,7 +106,7 @@ class Ledger:
             return reply if reply.orphan else None
 
     def _expect_ends(self, keys: tuple[int, ...], report: to_client.StopReport) -> Ends:
-        ended = {row.id for row in (*report.tasks, *report.collateral)}
+        ended = {row.id for row in report.tasks}
         ends = Ends(len(keys))
         for key in keys:
             record = self._spawns[key]

@@ -87,7 +87,9 @@ def rebuilt(result: bytes, task_id: int, name: str) -> Any:
     """The same of the packed result."""
     try:
         return unpack_value(result)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # its own code, whatever that raises: none of it is of who asks
         raise QuiesceError(
             f"task {task_id} ({name}) completed, but its result can't be rebuilt here: {error!r}. "
             "Its classes must be importable in this process as well"
@@ -100,7 +102,9 @@ def _rebuilt(row: ResultRow) -> BaseException | None:
         return None
     try:
         return unpack_exception(payload)
-    except Exception:  # the traceback in the text says all there is to say
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # the traceback in the text says all there is to say
         return None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from quiesce.client.waiting import raise_if_asked
 from quiesce.context import current_context
+from quiesce.errors import ShutdownRequested
 from quiesce.protocol.callables import pack_value, unpack_arguments
 
 #: Of several chunks in one task the next is not begun after so many seconds, nor behind so many bytes of results.
@@ -36,7 +37,9 @@ def initialise(initializer: Initializer) -> None:
             try:
                 initializer.function(*initializer.args)
                 _done[key] = None
-            except Exception as error:
+            except ShutdownRequested:
+                raise  # the task is asked to stop: the next one runs it again
+            except BaseException as error:
                 _done[key] = f"the initializer failed in process {os.getpid()}: {error!r}"
         trouble = _done[key]
     if trouble is not None:

@@ -322,8 +322,7 @@ class ClientSession(SessionState):
         """See Replied. None if it has run out of time: then it promises nothing."""
         if report.timed_out:
             return ()
-        ended = (*report.tasks, *report.collateral)
-        keys = [key for row in ended for key in self.live.get(row.id, ())]
+        keys = [key for row in report.tasks for key in self.live.get(row.id, ())]
         if asked.task_id is None:  # otherwise its spawn has been answered
             for first, kept in self.unanswered.items():
                 if first > asked.last_spawn:

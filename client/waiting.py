@@ -7,6 +7,7 @@ to stop.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -83,6 +84,16 @@ def deadline_after(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
+def check_timeout(timeout: float | None) -> None:
+    """TypeError or ValueError unless a wait can be that long. What is below 0 is over at once."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    if math.isnan(timeout):
+        raise ValueError("timeout must be a number of seconds or None, not nan")
+
+
 def is_asked(task: TaskContext | None) -> bool:
     """Whether this task has been asked to stop; that the task itself has seen it is not noted."""
     return task is not None and (task.is_asked)
@@ -105,6 +116,7 @@ def wait_for(
     """
     if thing.over:
         return True
+    check_timeout(timeout)
     task = current_context() if interruptible else None
     raise_if_asked(task)
     gate = threading.Lock()
@@ -194,6 +206,15 @@ class LoopBell:
         #: A call of `_answer` is on its way that will see all that was rung before this was read.
         self._called = False
 
+    def check_loop(self) -> None:
+        """RuntimeError unless this is called in that loop: nobody else's coroutines could be woken."""
+        if asyncio.get_running_loop() is not self.loop:
+            raise RuntimeError(
+                "this AsyncClient, or handle of one, belongs to another event loop: the one in which the "
+                "client was entered. Enter an AsyncClient of its own in each loop; a Client serves all loops, "
+                "and its handles can be awaited in any"
+            )
+
     def ring(self, future: asyncio.Future[None]) -> None:
         """From any thread: complete `future` soon. A loop that is closed has nobody to wake."""
         self._rung.append(future)
@@ -221,6 +242,8 @@ async def wait_for_async(
     """`wait_for`, for a coroutine. Cancelling it only ends the wait."""
     if thing.over:
         return True
+    check_timeout(timeout)
+    bell.check_loop()
     task = current_context() if interruptible else None
     raise_if_asked(task)
     future: asyncio.Future[None] = bell.loop.create_future()

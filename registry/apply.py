@@ -90,11 +90,7 @@ def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
 
 def _unpark(state: State, holder: TaskId, session_id: SessionId, number: int) -> None:
     task = state.tasks[holder]
-    task.parked = tuple(
-        (session, row)
-        for session, row in task.parked
-        if session != session_id or row.number != number
-    )
+    task.unpark(session_id, number)
     state.parked -= 1
     if not task.parked:
         state.holders.remove(holder)
@@ -134,7 +130,7 @@ def spawn_joined(state: State, fact: facts.SpawnJoined) -> None:
 def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
     session = state.sessions[SessionId(fact.session)]
     holder = state.tasks[TaskId(fact.holder)]
-    holder.parked = (*holder.parked, (session.id, fact.row))
+    holder.park(session.id, fact.row)
     state.parked += 1
     state.holders.add(holder.id)
     session.parked[fact.row.number] = holder.id

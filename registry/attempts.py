@@ -48,6 +48,8 @@ def on_tasks_given_back(turn: Turn, event: events.TasksGivenBack) -> None:
     if worker is None:
         return
     for task_id, attempt, number in event.rows:
+        if TaskId(task_id) in worker.orphans:
+            continue  # it has ended, by the account of the process, which has died since
         turn.take_given_back(event.worker, (task_id, attempt, number))
         task = held(turn, event.worker, task_id, attempt)
         if task is None or task.assign_number != number or task.state is not TaskState.ASSIGNED:

@@ -62,8 +62,7 @@ def end(
     )
     for session_id in task.watchers:
         _tell(turn, session_id, [task.id])
-    if task.parked:
-        turn.unparked.extend(task.parked)
+    turn.unpark(task)
     if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
         turn.fatal = (
             f"task {task.id} {task.spawn.kind} {task.spawn.name!r}, marked "
@@ -157,7 +156,7 @@ def _goes_on(turn: Turn, task: Task, outcome: str, *, interrupted: bool) -> bool
         "it is queued again",
     )
     turn.emit(facts.TaskRequeued(task.id, task.attempt + 1, retries))
-    turn.unparked.extend(task.parked)  # they waited for its end; now they join it
+    turn.unpark(task)  # they waited for its end; now they join it
     return True
 
 
@@ -188,7 +187,7 @@ def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: st
     tasks = [turn.state.tasks[task_id] for task_id in task_ids]
     if turn.state.parked:
         for task in tasks:
-            turn.unparked.extend(task.parked)
+            turn.unpark(task)
     turn.touched.update(turn.state.stops_for(tasks[0]))
     at = max(turn.now.wall, asked_at)
     turn.emit(facts.TasksNeverRan([*task_ids], asked_at, reason, at, NEVER_BEGAN))

@@ -202,7 +202,7 @@ def _freeze_task(task: Task, volatile: bool, keep: Keep) -> Frozen:
         None if ask is None else _get_ask(ask),
         None if ask is None or not volatile else _get_ask_volatile(ask),
         task.watchers,
-        tuple([(session, _freeze_spawn(row, keep)) for session, row in task.parked])
+        tuple([(of, _freeze_spawn(row, keep)) for (of, _), row in task.parked.items()])
         if task.parked
         else (),
     )
@@ -326,8 +326,8 @@ def _derive(state: State) -> None:
         state.index.add(task)
         if task.unique is not None:
             state.unique[task.unique] = task.id
-        for session_id, row in task.parked:
-            state.sessions[session_id].parked[row.number] = task.id
+        for session_id, number in task.parked:
+            state.sessions[session_id].parked[number] = task.id
             state.parked += 1
             state.holders.add(task.id)
         if task.state is not TaskState.QUEUED:
@@ -374,7 +374,8 @@ def _thaw_task(state: State, frozen: Frozen) -> None:
         if ask_volatile is not None:
             _set(task.ask, _ASK_VOLATILE, ask_volatile)
     task.watchers = tuple(watchers)
-    task.parked = tuple([(session, _thaw_spawn(row)) for session, row in parked])
+    for session, row in parked:
+        task.park(session, _thaw_spawn(row))
     state.tasks[task.id] = task
 
 

@@ -257,9 +257,9 @@ def _sessions(state: State) -> None:
 
 def _parked(state: State) -> None:
     parked = [
-        (session, row.number, task.id)
+        (session, number, task.id)
         for task in state.tasks.values()
-        for session, row in task.parked
+        for session, number in task.parked
     ]
     known = [
         (session.id, number, holder)
@@ -270,7 +270,7 @@ def _parked(state: State) -> None:
     _same("parked spawns are counted", state.parked, len(parked))
     _same("holders have parked spawns", state.holders, {holder for _, _, holder in parked})
     for task in state.tasks.values():
-        for _, row in task.parked:
+        for row in task.parked.values():
             if state.closing(row.kind, row.tenant_id, row.timeline_id, row.runtime):
                 raise _fault(f"spawn {row.number} is parked in a closed scope", story(task))
 

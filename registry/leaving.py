@@ -84,7 +84,7 @@ def _leave_key(state: State, task: Task) -> None:
     if unique is not None:
         del state.unique[unique]
     if task.parked:
-        for session_id, parked in task.parked:
-            del state.sessions[session_id].parked[parked.number]
+        for session_id, number in task.parked:
+            del state.sessions[session_id].parked[number]
         state.parked -= len(task.parked)
         state.holders.discard(task.id)

@@ -5,6 +5,7 @@ Telemetry (progress, checks, usage) is the exception: it is never decided on, so
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Final
 
 from quiesce.registry.ids import (
     AssignNumber,
@@ -62,6 +63,10 @@ class Ask:
         self.extended = 0.0
 
 
+#: Of nearly all tasks; never written to.
+_NONE_PARKED: Final[dict[tuple[SessionId, int], SpawnRow]] = {}
+
+
 class Task:
     """One live task."""
 
@@ -106,9 +111,9 @@ class Task:
         self.lingering = ""
         #: The sessions that get its result, each once; those that are gone by then get nothing.
         self.watchers: tuple[SessionId, ...] = ()
-        #: Spawns with its unique key that came while it was stopping: (session, row). None of a
-        #: session that is gone, none that lies in a closed scope.
-        self.parked: tuple[tuple[SessionId, SpawnRow], ...] = ()
+        #: Spawns with its unique key that came while it was stopping, in their order, by session and number.
+        #: None of a session that is gone, none that lies in a closed scope. Changed by `park` and `unpark`.
+        self.parked: dict[tuple[SessionId, int], SpawnRow] = _NONE_PARKED
         #: When it was restarted by its policy, lately; volatile, what is decided by it is a fact.
         self.restarts: tuple[float, ...] = ()
         self.last_check_at: float | None = None
@@ -123,6 +128,16 @@ class Task:
         if spawn.unique_key is None:
             return None
         return (spawn.kind, spawn.tenant_id, spawn.timeline_id, spawn.unique_key)
+
+    def park(self, session: SessionId, row: SpawnRow) -> None:
+        """This spawn waits for its end."""
+        if not self.parked:
+            self.parked = {}
+        self.parked[session, row.number] = row
+
+    def unpark(self, session: SessionId, number: int) -> None:
+        """That one does so no longer."""
+        del self.parked[session, number]
 
 
 class Worker:

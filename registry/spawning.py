@@ -179,7 +179,7 @@ def refuse_parked(turn: Turn, stop_id: StopId) -> None:
     """A scope has closed: the spawns in it that are parked could only start after the stop's report."""
     closure = turn.state.closures[stop_id]
     for holder in sorted(turn.state.holders):
-        for session, row in turn.state.tasks[holder].parked:
+        for (session, _), row in list(turn.state.tasks[holder].parked.items()):
             if closure.scope.matches(row.kind, row.tenant_id, row.timeline_id, row.runtime):
                 _refuse(turn, session, row.number, _closed(row, closure))
 
@@ -187,7 +187,7 @@ def refuse_parked(turn: Turn, stop_id: StopId) -> None:
 def refuse_parked_by(turn: Turn, parents: Collection[TaskId]) -> None:
     """These tasks are asked to stop: what they have parked would hold up their ends."""
     for holder in sorted(turn.state.holders):
-        for session, row in turn.state.tasks[holder].parked:
+        for (session, _), row in list(turn.state.tasks[holder].parked.items()):
             if row.parent is not None and row.parent[0] in parents:
                 _refuse(turn, session, row.number, _held_up(row, holder))
 

@@ -68,6 +68,11 @@ class Turn:
         if limits.is_limited:
             self.dirty.update(self.state.runtimes)
 
+    def unpark(self, task: Task) -> None:
+        """The spawns that wait for its end are decided anew once this is over."""
+        for (session, _), row in task.parked.items():
+            self.unparked.append((session, row))
+
     def send(self, effect: Effect) -> None:
         """Have something done."""
         self.effects.append(effect)

@@ -12,6 +12,7 @@ import pytest
 
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce.client.async_client import AsyncClient
+from quiesce.client.async_handle import AsyncTaskHandle
 from quiesce.client.client import Client
 from quiesce.client.events import AsyncEventStream
 from quiesce.client.steps import CONTROL, DATA
@@ -68,6 +69,27 @@ def test_a_client_that_was_not_entered_says_so(broker: FakeBroker) -> None:
         await client.close()
 
     asyncio.run(main())
+
+
+def test_another_loop_is_told_so_before_anything_is_sent(broker: FakeBroker) -> None:
+    client = AsyncClient(broker.address, timeout=10)
+    with asyncio.Runner() as own, asyncio.Runner() as other:
+
+        async def enter() -> AsyncTaskHandle[Any]:
+            await client.__aenter__()
+            return await client.spawn("background", "compaction", work)
+
+        handle = own.run(enter())
+        broker.answer(1, 5)
+
+        async def look() -> None:
+            for call in (client.tasks, client.shutdown_tasks, handle.result, handle.shutdown):
+                with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                    await call()
+
+        other.run(look())
+        other.run(client.close())  # that can be done in any
+    assert broker.count(from_client.Stop) == broker.count(from_client.ListTasks) == 0
 
 
 def test_await_a_handle(broker: FakeBroker) -> None:

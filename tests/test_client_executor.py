@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 
 from client_fakes import FakeBroker, ended
+from quiesce.client.async_client import AsyncClient
 from quiesce.client.client import Client
 from quiesce.client.executor import QuiesceExecutor
 from quiesce.client.remote import Done, Initializer, call, chunk
 from quiesce.client.steps import DATA
-from quiesce.errors import QuiesceError, ScopeClosedError, TaskCrashedError
+from quiesce.errors import QuiesceError, ScopeClosedError, TaskCrashedError, TaskFailedError
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.callables import pack_exception, pack_value
 
@@ -129,9 +131,11 @@ def test_what_ends_whoever_rebuilds_it_fails_its_call_alone(broker: FakeBroker) 
     finish(broker, 1, result=pack_value(Ending()))
     finish(broker, 2, outcome="failed", result=pickle.dumps(Ending()))
     finish(broker, 4, result=pack_value(Done([pack_value([Ending()])], 0.1)))
-    for future in (value, error, shared):
-        with pytest.raises(QuiesceError, match="raised SystemExit"):
+    for future in (value, shared):
+        with pytest.raises(QuiesceError, match="can't be rebuilt here: SystemExit"):
             future.result(10)
+    with pytest.raises(TaskFailedError):
+        error.result(10)
     finish(broker, 3, result=pack_value(3))
     assert good.result(10) == 3
     executor.shutdown()
@@ -153,6 +157,11 @@ def test_callbacks_may_submit_and_bad_arguments_fail_their_call_alone(broker: Fa
     executor.shutdown()
 
 
+def leave_once(done: list[int]) -> None:
+    done.append(3)
+    sys.exit(3)
+
+
 def test_wrong_arguments(broker: FakeBroker) -> None:
     wrongs: tuple[dict[str, Any], ...] = (
         {"max_workers": 0},
@@ -164,6 +173,8 @@ def test_wrong_arguments(broker: FakeBroker) -> None:
             QuiesceExecutor(**wrong)
     with pytest.raises(TypeError):
         QuiesceExecutor(2, address=broker.address, initializer=3)  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(TypeError, match=r"quiesce\.Client"):
+        QuiesceExecutor(2, client=AsyncClient(broker.address))  # type: ignore[arg-type]  # on purpose
 
 
 def test_the_initializer_runs_once_in_a_process_and_may_break_the_executor(
@@ -175,6 +186,10 @@ def test_the_initializer_runs_once_in_a_process_and_may_break_the_executor(
     assert done == [1]
     with pytest.raises(BrokenExecutor, match="ZeroDivisionError"):
         call(Initializer("other", divmod, (1, 0)), max, (1, 2), {})
+    for _ in range(2):  # it is not run again
+        with pytest.raises(BrokenExecutor, match=r"SystemExit\(3\)"):
+            call(Initializer("third", leave_once, (done,)), max, (1, 2), {})
+    assert done == [1, 3]
     executor = QuiesceExecutor(1, address=broker.address, initializer=divmod, initargs=(1, 0))
     future = executor.submit(work)
     finish(broker, 1, outcome="failed", result=pack_exception(BrokenExecutor("no")))
@@ -183,6 +198,17 @@ def test_the_initializer_runs_once_in_a_process_and_may_break_the_executor(
     with pytest.raises(BrokenExecutor):
         executor.submit(work)
     executor.shutdown()
+
+
+def test_an_initializer_whose_globals_nobody_would_see_is_warned_of(broker: FakeBroker) -> None:
+    found: dict[str, Any] = {"__name__": "__main__", "connection": None}
+    exec("def connect(to):\n global connection\n connection = to", found)  # as a script has it
+    with pytest.warns(RuntimeWarning, match="sets connection, which no call will see"):
+        QuiesceExecutor(1, address=broker.address, initializer=found["connect"]).shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        QuiesceExecutor(1, address=broker.address, initializer=lambda: None).shutdown()
+        QuiesceExecutor(1, address=broker.address, initializer=os.putenv).shutdown()
 
 
 def test_an_executor_that_is_dropped_ends(broker: FakeBroker) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import logging
+import math
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -25,6 +27,7 @@ from quiesce.errors import (
     BrokerUnavailableError,
     PayloadTooLargeError,
     QueueFullError,
+    QuiesceError,
     ScopeClosedError,
     ShutdownRequested,
     ShutdownTimeoutError,
@@ -108,6 +111,45 @@ def test_ends_as_errors(
     assert type(handle.exception()) is expected
     if isinstance(caught.value, TaskCrashedError):
         assert caught.value.exit_status == -9
+
+
+class Leaving:
+    """Ends whoever rebuilds it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (4,)
+
+
+def test_a_result_that_would_end_the_program_is_one_that_cannot_be_rebuilt(
+    broker: FakeBroker, client: Client
+) -> None:
+    value, error = client.spawn_many("background", "compaction", work, [1, 2])
+    broker.answer(1, 5)
+    broker.answer(2, 6)
+    rows = [
+        ended(5, result=pack_value(Leaving())),
+        ended(6, outcome="failed", text="Traceback", result=pickle.dumps(Leaving())),
+    ]
+    broker.say(DATA, to_client.Ended(rows))
+    with pytest.raises(QuiesceError, match="can't be rebuilt here: SystemExit"):
+        value.result(10)
+    with pytest.raises(TaskFailedError, match="Traceback") as caught:
+        error.result(10)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("odd", "error"), [(math.nan, ValueError), ("1", TypeError), (True, TypeError)]
+)
+def test_waits_of_no_length_are_refused(
+    broker: FakeBroker, client: Client, odd: Any, error: type[Exception]
+) -> None:
+    handle = client.spawn("background", "compaction", work)
+    for call in (handle.result, handle.exception, handle.wait):
+        with pytest.raises(error, match="timeout must be a number of seconds or None"):
+            call(odd)
+    assert not handle.wait(-1)
+    broker.answer(1, 5)
 
 
 def test_a_task_that_ran_too_long_is_told_from_one_that_raised_timeout_error(

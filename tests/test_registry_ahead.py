@@ -102,6 +102,18 @@ def test_a_stop_finds_what_was_given_back(desk: Desk) -> None:
     assert desk.life(tasks[1]) == "cancelled NEVER_RAN"
 
 
+def test_a_dead_worker_gives_nothing_back_that_has_ended_there(desk: Desk) -> None:
+    """The two contradict each other, and the account of the process was kept to the end."""
+    worker = desk.worker()
+    desk.spawn({})
+    number = desk.task(1).assign_number
+    desk.exit(worker, -9, {1: "completed"})
+    give_back(desk, worker, 1, number)
+    assert desk.life(1) == "assigned"
+    desk.wait(1.0)
+    assert [(each.task_id, each.outcome) for each in desk.results()] == [(1, "completed")]
+
+
 def test_what_is_given_back_twice_is_taken_back_once(desk: Desk) -> None:
     """It was assigned again meanwhile, to the same worker in the same attempt, and may have begun there."""
     worker = quick(desk)

@@ -101,7 +101,7 @@ def test_payloads_that_are_not_bytes_are_kept_as_their_length() -> None:
     thawed = Registry.thaw(desk.registry.freeze(), **desk.configuration)
     task = thawed.state.tasks[TaskId(1)]
     assert [len(task.spawn.function), len(task.spawn.arguments)] == [5, 7]
-    assert len(task.parked[0][1].arguments) == 9
+    assert len(next(iter(task.parked.values())).arguments) == 9
     thawed.handle(events.TasksEnded(worker, [ended_row(1, result=Blob(11))]), desk.now)
     again = Registry.thaw(thawed.freeze(), **desk.configuration)
     assert len(again.state.sessions[A].results[TaskId(1)].result) == 11
