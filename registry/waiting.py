@@ -53,8 +53,8 @@ def spared(state: State, task: Task, worker: Worker, *, frozen: bool) -> str | N
 
     It may when nobody else runs in it (what has not begun is queued again), when the others are being forced
     too, when the runtime allows it, or when it is `frozen`: for as long as a lease lasts it has answered to
-    nothing, so its other tasks are beyond help too. Never when that would take an unasked task marked
-    shutdown_process_on_error.
+    nothing, so its other tasks are beyond help too. Never when that would take a task marked
+    shutdown_process_on_error that is not being forced itself.
     """
     neighbours = [
         state.tasks[other]
@@ -63,7 +63,7 @@ def spared(state: State, task: Task, worker: Worker, *, frozen: bool) -> str | N
     ]
     innocent = [other for other in neighbours if other.ask is None or other.ask.forced == 0]
     for other in innocent:
-        if other.spawn.shutdown_process_on_error and other.ask is None:
+        if other.spawn.shutdown_process_on_error:
             return f"task {other.id}, marked shutdown_process_on_error, runs there too"
     if innocent and not frozen and not state.runtime(worker.runtime).kill_neighbours:
         named = ", ".join(f"{other.id} {other.spawn.name!r}" for other in innocent[:3])
