@@ -153,8 +153,15 @@ def registry_of(recovered: Recovered, configuration: dict[str, Any]) -> Registry
 
 
 def take_snapshot(journal: Journal, frozen: tuple[Any, ...], patience: float = 20.0) -> None:
-    """Hand it in, and wait until it stands."""
+    """Hand it in, and wait until it stands. One at a time, as a broker does: else the end of the one before would
+    pass for that of this.
+    """
+    _until_snapshot(journal, patience)
     journal.snapshot(frozen)
+    _until_snapshot(journal, patience)
+
+
+def _until_snapshot(journal: Journal, patience: float) -> None:
     deadline = time.monotonic() + patience
     while cast("Any", journal)._snapshotting:
         assert time.monotonic() < deadline, "waited in vain for the snapshot"
