@@ -154,21 +154,18 @@ class BaseClient:
             f"`quiesce up`, or name another with {self._another}"
         )
 
-    def _unavailable(self, verb: str) -> BrokerUnavailableError:
-        """An answer that did not come."""
+    def _unavailable(self, verb: str, more: str = "") -> BrokerUnavailableError:
+        """An answer that did not come. `more`: what else may be the reason."""
         said = f" It said goodbye: {self._driver.leaving}." if self._driver.leaving else ""
         return BrokerUnavailableError(
             f"the broker at {self.address} has not answered {verb} in time (the client's timeout is "
-            f"{self.timeout:g} s).{said} Whether it was done is unknown. See `quiesce up`, `quiesce ps`"
+            f"{self.timeout:g} s).{said} Whether it was done is unknown. See `quiesce up`, `quiesce ps`{more}"
         )
 
     def _unanswered_spawn(self, name: str) -> BrokerUnavailableError:
         """The same of a spawn, which may also wait behind a task."""
-        error = self._unavailable(f"the spawn of {name}")
-        error.args = (
-            f"{error}. One with a unique_key waits while a task that has the key is stopping",
-        )
-        return error
+        more = ". One with a unique_key waits while a task that has the key is stopping"
+        return self._unavailable(f"the spawn of {name}", more)
 
     def _unanswered(self, count: int) -> BrokerUnavailableError:
         """Spawns without an answer at the end."""

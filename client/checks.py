@@ -29,8 +29,7 @@ def seconds(what: str, value: float | None, *, positive: bool = False) -> float 
     """As a float. TypeError or ValueError unless None, or a number of at least (or more than) 0."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
+    _check_number(what, value)
     try:
         number = float(value)
     except OverflowError:
@@ -39,6 +38,19 @@ def seconds(what: str, value: float | None, *, positive: bool = False) -> float 
         least = "more than 0" if positive else "0 or more"
         raise ValueError(f"{what} must be {least} seconds or None, not {value!r}")
     return number
+
+
+def patience(timeout: float | None) -> None:
+    """TypeError or ValueError unless a wait can be that long. What is below 0 is over at once."""
+    if timeout is not None:
+        _check_number("timeout", timeout)
+        if math.isnan(timeout):
+            raise ValueError("timeout must be a number of seconds or None, not nan")
+
+
+def _check_number(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
 
 
 def scope(

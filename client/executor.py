@@ -29,10 +29,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _warn_of_globals(initializer: Callable[..., object] | None) -> None:
+def _warn_of_globals(initializer: Callable[..., object]) -> None:
     """What travels by value has globals of its own: nobody else would see those that it sets."""
     code = getattr(initializer, "__code__", None)
-    if initializer is None or code is None or reference_to(initializer) is not None:
+    if code is None or reference_to(initializer) is not None:
         return
     import dis  # no executor needs it otherwise
 
@@ -107,7 +107,8 @@ class QuiesceExecutor(Executor):
             raise TypeError(f"client must be a quiesce.Client or None, not {client!r}")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable or None, not {initializer!r}")
-        _warn_of_globals(initializer)
+        if initializer is not None:
+            _warn_of_globals(initializer)
         private = client is None and address is None
         if private and (runtime is not None or kind is not None):
             raise ValueError(

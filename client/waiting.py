@@ -7,7 +7,6 @@ to stop.
 """
 
 import asyncio
-import math
 import threading
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from quiesce.client import checks
 from quiesce.context import TaskContext, current_context
 from quiesce.errors import ShutdownRequested
 
@@ -84,16 +84,6 @@ def deadline_after(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def check_timeout(timeout: float | None) -> None:
-    """TypeError or ValueError unless a wait can be that long. What is below 0 is over at once."""
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
-    if math.isnan(timeout):
-        raise ValueError("timeout must be a number of seconds or None, not nan")
-
-
 def is_asked(task: TaskContext | None) -> bool:
     """Whether this task has been asked to stop; that the task itself has seen it is not noted."""
     return task is not None and (task.is_asked)
@@ -116,7 +106,7 @@ def wait_for(
     """
     if thing.over:
         return True
-    check_timeout(timeout)
+    checks.patience(timeout)
     task = current_context() if interruptible else None
     raise_if_asked(task)
     gate = threading.Lock()
@@ -242,7 +232,7 @@ async def wait_for_async(
     """`wait_for`, for a coroutine. Cancelling it only ends the wait."""
     if thing.over:
         return True
-    check_timeout(timeout)
+    checks.patience(timeout)
     bell.check_loop()
     task = current_context() if interruptible else None
     raise_if_asked(task)
