@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce.protocol import from_client, from_supervisor, from_worker
+from quiesce.protocol.sizes import TOGETHER_LIMIT
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.rows import EndedRow, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
@@ -116,6 +117,7 @@ def _spawn(message: from_client.Spawn) -> None:
 
 def _spawn_many(message: from_client.SpawnMany) -> None:
     _count("answered_through", message.answered_through)
+    _count("the number of spawns in a message", len(message.arguments), TOGETHER_LIMIT + 1)
     _spawn_row(message.common)
 
 

@@ -11,7 +11,7 @@ from quiesce.protocol.callables import Reference, pack_arguments, pack_function,
 from quiesce.protocol.frames import Payload, as_payload
 from quiesce.protocol.from_client import ScopeFields
 from quiesce.protocol.labels import check_label, check_length, escaped
-from quiesce.protocol.sizes import data_limit
+from quiesce.protocol.sizes import TOGETHER_LIMIT, data_limit
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.rows import SpawnRow
 
@@ -197,6 +197,11 @@ def too_large(row: SpawnRow, arguments: Sized, limit: int) -> str | None:
 
 def batch_too_large(row: SpawnRow, arguments: list[Payload], limit: int) -> str | None:
     """Why none of these spawns can go to the broker; None if they can."""
+    if len(arguments) > TOGETHER_LIMIT:
+        return (
+            f"{len(arguments)} spawns of {row.name} were asked for in one call; the limit is {TOGETHER_LIMIT}, "
+            "since all or none of them are registered. Make several calls"
+        )
     total = 0
     for index, item in enumerate(arguments):
         trouble = too_large(row, item, limit)

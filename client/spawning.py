@@ -241,7 +241,8 @@ class SpawningClient(BaseClient):
 
         An item that is a tuple holds the positional arguments of one call; any other item is the only
         argument (so a tuple as the only argument is written `((1, 2),)`). All else is shared, and as in
-        `spawn`. No items: no handles. If one is refused, all are. `progress` shows how many have ended.
+        `spawn`. No items: no handles. If one is refused, all are, and so they are if there are over a
+        million. `progress` shows how many have ended.
         """
         checked(progress)
         records = self._spawn_many(

@@ -15,6 +15,8 @@ CONTROL_LIMIT: Final = 16 * 2**20
 LARGEST_PAYLOAD: Final = 2**31
 #: Bytes of payloads and texts in one message, after which the next begins. A row by itself may be larger.
 FULL: Final = 256 * 1024
+#: Spawns that are registered together, all or none: in one turn of the broker, in which nobody else is heard.
+TOGETHER_LIMIT: Final = 1_000_000
 #: Characters of a text that is shown: a traceback, what lingers, a note. The rest is cut off.
 TEXT_LIMIT: Final = 2**20
 NOTE_LIMIT: Final = 4096

@@ -17,7 +17,7 @@ import pytest
 
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce import context, errors
-from quiesce.client import connection, driver, events
+from quiesce.client import checks, connection, driver, events
 from quiesce.client.client import Client
 from quiesce.client.nested import NestedClient, open_client
 from quiesce.client.outcomes import missed
@@ -219,6 +219,21 @@ def test_too_large_is_refused_here_and_takes_no_number(broker: FakeBroker, clien
         many[0].result()
     broker.answer(1, 3)
     assert small.id == 3
+
+
+def test_too_many_together_are_refused_here(
+    broker: FakeBroker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "TOGETHER_LIMIT", 2)
+    with pytest.raises(
+        PayloadTooLargeError, match=r"3 spawns of .*work were asked for.* limit is 2"
+    ):
+        client.spawn_many("background", "compaction", work, range(3))[0].result()
+    two = client.spawn_many("background", "compaction", work, range(2))
+    assert broker.take(from_client.SpawnMany).common.number == 1
+    broker.answer(1, 3)
+    broker.answer(2, 4)
+    assert [handle.id for handle in two] == [3, 4]
 
 
 def test_what_is_asked_again_is_looked_at_again(

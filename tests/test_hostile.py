@@ -21,6 +21,8 @@ from quiesce.protocol import (
     to_client,
 )
 from quiesce.protocol.codec import Decoder, encode
+from quiesce.protocol.sizes import TOGETHER_LIMIT
+from quiesce.registry.ids import SpawnNumber
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.machine import HalfDoneError
 from quiesce.registry.rows import EndedRow, SpawnRow
@@ -191,6 +193,32 @@ def test_what_can_not_have_been_given_back(row: tuple[int, int, int]) -> None:
     mess._hear("data", route, from_worker.GivenBack([(1, 1, 2**53 - 1)]))  # possible, if not true
     assert mess.core.incoming.malformed == before + 1
     mess.check()
+
+
+def test_more_spawns_than_are_registered_together() -> None:
+    """A few bytes for each: the broker would have heard nobody else for as long as a lease."""
+    mess = busy()
+    before, last = mess.core.incoming.malformed, mess.core.registry.state.last_task_id
+    common = SpawnRow(
+        SpawnNumber(1),
+        "solo",
+        "gc",
+        None,
+        None,
+        "n",
+        False,
+        0,
+        "never",
+        None,
+        None,
+        None,
+        b"f",
+        b"",
+    )
+    said = from_client.SpawnMany(0, common, [b""] * (TOGETHER_LIMIT + 1))
+    mess._hear("data", b"client", said)
+    assert mess.core.incoming.malformed == before + 1
+    assert mess.core.registry.state.last_task_id == last
 
 
 def test_a_deadline_after_the_end_of_time_is_one() -> None:
