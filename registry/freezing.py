@@ -28,6 +28,7 @@ from quiesce.registry.records import (
 )
 from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
+from quiesce.registry.serials import Serials
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.stop_history import EndedStop
@@ -226,7 +227,7 @@ def _freeze_supervisor(supervisor: Supervisor, volatile: bool) -> Frozen:
     return (
         _get_supervisor(supervisor),
         tuple(sorted(supervisor.workers.items())),
-        tuple(sorted(supervisor.dead_serials)),
+        supervisor.dead_serials.ranges(),
         _get_supervisor_volatile(supervisor) if volatile else None,
     )
 
@@ -397,7 +398,10 @@ def _thaw_supervisor(state: State, frozen: Frozen) -> None:
     supervisor = Supervisor(*plain[: len(_SUPERVISOR)])
     _set(supervisor, _SUPERVISOR_MORE, plain[len(_SUPERVISOR) :])
     supervisor.workers = dict(workers)
-    supervisor.dead_serials = set(dead)
+    older = [each for each in dead if isinstance(each, int)]  # each by itself
+    supervisor.dead_serials = Serials(dead if not older else ())
+    for serial in older:
+        supervisor.dead_serials.add(serial)
     if volatile is not None:
         _set(supervisor, _SUPERVISOR_VOLATILE, volatile)
     state.supervisors[supervisor.id] = supervisor

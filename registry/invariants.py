@@ -219,7 +219,7 @@ def _supervisors(state: State) -> None:
             if worker.supervisor == name and worker.status is None
         }
         _same(f"supervisor {name!r} has all and only its living workers", supervisor.workers, known)
-        both = supervisor.dead_serials & supervisor.workers.keys()
+        both = {serial for serial in supervisor.workers if serial in supervisor.dead_serials}
         _same(f"no serial of supervisor {name!r} is alive and dead", both, set())
     back = state.gone_supervisors & state.supervisors.keys()
     _same("a supervisor that is gone is not registered", back, set())

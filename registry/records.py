@@ -18,6 +18,7 @@ from quiesce.registry.ids import (
 )
 from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
+from quiesce.registry.serials import Serials
 from quiesce.registry.states import State
 
 
@@ -262,7 +263,7 @@ class Supervisor:
         #: serial -> incarnation of its living registered workers.
         self.workers: dict[int, Incarnation] = {}
         #: Serials whose exit was reported: a hello that comes later is refused.
-        self.dead_serials: set[int] = set()
+        self.dead_serials = Serials()
         self.cpu_seconds = 0.0
         self.ended_cpu = 0.0
         self.memory_bytes = 0
