@@ -108,15 +108,21 @@ class Lane:
 
 
 class RuntimeQueue:
-    """Task ids that wait to be assigned. Whoever moves, ends or marks a task removes it here."""
+    """Task ids that wait to be assigned. Whoever moves, ends or marks a task removes it here.
 
-    __slots__ = ("_lanes", "_size", "_turns")
+    Nothing costs more where more tenants wait, or more tasks of a kind that is at its limit.
+    """
+
+    __slots__ = ("_lanes", "_numbers", "_size", "_turns", "_waiting")
 
     def __init__(self) -> None:
         #: tenant -> kind -> lane; no empty lanes, no tenant without lanes.
         self._lanes: dict[Tenant, dict[str, Lane]] = {}
-        #: The tenants in the order of their turns.
-        self._turns: deque[Tenant] = deque()
+        #: The turn of each of these tenants, the lowest first.
+        self._turns: dict[Tenant, int] = {}
+        self._numbers = itertools.count()
+        #: For each kind a heap of all tenants that have a lane of it, by their turns, and of what was true before.
+        self._waiting: dict[str, list[tuple[int, Tenant]]] = {}
         self._size = 0
 
     def __len__(self) -> int:
@@ -136,11 +142,24 @@ class RuntimeQueue:
         lanes = self._lanes.get(tenant)
         if lanes is None:
             lanes = self._lanes[tenant] = {}
-            self._turns.append(tenant)
+            self._turns[tenant] = next(self._numbers)
         lane = lanes.get(kind)
         if lane is None:
             lane = lanes[kind] = Lane()
+            self._wait(tenant, kind)
         return lane
+
+    def _wait(self, tenant: Tenant, kind: str) -> None:
+        """This lane waits for the tenant's turn."""
+        waiting = self._waiting.setdefault(kind, [])
+        if len(waiting) > 2 * len(self._turns) + 64:  # most of it is of before
+            waiting[:] = (entry for entry in set(waiting) if self._is_true(entry, kind))
+            heapq.heapify(waiting)
+        heapq.heappush(waiting, (self._turns[tenant], tenant))
+
+    def _is_true(self, entry: tuple[int, Tenant], kind: str) -> bool:
+        turn, tenant = entry
+        return self._turns.get(tenant) == turn and kind in self._lanes[tenant]
 
     def alike(self) -> tuple[str, Iterator[TaskId]] | None:
         """If all are of one tenant and kind: the kind, and they in their order."""
@@ -152,34 +171,56 @@ class RuntimeQueue:
         ((kind, lane),) = lanes.items()
         return kind, lane.in_order()
 
-    def peek(self, allowed: Callable[[Tenant, str], bool]) -> TaskId | None:
-        """The next task whose (tenant, kind) is allowed, or None if there is none."""
-        for tenant in self._turns:
-            lanes = self._lanes[tenant]
-            firsts = [lane.first() for kind, lane in lanes.items() if allowed(tenant, kind)]
-            if firsts:
-                return min(firsts)
-        return None
+    def peek(
+        self, has_room: Callable[[str], bool], allowed: Callable[[Tenant, str], bool]
+    ) -> TaskId | None:
+        """The next task of which the kind has room, and is allowed for its tenant; None if there is none."""
+        firsts = [
+            first
+            for kind in self._waiting
+            if has_room(kind) and (first := self._first(kind, allowed)) is not None
+        ]
+        if not firsts:
+            return None
+        _, tenant = min(firsts)
+        return min(
+            lane.first()
+            for kind, lane in self._lanes[tenant].items()
+            if has_room(kind) and allowed(tenant, kind)
+        )
+
+    def _first(
+        self, kind: str, allowed: Callable[[Tenant, str], bool]
+    ) -> tuple[int, Tenant] | None:
+        """Whose turn it is of those who may have one more of this kind, with the turn."""
+        waiting = self._waiting[kind]
+        passed: list[tuple[int, Tenant]] = []
+        while waiting and (not self._is_true(waiting[0], kind) or not allowed(waiting[0][1], kind)):
+            entry = heapq.heappop(waiting)
+            if self._is_true(entry, kind):
+                passed.append(entry)
+        first = waiting[0] if waiting else None
+        for entry in passed:
+            heapq.heappush(waiting, entry)
+        return first
 
     def take(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line to be run: the tenant's turn goes to the end."""
-        self._had_turn(tenant)
         self.remove(task_id, tenant, kind)
+        self._has_had_turn(tenant)
 
     def take_many(self, task_ids: Sequence[TaskId], tenant: Tenant, kind: str) -> None:
         """The first of this lane leave the line to be run."""
-        self._had_turn(tenant)
         self._lanes[tenant][kind].take_many(task_ids)
         self._size -= len(task_ids)
         self._drop_empty(tenant, kind)
+        self._has_had_turn(tenant)
 
-    def _had_turn(self, tenant: Tenant) -> None:
-        turns = self._turns
-        if turns[0] == tenant:  # as a rule: else all before it are at their limits
-            turns.rotate(-1)
-        else:
-            turns.remove(tenant)
-            turns.append(tenant)
+    def _has_had_turn(self, tenant: Tenant) -> None:
+        if tenant in self._turns:
+            self._turns[tenant] = next(self._numbers)
+            for kind in self._lanes[tenant]:
+                self._wait(tenant, kind)
 
     def remove(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line."""
@@ -194,16 +235,21 @@ class RuntimeQueue:
         self._drop_empty(tenant, kind)
         return out
 
-    def remove_lanes(self, places: Iterable[tuple[Tenant, str]]) -> list[Lane]:
-        """These lanes, each with all that wait in it, are taken out."""
-        out = []
-        for tenant, kind in places:
-            lanes = self._lanes[tenant]
-            out.append(lanes.pop(kind))
-            self._size -= len(out[-1].members)
+    def remove_lanes(
+        self, tenant: Tenant = None, kind: str | None = None
+    ) -> list[tuple[Tenant, str, Lane]]:
+        """The lanes of this tenant and this kind (None: of all) are taken out, each with all that wait in it."""
+        out: list[tuple[Tenant, str, Lane]] = []
+        for each in list(self._lanes) if tenant is None else [tenant] * (tenant in self._lanes):
+            lanes = self._lanes[each]
+            if kind is None:
+                out += [(each, its_kind, lane) for its_kind, lane in lanes.items()]
+                lanes.clear()
+            elif kind in lanes:
+                out.append((each, kind, lanes.pop(kind)))
             if not lanes:
-                del self._lanes[tenant]
-        self._turns = deque(tenant for tenant in self._turns if tenant in self._lanes)
+                del self._lanes[each], self._turns[each]
+        self._size -= sum(len(lane.members) for _, _, lane in out)
         return out
 
     def _drop_empty(self, tenant: Tenant, kind: str) -> None:
@@ -211,8 +257,16 @@ class RuntimeQueue:
         if not lanes[kind].members:
             del lanes[kind]
             if not lanes:
-                del self._lanes[tenant]
-                self._turns.remove(tenant)
+                del self._lanes[tenant], self._turns[tenant]
+
+    def count(self, tenant: Tenant = None, kind: str | None = None) -> int:
+        """How many of this tenant and this kind (None: of all) wait."""
+        if tenant is kind is None:
+            return self._size
+        there = self._lanes.values() if tenant is None else [self._lanes.get(tenant, {})]
+        if kind is None:
+            return sum(len(lane.members) for lanes in there for lane in lanes.values())
+        return sum(len(lanes[kind].members) for lanes in there if kind in lanes)
 
     def sizes(self) -> Iterator[tuple[Tenant, str, int]]:
         """How many wait where."""
@@ -228,8 +282,9 @@ class RuntimeQueue:
 
     def turns(self) -> tuple[Tenant, ...]:
         """The order of the tenants' turns, for `freeze`."""
-        return tuple(self._turns)
+        return tuple(sorted(self._turns, key=self._turns.__getitem__))
 
     def set_turns(self, turns: tuple[Tenant, ...]) -> None:
         """The inverse, for `thaw`: the same tenants, in this order."""
-        self._turns = deque(turns)
+        for tenant in turns:
+            self._has_had_turn(tenant)

@@ -52,7 +52,7 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     heapq.heapify(free)
     #: What each of them is to get, all at once: where no turns of tenants and no limits matter.
     hands: dict[Incarnation, list[TaskId]] | None = None
-    following = partial(queue.peek, state.allowed)
+    following = partial(queue.peek, state.has_room, state.allowed)
     alike = queue.alike() if free and len(queue) >= state.alike else None
     if alike is not None and not state.kind(alike[0]).is_limited:
         hands, following = {}, partial(next, alike[1], None)

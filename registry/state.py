@@ -239,12 +239,14 @@ class State:
         """Its limits; the default ones if it is not declared any more."""
         return self.kinds.get(name) or KindLimits(name=name)
 
+    def has_room(self, kind: str) -> bool:
+        """Whether the limit of the kind lets one more of it run."""
+        most = self.kind(kind).max_running
+        return most is None or self.held_kind.get(kind, 0) < most
+
     def allowed(self, tenant_id: str | None, kind: str) -> bool:
-        """Whether the limits of the kind let one more of this tenant run."""
-        limits = self.kind(kind)
-        if limits.max_running is not None and self.held_kind.get(kind, 0) >= limits.max_running:
-            return False
-        per_tenant = limits.max_running_per_tenant
+        """Whether that for each tenant lets one more of this tenant run."""
+        per_tenant = self.kind(kind).max_running_per_tenant
         return per_tenant is None or self.held_tenant.get((kind, tenant_id), 0) < per_tenant
 
     def grace(self, task: Task, stop: Stop | None) -> float:

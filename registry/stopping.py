@@ -8,7 +8,6 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.cycles import cycle_words, first_cycle
 from quiesce.registry.ending import never_queued
 from quiesce.registry.ids import Attempt, SessionId, StopId, TaskId
-from quiesce.registry.marked import Batch
 from quiesce.registry.matching import match
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.records import Ask, Closure, Stop, Task
@@ -120,13 +119,8 @@ def end_queued(turn: Turn, stop: Stop) -> None:
     """End a slice of the stop's queued tasks: they never ran. Those that wait for their slice are in no queue."""
     state = turn.state
     members: dict[frozenset[StopId], list[TaskId]] = {}
-    room = SLICE
-    for batch in sorted(state.marked.of(stop.id), key=Batch.first):
-        firsts = batch.lane.firsts(room)
-        members.setdefault(batch.stops, []).extend(firsts)
-        room -= len(firsts)
-        if not room:
-            break
+    for batch, task_ids in state.marked.next(stop.id, SLICE):
+        members.setdefault(batch.stops, []).extend(task_ids)
     for stops, together in members.items():
         first = state.stops[min(stops)]
         never_queued(turn, together, first.at, _reason(first))
@@ -136,7 +130,7 @@ def end_queued(turn: Turn, stop: Stop) -> None:
 
 def has_queued(turn: Turn, stop: Stop) -> bool:
     """Whether slices of it are still to come. Some of its queued tasks may have ended by those of others."""
-    return any(turn.state.marked.of(stop.id))
+    return turn.state.marked.has(stop.id)
 
 
 def on_continue(turn: Turn, event: events.Continue) -> None:

@@ -43,8 +43,9 @@ def waiting_for(state: State, task: Task) -> str:
         return f"runtime {runtime!r}, which the configuration does not declare any more"
     if not state.pool[runtime]:
         return f"a worker of runtime {runtime!r}: none is connected"
-    if not state.allowed(task.tenant_id, task.spawn.kind):
-        return f"its kind's limit: max_running or max_running_per_tenant of {task.spawn.kind!r}"
+    kind = task.spawn.kind
+    if not (state.has_room(kind) and state.allowed(task.tenant_id, kind)):
+        return f"its kind's limit: max_running or max_running_per_tenant of {kind!r}"
     return f"a free slot of runtime {runtime!r}"
 
 

@@ -38,7 +38,7 @@ MUTANTS: Final = (
     Mutant(
         "a stop forgets its queued tasks",
         "registry/stopping.py",
-        "    return any(turn.state.marked.of(stop.id))\n",
+        "    return turn.state.marked.has(stop.id)\n",
         "    return False\n",
     ),
     Mutant(

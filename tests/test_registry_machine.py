@@ -353,8 +353,9 @@ def test_an_empty_tenant_has_no_turn() -> None:
     assert queue.turns() == ("x", None)
     queue.take(TaskId(1), "x", "gc")
     assert queue.turns() == (None,)
-    assert queue.peek(lambda tenant, kind: True) == 2
-    assert queue.peek(lambda tenant, kind: False) is None
+    assert queue.peek(lambda kind: True, lambda tenant, kind: True) == 2
+    assert queue.peek(lambda kind: True, lambda tenant, kind: False) is None
+    assert queue.peek(lambda kind: False, lambda tenant, kind: True) is None
     assert len(queue) == 1
 
 

@@ -6,6 +6,7 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Attempt, Incarnation, RequestNumber, TaskId
 from quiesce.registry.machine import Registry
 from quiesce.registry.moving import RegistryFault
+from quiesce.registry.queue import Lane
 from quiesce.registry.records import Task
 from registry_helpers import GRACE, WALL, Desk, fact_types, session_id, spawn_row, supervisor_id
 
@@ -182,6 +183,32 @@ def test_queued_tasks_end_in_slices(sliced: Desk) -> None:
     sliced.go_on()
     assert [row[0] for row in sliced.ends()] == [2, 3, 4, 5]
     assert len(sliced.take(facts.TasksNeverRan)) == 1
+
+
+def test_a_slice_looks_at_no_more_tenants_than_it_ends(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred have two each. Whose task is the oldest is the first, with both."""
+    monkeypatch.setattr("quiesce.registry.stopping.SLICE", 2)
+    desk.thorough = False  # or it is frozen each time, which looks at all
+    for _ in range(2):
+        desk.spawn(*[{"tenant_id": f"tenant {number}"} for number in range(100)])
+    desk.stop(kind="gc")
+    looked: list[Lane] = []
+
+    def first(lane: Lane) -> TaskId:
+        looked.append(lane)
+        return original(lane)
+
+    original = Lane.first
+    monkeypatch.setattr(Lane, "first", first)
+    ended = [desk.one(facts.TasksNeverRan).task_ids]
+    while desk.again:
+        looked.clear()
+        desk.say(events.Continue(desk.again.pop(0)))
+        assert len(looked) < 20
+        ended.append(desk.one(facts.TasksNeverRan).task_ids)
+    assert ended == [[number, number + 100] for number in range(1, 101)]
 
 
 def test_each_task_is_asked_by_the_first_stop_that_marked_it(sliced: Desk) -> None:
