@@ -106,6 +106,7 @@ def stop_ended(state: State, fact: facts.StopEnded) -> None:
         if fact.timed_out:
             closure.holder = "timed-out"
             closure.left = remaining
+            state.timed_out[stop.id] = closure
         elif stop.hold and session is not None:
             closure.holder = "block"
             session.blocks.add(stop.id)
@@ -132,6 +133,7 @@ def _forget_reports(state: State, session: Session) -> None:
 
 def _open(state: State, stop_id: StopId) -> None:
     closure = state.closures.pop(stop_id, None)
+    state.timed_out.pop(stop_id, None)
     if closure is not None:
         stops = state.closed[closure.scope]
         stops.remove(stop_id)
@@ -150,17 +152,20 @@ def block_released(state: State, fact: facts.BlockReleased) -> None:
 
 
 def scopes_reopened(state: State, fact: facts.ScopesReopened) -> None:
-    for stop_id, closure in list(state.closures.items()):
-        if closure.holder not in ("timed-out", "kept") or not fact.scope.covers(closure.scope):
-            continue
-        if not fact.timed_out_only:
-            _open(state, stop_id)
-        elif closure.holder == "timed-out":
+    if fact.timed_out_only:
+        for stop_id, closure in list(state.timed_out.items()):
+            if not fact.scope.covers(closure.scope):
+                continue
             if closure.keep:
                 closure.holder = "kept"
                 closure.left = ()
+                del state.timed_out[stop_id]
             else:
                 _open(state, stop_id)
+        return
+    for stop_id, closure in list(state.closures.items()):
+        if closure.holder in ("timed-out", "kept") and fact.scope.covers(closure.scope):
+            _open(state, stop_id)
 
 
 def system_goes_on(state: State) -> None:

@@ -286,6 +286,8 @@ def thaw(registry: "Registry", frozen: Frozen) -> None:
         _set(closure, _CLOSURE, row[1:])
         state.closures[stop_id] = closure
         state.closed.setdefault(closure.scope, set()).add(stop_id)
+        if closure.holder == "timed-out":
+            state.timed_out[stop_id] = closure
     for row in history:
         if len(row) == len(EndedTask._fields):
             ended = EndedTask._make(row)

@@ -358,6 +358,12 @@ def _closures(state: State) -> None:
             if stray and task.id != closure.caller:
                 raise _fault(f"{tale}: a live task in it is not asked", story(task))
     _same("closed scopes are those of the closures", state.closed, by_scope)
+    timed_out = {
+        stop_id: closure
+        for stop_id, closure in state.closures.items()
+        if closure.holder == "timed-out"
+    }
+    _same("what has timed out is known", state.timed_out, timed_out)
 
 
 def _settled(state: State) -> None:

@@ -68,8 +68,7 @@ class State:
         alike: int = ALIKE,
         room: str = ROOM,
     ) -> None:
-        self.runtimes = runtimes
-        self.kinds = kinds
+        self.runtimes, self.kinds = runtimes, kinds
         self.history_limit = history_limit
         self.payload_limit = payload_limit
         self.alike = alike
@@ -134,6 +133,8 @@ class State:
         self.open_stops: dict[StopId, Stop] = {}
         #: Why scopes are closed, by the stop that closed them; of each open stop that closes one.
         self.closures: dict[StopId, Closure] = {}
+        #: All and only those of them whose stop has timed out.
+        self.timed_out: dict[StopId, Closure] = {}
         #: The stops in `closures`, by their scope; no empty sets.
         self.closed: dict[Scope, set[StopId]] = {}
 
@@ -223,11 +224,11 @@ class State:
         Such a task may have left the scope by associate_with; that releases nobody.
         """
         found: set[TaskId] = set()
-        for stop_id, closure in self.closures.items():
+        for stop in self.open_stops.values():
+            if stop.closes and scope.covers(stop.scope):
+                found |= stop.held
+        for closure in self.timed_out.values():
             if scope.covers(closure.scope):
-                stop = self.open_stops.get(stop_id)
-                if stop is not None:
-                    found |= stop.held
                 found.update(task_id for task_id in closure.left if task_id in self.held)
         return found
 

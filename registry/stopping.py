@@ -237,8 +237,7 @@ def check(turn: Turn, stop_id: StopId) -> None:
         return
     _end(turn, stop, timed_out=False)
     if stop.closes and any(
-        closure.holder == "timed-out" and stop.scope.covers(closure.scope)
-        for closure in state.closures.values()
+        stop.scope.covers(closure.scope) for closure in state.timed_out.values()
     ):
         turn.emit(facts.ScopesReopened(stop.scope, True))
 

@@ -394,3 +394,24 @@ def test_the_block_of_a_silent_client_can_be_reopened(desk: Desk) -> None:
     assert desk.closed() == [("tenant_id=x", "block")]
     desk.reopen(tenant_id="x")
     assert desk.closed() == []
+
+
+def test_a_stop_looks_at_no_scopes_that_are_kept_closed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tenants that have left are kept closed, more and more of them over the years."""
+    for number in range(50):
+        desk.stop(keep_closed=True, tenant_id=f"gone {number}")
+    looked: list[Scope] = []
+
+    def covers(scope: Scope, other: Scope) -> bool:
+        looked.append(other)
+        return original(scope, other)
+
+    original = Scope.covers
+    monkeypatch.setattr(Scope, "covers", covers)
+    desk.thorough = False  # or all is looked at each time
+    desk.stop(tenant_id="x")
+    assert not desk.one(effects.AnswerStop).timed_out
+    assert len(looked) < 5
+    assert len(desk.closed()) == 50

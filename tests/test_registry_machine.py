@@ -219,6 +219,7 @@ DAMAGE: list[tuple[str, Callable[[Desk], object]]] = [
     ("reports each end once", report_twice),
     ("closes its scope iff", lambda desk: state(desk).closures.pop(2)),
     ("closed scopes are those", lambda desk: state(desk).closed.clear()),
+    ("what has timed out is known", lambda desk: state(desk).timed_out.clear()),
     ("closure of .kind=x.", lambda desk: close(desk, "stop", Scope("x"), listed=True)),
     ("closed scopes are those", lambda desk: close(desk, "kept", Scope("x"), listed=False)),
     (
