@@ -118,7 +118,7 @@ class RuntimeQueue:
     def __init__(self) -> None:
         #: tenant -> kind -> lane; no empty lanes, no tenant without lanes.
         self._lanes: dict[Tenant, dict[str, Lane]] = {}
-        #: The turn of each of these tenants, the lowest first.
+        #: The turn of each of these tenants; the lowest is the next, and they stand in that order.
         self._turns: dict[Tenant, int] = {}
         self._numbers = itertools.count()
         #: For each kind a heap of all tenants that have a lane of it, by their turns, and of what was true before.
@@ -217,7 +217,7 @@ class RuntimeQueue:
         self._has_had_turn(tenant)
 
     def _has_had_turn(self, tenant: Tenant) -> None:
-        if tenant in self._turns:
+        if self._turns.pop(tenant, None) is not None:
             self._turns[tenant] = next(self._numbers)
             for kind in self._lanes[tenant]:
                 self._wait(tenant, kind)
@@ -282,7 +282,7 @@ class RuntimeQueue:
 
     def turns(self) -> tuple[Tenant, ...]:
         """The order of the tenants' turns, for `freeze`."""
-        return tuple(sorted(self._turns, key=self._turns.__getitem__))
+        return tuple(self._turns)
 
     def set_turns(self, turns: tuple[Tenant, ...]) -> None:
         """The inverse, for `thaw`: the same tenants, in this order."""
