@@ -239,6 +239,10 @@ class RuntimeQueue:
         self, tenant: Tenant = None, kind: str | None = None
     ) -> list[tuple[Tenant, str, Lane]]:
         """The lanes of this tenant and this kind (None: of all) are taken out, each with all that wait in it."""
+        if tenant is None:  # nobody has one of these any more
+            self._waiting = {
+                each: those for each, those in self._waiting.items() if kind not in (None, each)
+            }
         out: list[tuple[Tenant, str, Lane]] = []
         for each in list(self._lanes) if tenant is None else [tenant] * (tenant in self._lanes):
             lanes = self._lanes[each]

@@ -187,3 +187,13 @@ def test_turns_that_are_over_are_forgotten() -> None:
         queue.take(TaskId(number), "tenant 1", "gc")
     assert sum(map(len, queue._waiting.values())) < 200
     assert queue.peek(EVERYBODY, EVERYBODY) == 2
+
+
+def test_a_stop_of_many_leaves_nothing_to_be_cleared_up() -> None:
+    """By the turn that comes next."""
+    queue = crowd("gc", 100)
+    queue.push(TaskId(200), "tenant 1", "scan")
+    assert len(queue.remove_lanes(kind="gc")) == 100
+    assert sum(map(len, queue._waiting.values())) == 1
+    assert len(queue.remove_lanes()) == 1
+    assert sum(map(len, queue._waiting.values())) == 0
