@@ -4,6 +4,7 @@
 costs what workers hold and how many (tenant, kind) wait, not how many tasks do.
 """
 
+import heapq
 from typing import Any, Final
 
 from quiesce.registry.state import State
@@ -19,18 +20,25 @@ Counts = dict[str, Any]
 def statistics(state: State, wall: float) -> dict[str, Any]:
     """Counts of everything: by runtime, in it by kind, and by tenant. `wall`: this moment."""
     runtimes = _runtimes(state)
-    tenants: dict[str | None, Counts] = {}
+    sizes: dict[str | None, int] = {}
     for name, queue in state.queues.items():
+        of_kind: dict[str, int] = {}
         for tenant, kind, size in queue.sizes():
-            _kind_of(runtimes[name], kind)["queued"] += size
-            _tenant_of(tenants, tenant)["queued"] += size
+            of_kind[kind] = of_kind.get(kind, 0) + size
+            sizes[tenant] = sizes.get(tenant, 0) + size
+        for kind, size in of_kind.items():
+            _kind_of(runtimes[name], kind)["queued"] = size
+    tenants: dict[str | None, Counts] = {}
     _count_held(state, wall, runtimes, tenants)
+    for tenant, row in tenants.items():
+        row["queued"] = sizes.get(tenant, 0)
+        sizes[tenant] = row["queued"] + row["held"]
     kinds: dict[str, int] = {}
     for runtime in runtimes.values():
         for kind, row in runtime["kinds"].items():
             if row["running"]:
                 kinds[kind] = kinds.get(kind, 0) + row["running"]
-    largest = sorted(tenants.values(), key=_size, reverse=True)
+    largest = heapq.nlargest(TENANTS, sizes, key=sizes.__getitem__)
     return {
         "epoch": state.epoch,
         "started_at": state.epoch_at,
@@ -43,8 +51,8 @@ def statistics(state: State, wall: float) -> dict[str, Any]:
         "ended_total": sum(state.ended_total.values()),
         "runtimes": runtimes,
         "running_kinds": dict(sorted(kinds.items())),
-        "tenants": largest[:TENANTS],
-        "tenants_total": len(tenants),
+        "tenants": [tenants.get(each) or _tenant(each, sizes[each]) for each in largest],
+        "tenants_total": len(sizes),
         "sessions": len(state.sessions),
         "stops": len(state.open_stops),
         "open_stops": _open_stops(state),
@@ -101,12 +109,8 @@ def _kind_of(runtime: Counts, kind: str) -> Counts:
     return found
 
 
-def _tenant_of(tenants: dict[str | None, Counts], tenant: str | None) -> Counts:
-    found = tenants.get(tenant)
-    if found is None:
-        found = {"tenant_id": tenant, "queued": 0, "held": 0, "running": 0, "stopping": 0}
-        tenants[tenant] = found
-    return found
+def _tenant(tenant: str | None, queued: int) -> Counts:
+    return {"tenant_id": tenant, "queued": queued, "held": 0, "running": 0, "stopping": 0}
 
 
 def _count_held(
@@ -121,7 +125,10 @@ def _count_held(
             task = state.tasks[task_id]
             runtime = runtimes[task.spawn.runtime]
             kind = _kind_of(runtime, task.spawn.kind)
-            rows = (kind, _tenant_of(tenants, task.tenant_id))
+            tenant = tenants.get(task.tenant_id)
+            if tenant is None:
+                tenant = tenants[task.tenant_id] = _tenant(task.tenant_id, 0)
+            rows = (kind, tenant)
             for row in rows:
                 row["held"] += 1
             if task.state is TaskState.RUNNING:
@@ -133,10 +140,6 @@ def _count_held(
             if task.ask is not None:
                 for row in (runtime, *rows):
                     row["stopping"] += 1
-
-
-def _size(tenant: Counts) -> int:
-    return int(tenant["queued"] + tenant["held"])
 
 
 def _open_stops(state: State) -> list[Counts]:
