@@ -25,6 +25,7 @@ from quiesce.registry import effects, events
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import SessionClosed
 from quiesce.registry.machine import Registry
+from quiesce.registry.timers import HELD_UP
 
 #: Seconds for which a dead worker's route is kept, so that its last words are heard.
 MOURNING: Final = 5.0
@@ -138,6 +139,8 @@ class Core:
         self._worked_at = -math.inf
         self.talking = False
         self._graves: deque[tuple[float, PeerKey]] = deque()
+        #: The broker was held up: until then it listens, and judges nobody's silence.
+        self._listens_until: float | None = None
         #: What the driver counts.
         self.more_counters: Callable[[], dict[str, int]] = dict
         self.handle(
@@ -189,14 +192,24 @@ class Core:
         deadline, later = self.registry.next_deadline(), self.outgoing.later_at
         if deadline is None:
             return later if later < math.inf else None
-        return min(deadline, later)
+        return min(max(deadline, self._listens_until or 0.0), later)
 
     def pass_time(self) -> None:
-        """What time brings. After the inbox: it may hold what is awaited."""
+        """What time brings. After the inbox: it may hold what is awaited.
+
+        Who finds that something is long overdue has been held up, and so have all who wait in the inbox, perhaps
+        still in the kernel's part of it: they are heard first, for a moment.
+        """
         tick = self._tick = self._now().tick
         deadline = self.registry.next_deadline()
         if deadline is not None and deadline <= tick:
-            self.handle(events.Tick())
+            if self._listens_until is None and tick - deadline > HELD_UP:
+                self._listens_until = tick + HELD_UP
+                text = f"the broker was held up for over {tick - deadline:.1f} s"
+                self.outgoing.carry_out(effects.Log("WARNING", text))
+            if self._listens_until is None or self._listens_until <= tick:
+                self._listens_until = None
+                self.handle(events.Tick())
         self.queries.stacks.expire()
         if tick >= self.admission.sweep_at:
             self.admission.sweep()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from quiesce.registry import apply_alike, apply_slices, apply_stops, facts
+from quiesce.registry.counts import count
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
@@ -18,7 +19,7 @@ from quiesce.registry.ids import (
     TaskId,
 )
 from quiesce.registry.leaving import leave
-from quiesce.registry.moving import count, move
+from quiesce.registry.moving import move
 from quiesce.registry.records import (
     Ask,
     Session,
@@ -59,8 +60,8 @@ def session_opened(state: State, fact: facts.SessionOpened) -> None:
 def session_closed(state: State, fact: facts.SessionClosed) -> None:
     session = state.sessions.pop(SessionId(fact.session))
     apply_stops.sessions_stops(state, session)
-    for number, holder in session.parked.items():
-        _unpark(state, holder, session.id, number)
+    for number, holder in list(session.parked.items()):
+        state.parked.remove(state.tasks[holder], session, number)
 
 
 def answers_forgotten(state: State, fact: facts.AnswersForgotten) -> None:
@@ -83,17 +84,9 @@ def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
     session.answers[answer.number] = answer
     session.spawned = max(session.spawned, answer.number)
     if session.parked:
-        holder = session.parked.pop(answer.number, None)
+        holder = session.parked.get(answer.number)
         if holder is not None:
-            _unpark(state, holder, session.id, answer.number)
-
-
-def _unpark(state: State, holder: TaskId, session_id: SessionId, number: int) -> None:
-    task = state.tasks[holder]
-    task.unpark(session_id, number)
-    state.parked -= 1
-    if not task.parked:
-        state.holders.remove(holder)
+            state.parked.remove(state.tasks[holder], session, answer.number)
 
 
 def task_registered(state: State, fact: facts.TaskRegistered) -> None:
@@ -123,17 +116,14 @@ def spawn_joined(state: State, fact: facts.SpawnJoined) -> None:
     task = state.tasks[TaskId(fact.task_id)]
     session = SessionId(fact.session)
     if session not in task.watchers:
-        task.watchers = (*task.watchers, session)
+        # Of a task that lives for long many learn, and go.
+        task.watchers = (*filter(state.sessions.__contains__, task.watchers), session)
     _answer(state, fact.session, SpawnAnswer(SpawnNumber(fact.number), task.id, None, ""))
 
 
 def spawn_parked(state: State, fact: facts.SpawnParked) -> None:
     session = state.sessions[SessionId(fact.session)]
-    holder = state.tasks[TaskId(fact.holder)]
-    holder.park(session.id, fact.row)
-    state.parked += 1
-    state.holders.add(holder.id)
-    session.parked[fact.row.number] = holder.id
+    state.parked.add(state.tasks[TaskId(fact.holder)], session, fact.row)
     session.spawned = fact.row.number
 
 

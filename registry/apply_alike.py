@@ -5,9 +5,10 @@ from itertools import repeat
 from typing import Final
 
 from quiesce.registry import facts
+from quiesce.registry.counts import count
 from quiesce.registry.ids import AssignNumber, Incarnation, SessionId, SpawnNumber, TaskId
 from quiesce.registry.leaving import alike, leave
-from quiesce.registry.moving import count, move
+from quiesce.registry.moving import move
 from quiesce.registry.records import Task
 from quiesce.registry.rows import SpawnAnswer, SpawnRow
 from quiesce.registry.sets import take_out

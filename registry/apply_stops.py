@@ -110,7 +110,7 @@ def stop_ended(state: State, fact: facts.StopEnded) -> None:
         elif stop.hold and session is not None:
             closure.holder = "block"
             session.blocks.add(stop.id)
-        elif stop.keep_closed or stop.hold:
+        elif stop.keep_closed:
             closure.holder = "kept"
         else:
             _open(state, stop.id)

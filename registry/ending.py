@@ -55,6 +55,7 @@ def end(
         at = max(at, task.ask.at, task.ask.delivered_at or 0.0, task.ask.observed_at or 0.0)
     if state.waited:  # a worker held it
         turn.touched.update(state.waited.get(task.id, ()))
+    turn.unpark(task)
     turn.emit(
         facts.TaskEnded(
             task.id, str(outcome), str(evidence), exit_status, started_at, at, text, result
@@ -62,7 +63,6 @@ def end(
     )
     for session_id in task.watchers:
         _tell(turn, session_id, [task.id])
-    turn.unpark(task)
     if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
         turn.fatal = (
             f"task {task.id} {task.spawn.kind} {task.spawn.name!r}, marked "

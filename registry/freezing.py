@@ -329,10 +329,9 @@ def _derive(state: State) -> None:
         state.index.add(task)
         if task.unique is not None:
             state.unique[task.unique] = task.id
-        for session_id, number in task.parked:
-            state.sessions[session_id].parked[number] = task.id
-            state.parked += 1
-            state.holders.add(task.id)
+        parked, task.parked = task.parked, {}
+        for (session_id, _), row in parked.items():
+            state.parked.add(task, state.sessions[session_id], row)
         if task.state is not TaskState.QUEUED:
             held = (spawn.kind, task.tenant_id)
             state.held_kind[spawn.kind] = state.held_kind.get(spawn.kind, 0) + 1

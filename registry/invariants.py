@@ -264,8 +264,17 @@ def _parked(state: State) -> None:
         for number, holder in session.parked.items()
     ]
     _same("sessions know all and only their parked spawns", sorted(known), sorted(parked))
-    _same("parked spawns are counted", state.parked, len(parked))
-    _same("holders have parked spawns", state.holders, {holder for _, _, holder in parked})
+    runtimes = Counter(row.runtime for task in state.tasks.values() for row in task.parked.values())
+    _same("parked spawns are counted", state.parked.in_runtime, runtimes)
+    holders = {holder for _, _, holder in parked}
+    _same("holders have parked spawns", state.parked.holders, holders)
+    made = [
+        (task.id, (session, number))
+        for task in state.tasks.values()
+        for (session, number), row in task.parked.items()
+        if row.parent is not None
+    ]
+    _same("who has made parked spawns is known", state.parked.all_made(), sorted(made))
     for task in state.tasks.values():
         for row in task.parked.values():
             if state.closing(row.kind, row.tenant_id, row.timeline_id, row.runtime):

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, repeat
 from typing import Any, Final
 
+from quiesce.registry.counts import count
 from quiesce.registry.ended import ended_tasks
 from quiesce.registry.ids import TaskId
-from quiesce.registry.moving import count, keep_short, move
+from quiesce.registry.moving import keep_short, move
 from quiesce.registry.records import Task
 from quiesce.registry.rows import ResultRow
 from quiesce.registry.state import State
@@ -83,8 +84,5 @@ def _leave_key(state: State, task: Task) -> None:
     unique = task.unique
     if unique is not None:
         del state.unique[unique]
-    if task.parked:
-        for session_id, number in task.parked:
-            del state.sessions[session_id].parked[number]
-        state.parked -= len(task.parked)
-        state.holders.discard(task.id)
+    for session_id, number in list(task.parked):
+        state.parked.remove(task, state.sessions[session_id], number)

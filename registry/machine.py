@@ -200,8 +200,8 @@ class Registry:
             self.system.begin(turn, reason, failed=False)
 
     def _on_tick(self, turn: Turn) -> None:
-        while (due := self.timers.pop(turn.now.tick)) is not None:
-            what, key = due
+        while (popped := self.timers.pop(turn.now.tick)) is not None:
+            (what, key), when = popped
             if what == "resend":
                 stopping.on_resend_due(turn, TaskId(int(key)))
             elif what == "force":
@@ -223,6 +223,7 @@ class Registry:
                     turn,
                     SessionId(key),  # type: ignore[arg-type]  # sessions are named by bytes
                     self.session_timeout,
+                    when,
                 )
             else:
                 self.system.on_due(turn)
@@ -233,7 +234,8 @@ class Registry:
             if turn.unparked:
                 parked, turn.unparked = turn.unparked, []
                 for session, row in parked:
-                    if session in self.state.sessions:  # it may have died with the holder
+                    known = self.state.sessions.get(session)  # it may have died with the holder
+                    if known is not None and row.number not in known.answers:
                         spawning.decide(turn, session, row)
             elif turn.touched:
                 touched, turn.touched = turn.touched, set()

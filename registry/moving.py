@@ -1,12 +1,8 @@
 """What all of `apply` stands on: the one step from state to state, and what goes with it."""
 
-from typing import TypeVar
-
 from quiesce.registry.records import Task
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
-
-_K = TypeVar("_K")
 
 
 class RegistryFault(Exception):  # noqa: N818 - a bug of ours, no error that a caller could handle
@@ -33,12 +29,3 @@ def keep_short(state: State) -> None:
     """The oldest of the history go, down to its limit."""
     for _ in range(len(state.history) - state.history_limit):
         state.history.popitem(last=False)
-
-
-def count(counts: dict[_K, int], key: _K, change: int) -> None:
-    """Add to a count; no zeros are kept."""
-    new = counts.get(key, 0) + change
-    if new:
-        counts[key] = new
-    else:
-        del counts[key]

@@ -113,7 +113,7 @@ class Task:
         #: The sessions that get its result, each once; those that are gone by then get nothing.
         self.watchers: tuple[SessionId, ...] = ()
         #: Spawns with its unique key that came while it was stopping, in their order, by session and number.
-        #: None of a session that is gone, none that lies in a closed scope. Changed by `park` and `unpark`.
+        #: None of a session that is gone, none that lies in a closed scope. Changed by `Parked` alone.
         self.parked: dict[tuple[SessionId, int], SpawnRow] = _NONE_PARKED
         #: When it was restarted by its policy, lately; volatile, what is decided by it is a fact.
         self.restarts: tuple[float, ...] = ()
@@ -136,9 +136,9 @@ class Task:
             self.parked = {}
         self.parked[session, row.number] = row
 
-    def unpark(self, session: SessionId, number: int) -> None:
+    def unpark(self, session: SessionId, number: int) -> SpawnRow:
         """That one does so no longer."""
-        del self.parked[session, number]
+        return self.parked.pop((session, number))
 
 
 class Worker:

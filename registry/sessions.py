@@ -5,7 +5,7 @@ from typing import Final
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, SessionId
 from quiesce.registry.records import Session
-from quiesce.registry.scope import Scope
+from quiesce.registry.timers import HELD_UP
 from quiesce.registry.turn import Turn
 
 #: Seconds between two looks at whether a session has expired. Clients are heard of more often than that.
@@ -103,22 +103,14 @@ def close_those_of(turn: Turn, worker: Incarnation) -> None:
         close(turn, session)
 
 
-def release_silent(turn: Turn, scope: Scope) -> None:
-    """Somebody reopens the scope: blocks within it count as over if their client has long been silent."""
-    for session in turn.state.sessions.values():
-        if turn.now.tick - session.last_heard <= LOOK:
-            continue
-        for stop_id in sorted(session.blocks):
-            if scope.covers(turn.state.closures[stop_id].scope):
-                turn.emit(facts.BlockReleased(stop_id, False))
-
-
-def on_session_due(turn: Turn, session_id: SessionId, timeout: float) -> None:
-    """Look whether the session has been silent for too long."""
+def on_session_due(turn: Turn, session_id: SessionId, timeout: float, when: float) -> None:
+    """Look whether the session has been silent for too long. Not if this look, due at `when`, is late itself: then
+    it is the broker that did not listen (or the whole machine slept), and the client has until the next.
+    """
     session = turn.state.sessions.get(session_id)
     if session is None:
         return
-    if turn.now.tick - session.last_heard > timeout:
+    if turn.now.tick - session.last_heard > timeout and turn.now.tick - when <= HELD_UP:
         turn.log(
             "WARNING",
             f"the client session of pid {session.pid} on {session.host} has been silent for over "

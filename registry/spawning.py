@@ -178,7 +178,7 @@ def _refusal(state: State, row: SpawnRow) -> Refusal | None:
 def refuse_parked(turn: Turn, stop_id: StopId) -> None:
     """A scope has closed: the spawns in it that are parked could only start after the stop's report."""
     closure = turn.state.closures[stop_id]
-    for holder in sorted(turn.state.holders):
+    for holder in sorted(turn.state.parked.holders):
         for (session, _), row in list(turn.state.tasks[holder].parked.items()):
             if closure.scope.matches(row.kind, row.tenant_id, row.timeline_id, row.runtime):
                 _refuse(turn, session, row.number, _closed(row, closure))
@@ -186,10 +186,9 @@ def refuse_parked(turn: Turn, stop_id: StopId) -> None:
 
 def refuse_parked_by(turn: Turn, parents: Collection[TaskId]) -> None:
     """These tasks are asked to stop: what they have parked would hold up their ends."""
-    for holder in sorted(turn.state.holders):
-        for (session, _), row in list(turn.state.tasks[holder].parked.items()):
-            if row.parent is not None and row.parent[0] in parents:
-                _refuse(turn, session, row.number, _held_up(row, holder))
+    for holder, key in turn.state.parked.made_by(parents):
+        row = turn.state.tasks[holder].parked[key]
+        _refuse(turn, key[0], row.number, _held_up(row, holder))
 
 
 def _closed(row: SpawnRow, closure: Closure) -> Refusal:
@@ -213,9 +212,10 @@ def _full(state: State, row: SpawnRow, wanted: int) -> Refusal | None:
     """Why so many more may not be queued, or be parked to be queued later; None if they may."""
     limit = state.runtime(row.runtime).max_queue
     queued = len(state.queues[row.runtime])
-    if queued + wanted <= limit and state.parked + wanted <= limit:
+    waiting = state.parked.in_runtime.get(row.runtime, 0)
+    if queued + wanted <= limit and waiting + wanted <= limit:
         return None
-    parked = f" and {state.parked} wait for a unique_key" if state.parked else ""
+    parked = f" and {waiting} wait for a unique_key" if waiting else ""
     text = (
         f"nothing was started: the queue of runtime {row.runtime!r} holds {queued} of at most {limit} "
         f"tasks{parked}, and {wanted} more were asked for; wait for some to end, or raise max_queue"

@@ -13,6 +13,7 @@ from quiesce.registry.ids import Epoch, Incarnation, SessionId, StopId, TaskId
 from quiesce.registry.index import ScopeIndex
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.marked import Marked
+from quiesce.registry.parked import Parked
 from quiesce.registry.queue import RuntimeQueue
 from quiesce.registry.records import (
     Closure,
@@ -105,9 +106,8 @@ class State:
         #: How many tasks of a kind, and of a (kind, tenant), workers hold. No zeros.
         self.held_kind: dict[str, int] = {}
         self.held_tenant: dict[tuple[str, str | None], int] = {}
-        #: All and only the tasks with parked spawns, and how many spawns are parked in all.
-        self.holders: set[TaskId] = set()
-        self.parked = 0
+        #: The spawns that wait for a unique key.
+        self.parked = Parked()
         #: The newest ended tasks, oldest first, at most `history_limit`.
         self.history: OrderedDict[TaskId, EndedTask] = OrderedDict()
         #: The newest ended stops, in the order of their ends, at most `history_limit`.

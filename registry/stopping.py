@@ -11,7 +11,6 @@ from quiesce.registry.ids import Attempt, SessionId, StopId, TaskId
 from quiesce.registry.matching import match
 from quiesce.registry.names import undeclared_in
 from quiesce.registry.records import Ask, Closure, Stop, Task
-from quiesce.registry.sessions import release_silent
 from quiesce.registry.spawning import refuse_parked, refuse_parked_by, seen_all
 from quiesce.registry.turn import Turn
 from quiesce.registry.waiting import held_first, still_waits, waiting_for
@@ -327,7 +326,6 @@ def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:
     if refusal is not None:
         turn.send(effects.RefuseRequest(event.session, event.request, *refusal))
         return
-    release_silent(turn, event.scope)
     turn.emit(facts.ScopesReopened(event.scope, False))
     turn.send(effects.AnswerDone(event.session, event.request))
 

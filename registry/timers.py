@@ -2,10 +2,13 @@
 
 import heapq
 import math
+from typing import Final
 
 #: What is due, and for whom: ("resend", task id), ("force", task id), ("late", task id), ("stop", stop id),
 #: ("word", stop id), ("session", session id), ("lease", supervisor id), ("certain", 0), ("system", 0).
 Due = tuple[str, int | bytes]
+#: A broker that comes to what is due so many seconds late was held up.
+HELD_UP: Final = 1.0
 
 
 class Timers:
@@ -47,14 +50,13 @@ class Timers:
             heapq.heappop(self._heap)
         return None
 
-    def pop(self, tick: float) -> Due | None:
-        """Take one that is due by `tick`."""
+    def pop(self, tick: float) -> tuple[Due, float] | None:
+        """Take one that is due by `tick`, and when it was due."""
         when = self.next()
         if when is None or when > tick:
             return None
         due = heapq.heappop(self._heap)[3]
-        del self._times[due]
-        return due
+        return due, self._times.pop(due)
 
     def items(self) -> list[tuple[Due, float]]:
         """All, for `freeze`."""

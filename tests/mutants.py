@@ -62,8 +62,8 @@ MUTANTS: Final = (
     Mutant(
         "a kept scope is reopened early",
         "registry/apply_stops.py",
-        "        elif stop.keep_closed or stop.hold:\n",
-        "        elif stop.hold:\n",
+        "        elif stop.keep_closed:\n",
+        "        elif False:\n",
     ),
     Mutant(
         "a stop that timed out opens its scope",

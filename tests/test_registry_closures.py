@@ -7,7 +7,6 @@ import pytest
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, RequestNumber
 from quiesce.registry.scope import Scope
-from quiesce.registry.sessions import LOOK
 from registry_helpers import GRACE, WALL, Desk, session_id
 
 X = {"tenant_id": "x"}
@@ -130,13 +129,20 @@ def test_a_program_that_was_silent_for_too_long_still_ends_its_block(desk: Desk)
     assert desk.closed() == [("tenant_id=y", "kept")]
 
 
-def test_a_stop_with_a_block_whose_session_is_gone_is_kept(desk: Desk) -> None:
+@pytest.mark.parametrize("keep_closed", [False, True])
+def test_a_block_that_was_never_entered_leaves_nothing_closed(
+    desk: Desk, keep_closed: bool
+) -> None:
+    """Its client has gone while its stop waited. Should it come back, it asks again, as a new client."""
     worker = desk.worker()
     desk.running(worker, X)
-    desk.stop(**X, hold=True)
+    desk.stop(**X, hold=True, keep_closed=keep_closed)
     desk.say(events.SessionGoodbye(session_id("A")))
+    assert desk.closed() == [("tenant_id=x", "stop")]
+    again = desk.stop("B", **X, hold=True)
     desk.obey(worker, 1)
-    assert desk.closed() == [("tenant_id=x", "kept")]
+    desk.release(again, session="B")
+    assert desk.closed() == ([("tenant_id=x", "kept")] if keep_closed else [])
 
 
 # --- keep_closed and reopen -----------------------------------------------------------------------
@@ -384,15 +390,16 @@ def test_the_blocks_of_a_reaped_process_are_kept(desk: Desk) -> None:
     assert nested not in desk.registry.state.sessions
 
 
-def test_the_block_of_a_silent_client_can_be_reopened(desk: Desk) -> None:
+def test_the_block_of_a_silent_client_stays_closed_until_its_session_is_over(desk: Desk) -> None:
+    """It may have been paused, and go on in the block: a reopen by somebody else opens nothing under its hands."""
     desk.stop("B", **X, hold=True)
-    desk.reopen(tenant_id="x")
-    assert desk.closed() == [("tenant_id=x", "block")]
-    desk.wait(LOOK + 1)
+    desk.wait(250.0)
     desk.say(events.SessionHeard(session_id("A"), 0))
-    desk.reopen(tenant_id="y")
+    desk.reopen()
     assert desk.closed() == [("tenant_id=x", "block")]
-    desk.reopen(tenant_id="x")
+    desk.wait(70.0)
+    assert desk.closed() == [("tenant_id=x", "kept")]
+    desk.reopen()
     assert desk.closed() == []
 
 

@@ -211,8 +211,8 @@ DAMAGE: list[tuple[str, Callable[[Desk], object]]] = [
     ("each block belongs", lambda desk: state(desk).sessions[A].blocks.clear()),
     ("results of ended tasks only", lambda desk: state(desk).sessions[A].results.update({1: None})),
     ("their parked spawns", lambda desk: state(desk).sessions[A].parked.clear()),
-    ("parked spawns are counted", lambda desk: setattr(state(desk), "parked", 5)),
-    ("holders have", lambda desk: state(desk).holders.clear()),
+    ("parked spawns are counted", lambda desk: state(desk).parked.in_runtime.clear()),
+    ("holders have", lambda desk: state(desk).parked.holders.clear()),
     ("reports of session", lambda desk: setattr(state(desk).stops[1], "open", False)),
     ("stops that wait are open", wait_for_the_ended),
     ("waits for all and only", lambda desk: state(desk).waited.clear()),
@@ -293,8 +293,8 @@ def test_timers_come_in_their_order_each_once() -> None:
     assert timers.next() == 1.0
     assert timers.pop(0.5) is None
     assert [timers.pop(9.0), timers.pop(9.0), timers.pop(9.0)] == [
-        ("resend", 2),
-        ("resend", 1),
+        (("resend", 2), 1.0),
+        (("resend", 1), 2.0),
         None,
     ]
 
@@ -303,7 +303,7 @@ def test_a_timer_that_is_moved_away_and_back_comes_once() -> None:
     timers = Timers()
     for tick in (1.0, 2.0, 1.0):
         timers.set(("resend", 1), tick)
-    assert timers.pop(5.0) == ("resend", 1)
+    assert timers.pop(5.0) == (("resend", 1), 1.0)
     assert timers.pop(5.0) is None
 
 

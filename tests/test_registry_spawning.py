@@ -269,7 +269,7 @@ def test_a_spawn_whose_holder_is_stopping_waits_for_its_proof(desk: Desk) -> Non
     desk.obey(worker, 1)
     assert desk.answers() == [answer(2, 2)]
     assert desk.life(2) == "assigned"
-    assert desk.registry.state.parked == 0
+    assert len(desk.registry.state.parked) == 0
 
 
 def test_the_first_parked_spawn_starts_and_the_others_join_it(desk: Desk) -> None:
@@ -308,7 +308,7 @@ def test_parked_spawns_of_a_session_that_is_gone_are_dropped(desk: Desk) -> None
     desk.session("B")
     desk.spawn(KEYED, session="B")
     desk.say(events.SessionGoodbye(session_id("B")))
-    assert desk.registry.state.parked == 0
+    assert len(desk.registry.state.parked) == 0
     desk.session("B")
     desk.obey(worker, 1)
     assert desk.answers() == []
@@ -323,7 +323,7 @@ def test_only_what_is_parked_by_the_one_that_is_gone_is_dropped(desk: Desk) -> N
     desk.spawn(KEYED, session="B")
     desk.spawn(KEYED, KEYED)
     desk.say(events.SessionGoodbye(session_id("B")))
-    assert desk.registry.state.parked == 2
+    assert len(desk.registry.state.parked) == 2
     desk.obey(worker, 1)
     assert [each.number for each in desk.answers()] == [2, 3]
 
@@ -342,7 +342,7 @@ def test_a_client_that_dies_with_the_holder_has_nothing_started(desk: Desk) -> N
     worker = stopping_holder(desk)
     desk.say(events.SessionHello(session_id("N"), 1001, "here", worker))
     desk.say(events.SpawnsAsked(session_id("N"), [spawn_row(1, **KEYED)], False))
-    assert desk.registry.state.parked == 1
+    assert len(desk.registry.state.parked) == 1
     desk.exit(worker)
     assert desk.registry.state.tasks == {}
 
@@ -386,7 +386,7 @@ def test_a_task_that_is_asked_to_stop_waits_for_no_holder(desk: Desk, how: str) 
     desk.begin(worker, parent)
     desk.stop(tenant_id="z", keep_closed=True)
     desk.spawn({**KEYED, "parent": (parent, 1)}, KEYED)
-    assert desk.registry.state.parked == 2
+    assert len(desk.registry.state.parked) == 2
     if how == "by name":
         desk.stop(task_id=parent)
     elif how == "by its scope":
@@ -396,7 +396,7 @@ def test_a_task_that_is_asked_to_stop_waits_for_no_holder(desk: Desk, how: str) 
     else:
         desk.associate(worker, parent, "z")
     assert [(each.number, each.error) for each in desk.answers()] == [(3, "TaskCancelledError")]
-    assert desk.registry.state.parked == 1
+    assert len(desk.registry.state.parked) == 1
     desk.spawn({**KEYED, "parent": (parent, 1)})
     assert "does not wait for the end of task 1, which holds" in desk.answers()[0].text
     desk.spawn({"parent": (parent, 1)})
