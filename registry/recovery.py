@@ -69,14 +69,20 @@ def _resume_task(turn: Turn, task: Task) -> None:
     if ask.delivered_at is None:
         turn.timers.set(("resend", task.id), turn.now.tick + RESEND)
     if ask.force_at is not None:
-        turn.timers.set(("force", task.id), turn.now.tick + max(0.0, ask.force_at - wall))
+        left = _left(ask.at, ask.force_at, wall)
+        turn.timers.set(("force", task.id), turn.now.tick + left)
+
+
+def _left(since: float, until: float, wall: float) -> float:
+    """Seconds of this span that are left. All of it at most: the wall clock may have been set back meanwhile."""
+    return min(max(0.0, until - wall), until - since)
 
 
 def _resume_stop(turn: Turn, stop: Stop) -> None:
     turn.touched.add(stop.id)
     turn.timers.set(("word", stop.id), turn.now.tick + FIRST_WORD)
     if stop.timeout is not None:
-        left = max(0.0, stop.at + stop.timeout - turn.now.wall)
+        left = _left(stop.at, stop.at + max(0.0, stop.timeout), turn.now.wall)
         turn.timers.set(("stop", stop.id), turn.now.tick + left)
     if has_queued(turn, stop):
         turn.send(effects.Again(stop.id))

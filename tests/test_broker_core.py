@@ -17,6 +17,7 @@ from quiesce.registry.facts import Fact
 from quiesce.registry.ids import Attempt, Incarnation, StopId, TaskId
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.rows import AssignRow
+from quiesce.registry.timers import HELD_UP
 from registry_helpers import session_id, spawn_row
 
 A = session_id("A")
@@ -289,3 +290,39 @@ def test_acknowledgements_of_ends_wait_for_company() -> None:
     assert leaves(tick=1.0 + LATER) == [([(1, 1), (2, 1)],)]
     many = [(task, 1) for task in range(MANY)]
     assert leaves(TakeEnds(worker, many), tick=2.0) == [(many,)]
+
+
+def test_a_broker_that_was_held_up_hears_its_inbox_before_it_judges() -> None:
+    """The last spawn that a stop waits for has come meanwhile, but nobody has looked: no reason to time out."""
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    stop = from_client.Stop(1, (None, "x", None, None), None, None, 5.0, False, False, "", 1, None)
+    broker.core.hear("control", b"1", stop)
+    broker.turn(commit=True)
+    broker.tick += 30.0
+    broker.turn(commit=True)
+    assert broker.core.due() == broker.tick + HELD_UP
+    broker.core.hear("data", b"2", from_client.Spawn(0, [spawn_row(1, tenant_id="x")]))
+    broker.core.pass_time()
+    broker.journal.commit()
+    broker.core.leave()
+    (report,) = (said for _, _, said in broker.peers.sent if type(said) is to_client.StopReport)
+    assert not report.timed_out
+
+
+def test_what_is_due_comes_after_that_whoever_talks() -> None:
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    stop = from_client.Stop(1, (None, "x", None, None), None, None, 5.0, False, False, "", 1, None)
+    broker.core.hear("control", b"1", stop)
+    broker.turn(commit=True)
+    broker.tick += 30.0
+    broker.turn(commit=True)
+    broker.tick += 30.0  # held up again
+    broker.core.pass_time()
+    broker.journal.commit()
+    broker.core.leave()
+    (report,) = (said for _, _, said in broker.peers.sent if type(said) is to_client.StopReport)
+    assert report.timed_out

@@ -233,6 +233,19 @@ def test_the_grace_counts_on_the_wall(desk: Desk, down: float, left: float) -> N
     assert desk.take(effects.ForceTask) != [] or left == 0
 
 
+def test_a_wall_clock_that_is_set_back_makes_nothing_wait_longer(desk: Desk) -> None:
+    """By an hour, while there is no broker: grace and timeout begin anew at most."""
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.stop(**X, timeout=GRACE + 20.0)
+    desk.wait(5.0)
+    desk.step = -3600.0
+    desk.restart()
+    timers = desk.registry.timers
+    assert timers.when(("force", 1)) == pytest.approx(desk.tick + GRACE)
+    assert timers.when(("stop", 1)) == pytest.approx(desk.tick + GRACE + 20.0)
+
+
 def test_what_is_never_forced_is_not_forced_after_a_restart(desk: Desk) -> None:
     worker = desk.worker()
     desk.running(worker, X)

@@ -168,6 +168,18 @@ def test_a_session_that_is_silent_for_too_long_is_forgotten(desk: Desk) -> None:
     assert desk.registry.next_deadline() is None
 
 
+def test_a_broker_that_was_held_up_forgets_nobody_for_it(desk: Desk) -> None:
+    """It could not listen, or the whole machine slept: whoever lives has until the next look to say so."""
+    desk.session("B")
+    desk.tick += 3600.0
+    desk.say(events.Tick())
+    desk.expect_facts()
+    desk.wait(5.0)
+    desk.say(events.SessionHeard(A, 0))
+    desk.wait(15.0)
+    assert [*desk.registry.state.sessions] == [A]
+
+
 @pytest.mark.parametrize("sign", ["heard", "hello", "spawn", "stop"])
 def test_every_sign_of_life_counts(desk: Desk, sign: str) -> None:
     desk.wait(290.0)

@@ -522,3 +522,51 @@ def test_a_long_lane_loses_tasks_from_its_middle(desk: Desk) -> None:
     desk.thorough = True
     assert len(desk.report().report.tasks) == 300
     assert run_all(desk, desk.worker("solo"), 4) == [2, 4, 6, 8]
+
+
+def test_what_is_parked_for_one_runtime_leaves_the_others_their_queues() -> None:
+    desk = Desk(
+        runtimes=[
+            RuntimeLimits(name="pool", slots=3, max_queue=100),
+            RuntimeLimits(name="solo", slots=1, max_queue=2),
+        ]
+    )
+    desk.session()
+    stopping_holder(desk)
+    desk.spawn(*[KEYED] * 5)
+    assert desk.registry.state.parked.in_runtime == {"pool": 5}
+    assert desk.spawn({"runtime": "solo"}) == 2
+
+
+def test_a_parked_spawn_is_decided_once() -> None:
+    """The end of its holder, by the table, and the timeout of who made it come due in one turn."""
+    desk = Desk()
+    desk.session()
+    desk.session("B")
+    holder, parent = desk.worker("pool", slots=1), desk.worker("pool", slots=1)
+    desk.spawn({**KEYED, "timeout": 5.0, "retries": 1})
+    desk.begin(holder, 1)
+    desk.spawn({"timeout": 5.3})
+    desk.begin(parent, 2)
+    desk.wait(5.0)
+    desk.spawn({**KEYED, "parent": (2, 1)}, session="B")
+    assert len(desk.registry.state.parked) == 1
+    desk.exit(holder, phases={1: "failed"})
+    desk.tick += 0.5
+    desk.say(events.Tick())
+    decided = [fact for fact in desk.facts if fact.__class__.__name__.startswith("Spawn")]
+    assert [type(fact) for fact in decided] == [facts.SpawnRefused]
+    assert [row.error for row in desk.answers()] == ["TaskCancelledError"]
+
+
+def test_a_task_forgets_the_sessions_that_had_joined_it(desk: Desk) -> None:
+    """One that runs for weeks, and that somebody makes sure of every minute."""
+    desk.spawn(KEYED)
+    for number in range(20):
+        desk.session(f"visitor {number}")
+        desk.spawn(KEYED, session=f"visitor {number}")
+        desk.say(events.SessionGoodbye(session_id(f"visitor {number}")))
+    assert len(desk.task(1).watchers) <= 2
+    desk.session("B")
+    desk.spawn(KEYED, session="B")
+    assert desk.task(1).watchers == (session_id("A"), session_id("B"))
