@@ -130,7 +130,12 @@ class Core:
         self._doubtful = not recovered.complete
         #: What is due at the end of a turn, by turns.
         self._chores = deque(
-            [self._go_on_stopping, self._care_for_snapshot, self.outgoing.pack_long]
+            [
+                self._go_on_stopping,
+                self._care_for_snapshot,
+                self.outgoing.pack_long,
+                self.queries.go_on_listing,
+            ]
         )
         self._patient = patient
         #: Something was decided at the end of the last turn: what follows from it leaves in the next.
@@ -280,7 +285,8 @@ class Core:
     @property
     def busy(self) -> bool:
         """Whether there is something to be done in the next turn, whatever else comes."""
-        return self._follows or self.outgoing.busy or self.registry.ahead.begun
+        ours = self._follows or self.registry.ahead.begun
+        return ours or self.outgoing.busy or self.queries.busy
 
     def say_goodbye(self) -> None:
         """The system has stopped: the last words to clients."""

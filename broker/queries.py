@@ -5,12 +5,15 @@ Stacks are the one answer that others must give; see `stacks`.
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from quiesce.broker.peers import Peer, Peers
 from quiesce.broker.stacks import Stacks
 from quiesce.protocol import from_client, to_client
+from quiesce.protocol.runs import PackedRows
 from quiesce.registry import statistics, views
 from quiesce.registry.ids import TaskId
 from quiesce.registry.machine import Registry
@@ -19,6 +22,17 @@ from quiesce.registry.scope import Scope
 from quiesce.registry.states import State
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+#: Rows of a list that are made in one turn.
+PIECE: Final = 500
+
+
+class _Listing(NamedTuple):
+    """A long list that is being made."""
+
+    peer: Peer
+    request: int
+    left: Iterator[Any]
+    rows: PackedRows
 
 
 class Queries:
@@ -49,6 +63,8 @@ class Queries:
         self.counters: Callable[[], dict[str, Any]] = dict
         self.times: Callable[[], dict[str, Any]] = dict
         self.journal: Callable[[], dict[str, Any]] = dict
+        #: Long lists, to be made piece by piece, one after the other.
+        self._long: deque[_Listing] = deque()
 
     def take(self, peer: Peer, message: Any) -> None:
         """Answer one question."""
@@ -57,7 +73,6 @@ class Queries:
             self._peers.send(peer, "control", answer)
 
     def list_tasks(self, peer: Peer, message: from_client.ListTasks) -> Any:
-        del peer
         if message.state is not None and message.state not in set(State):
             return to_client.Refused(
                 message.request,
@@ -67,8 +82,32 @@ class Queries:
         refusal = undeclared_in(self._registry.state, Scope(*message.scope))
         if refusal is not None:
             return to_client.Refused(message.request, *refusal)
-        rows = views.tasks(self._registry.state, Scope(*message.scope), message.state)
-        return to_client.Tasks(message.request, rows)
+        left = views.tasks(self._registry.state, Scope(*message.scope), message.state)
+        rows = list(islice(left, PIECE))
+        if len(rows) < PIECE:
+            return to_client.Tasks(message.request, rows)
+        self._long.append(_Listing(peer, message.request, left, PackedRows(rows)))
+        return None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to be done in the next turn, whatever else comes."""
+        return bool(self._long)
+
+    def go_on_listing(self) -> bool:
+        """A piece of the first long list, if there is one: nobody shall wait for all of it."""
+        if not self._long:
+            return False
+        listing = self._long[0]
+        listing.rows.pack(PIECE)
+        more = list(islice(listing.left, PIECE))
+        listing.rows.extend(more)
+        if not more:
+            self._long.popleft()
+            self._peers.send(
+                listing.peer, "control", to_client.Tasks(listing.request, listing.rows)
+            )
+        return True
 
     def get_task(self, peer: Peer, message: from_client.GetTask) -> Any:
         del peer

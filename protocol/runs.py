@@ -11,7 +11,14 @@ from typing import Any, Final
 import msgpack
 
 from quiesce.protocol import from_client, to_client, to_worker
-from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, SpawnRow, StoppedRow
+from quiesce.registry.rows import (
+    AssignRow,
+    ResultRow,
+    SpawnAnswer,
+    SpawnRow,
+    StoppedRow,
+    TaskRow,
+)
 
 #: Rows whose first fields are numbers, and which may be alike otherwise: how many fields these are.
 RUNS: Final[dict[type, int]] = {
@@ -20,6 +27,7 @@ RUNS: Final[dict[type, int]] = {
     AssignRow: 2,
     ResultRow: 1,
     StoppedRow: 1,
+    TaskRow: 1,
 }
 #: How many rows at least make a run.
 RUN: Final = 4
@@ -33,13 +41,17 @@ ROWS_IN: Final[dict[type, int]] = {
         (to_client.SpawnAnswers, "rows"),
         (to_client.Ended, "rows"),
         (to_client.StopReport, "tasks"),
+        (to_client.Tasks, "rows"),
         (to_worker.Assign, "rows"),
     )
 }
 
 
 class PackedRows(list[Any]):
-    """Rows of RUNS for a message that shall hold many: packed in pieces, as time allows, before it is sent."""
+    """Rows of RUNS for a message that shall hold many: packed in pieces, as time allows, before it is sent.
+
+    More may come meanwhile.
+    """
 
     def __init__(self, rows: list[Any]) -> None:
         super().__init__(rows)

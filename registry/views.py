@@ -1,5 +1,7 @@
 """What a listing shows: pure reads of the state, as rows."""
 
+from collections.abc import Iterator
+
 from quiesce.registry.ended import EndedTask
 from quiesce.registry.ids import TaskId
 from quiesce.registry.records import Task
@@ -72,19 +74,25 @@ def ended_row(ended: EndedTask) -> TaskRow:
     )
 
 
-def tasks(state: State, scope: Scope, wanted: str | None) -> list[TaskRow]:
-    """The tasks of a scope: live ones (of one state, if named), or "ended" ones of the history."""
+def tasks(state: State, scope: Scope, wanted: str | None) -> Iterator[TaskRow]:
+    """The tasks of a scope: live ones (of one state, if named), or "ended" ones of the history.
+
+    Those of this moment; but each is made when it is taken, and shows what the task is by then. Live ones that have
+    ended meanwhile are left out.
+    """
     if wanted == TaskState.ENDED:
-        return [
-            ended_row(ended)
+        found = [
+            ended
             for ended in state.history.values()
             if scope.matches(ended.kind, ended.tenant_id, ended.timeline_id, ended.runtime)
         ]
-    return [
-        live_row(state, state.tasks[task_id])
-        for task_id in sorted(state.index.find(scope, state.tasks))
-        if wanted is None or state.tasks[task_id].state == wanted
-    ]
+        return map(ended_row, found)
+    live = map(state.tasks.get, sorted(state.index.find(scope, state.tasks)))
+    return (
+        live_row(state, task)
+        for task in live
+        if task is not None and (wanted is None or task.state == wanted)
+    )
 
 
 def task(state: State, task_id: TaskId) -> TaskRow | None:

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from quiesce.broker import queries
 from quiesce.broker.core import PATIENCE, RECESS, Core
 from quiesce.broker.journal import MemoryJournal, Recovered
 from quiesce.broker.outgoing import LATER, MANY, PIECE, Outgoing
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client, to_worker
+from quiesce.protocol.codec import Decoder, encode
 from quiesce.registry.effects import AssignTasks, Effect, TakeEnds
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
@@ -144,6 +146,34 @@ def test_a_long_report_holds_nobody_up() -> None:
     done, report = answers[-2:]
     assert done == to_client.Done(2)
     assert [row.id for row in report.tasks] == list(range(1, many + 1))
+
+
+def test_a_long_list_holds_nobody_up() -> None:
+    """It is made a piece in each turn, of those that were there when it was asked for and still are."""
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    many = 2 * queries.PIECE + 1
+    common = spawn_row(1, tenant_id="x")
+    broker.core.hear("data", b"2", from_client.SpawnMany(0, common, [b""] * many))
+    broker.turn(commit=True)
+    broker.core.hear("control", b"1", from_client.ListTasks(1, (None, "x", None, None), "queued"))
+    stop = from_client.Stop(2, (None,) * 4, many, None, None, False, False, "", many, None)
+    broker.core.hear("control", b"1", stop)
+    later = spawn_row(many + 1, tenant_id="x")
+    broker.core.hear("data", b"2", from_client.Spawn(0, [later]))
+    turns = 0
+    while broker.core.busy:
+        broker.core.pass_time()
+        broker.journal.commit()
+        broker.core.leave()
+        turns += 1
+    answers = [message for _, channel, message in broker.peers.sent if channel == "control"]
+    report, tasks = answers[-2:]
+    assert (report.stop_id, tasks.request, turns >= 3) == (1, 1, True)
+    read: Any = Decoder(to_client.MESSAGES).decode(encode(tasks))
+    assert [row.id for row in read.rows] == list(range(1, many))
+    assert {row.state for row in read.rows} == {"queued"}
 
 
 def test_who_talks_to_the_broker_does_not_wait_for_one_slice_after_the_other(
