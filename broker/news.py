@@ -5,7 +5,7 @@ Each event says who it is about, so that a reader needs to ask nothing else to f
 
 from typing import Any, Final
 
-from quiesce.broker.peers import PATIENCE, Peers
+from quiesce.broker.peers import PATIENCE, Peer, Peers
 from quiesce.protocol import to_client
 from quiesce.registry import facts
 from quiesce.registry.facts import Fact, singly
@@ -48,16 +48,22 @@ def tell(peers: Peers, happened: list[Fact], now: float, state: State) -> None:
         name = NEWS.get(type(fact))
         if name is None:
             continue
-        task_id = getattr(fact, "task_id", None)
-        data = _plain(fact)
-        _add_labels(data, fact, state)
+        #: By how many each has missed.
+        ready: dict[int, list[Peer]] = {}
         for peer in subscribers:
             if len(peer.backlog) >= PATIENCE:
                 peer.missed += 1
-                continue
-            missed, peer.missed = peer.missed, 0
+            else:
+                ready.setdefault(peer.missed, []).append(peer)
+                peer.missed = 0
+        if not ready:
+            continue
+        task_id = getattr(fact, "task_id", None)
+        data = _plain(fact)
+        _add_labels(data, fact, state)
+        for missed, those in ready.items():
             event = to_client.Event(name, now, task_id or None, data, missed)
-            peers.send(peer, "control", event)
+            peers.send_all(those, "control", event)
 
 
 def _plain(fact: Fact) -> dict[str, Any]:

@@ -11,6 +11,7 @@ lost: what waits for it is dropped, and it must say hello. One connection is one
 
 import logging
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import zmq
@@ -113,12 +114,26 @@ class Peers:
         if peer is None:
             self.dropped += 1
             return
+        frames = self._encode(message, peer.key)
+        if frames is not None:
+            self._send(peer, channel, frames)
+
+    def send_all(self, peers: Iterable[Peer], channel: Channel, message: Any) -> None:
+        """The same to many, packed once."""
+        frames = self._encode(message, "many")
+        if frames is not None:
+            for peer in peers:
+                self._send(peer, channel, frames)
+
+    def _encode(self, message: Any, whom: object) -> list[bytes] | None:
         try:
-            frames = encode(message)
+            return encode(message)
         except ProtocolError as error:
             self.unsaid += 1
-            log.error("can't be said to %s: %s", peer.key, error)
-            return
+            log.error("can't be said to %s: %s", whom, error)
+            return None
+
+    def _send(self, peer: Peer, channel: Channel, frames: list[bytes]) -> None:
         if peer.backlog or not self._try(peer, channel, frames):
             self._keep(peer, channel, frames)
 

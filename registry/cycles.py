@@ -6,10 +6,15 @@ left of a stop that it has asked for. Looked up when somebody wants to see it, n
 
 from collections import deque
 from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
+from typing import Final
 
 from quiesce.registry.ids import TaskId
 from quiesce.registry.records import Stop, Task
 from quiesce.registry.state import State
+
+#: Tasks that are looked at for a cycle through one of them: there may be very many in a chain.
+LOOKED: Final = 256
 
 
 def asked_for(state: State, task: Task) -> list[Stop]:
@@ -42,11 +47,13 @@ def waits_of(state: State, task: Task) -> list[TaskId]:
 
 
 def cycle_of(state: State, task: Task) -> list[Task]:
-    """The shortest cycle of waits through this task, from it on; [] if there is none."""
+    """The shortest cycle of waits through this task, from it on; [] if there is none among the LOOKED next."""
     #: Who was found to wait for this one first.
     before: dict[TaskId, TaskId] = {}
     queue = deque([task.id])
-    while queue:
+    for _ in range(LOOKED):
+        if not queue:
+            break
         at = queue.popleft()
         for other in waits_of(state, state.tasks[at]):
             if other == task.id:
@@ -61,11 +68,34 @@ def cycle_of(state: State, task: Task) -> list[Task]:
 
 
 def first_cycle(state: State, tasks: Iterable[Task]) -> list[Task]:
-    """A cycle that one of these tasks is in; [] if there is none."""
-    for task in tasks:
-        cycle = cycle_of(state, task)
-        if cycle:
-            return cycle
+    """A cycle that one of these tasks is in; [] if there is none.
+
+    As a rule there is none anywhere, which takes one look at each of them and of those that they wait for.
+    """
+    tasks = list(tasks)
+    found = _any_cycle(state, tasks)
+    if not found:
+        return []
+    shortest = next(filter(None, (cycle_of(state, task) for task in tasks)), [])
+    if not shortest and any(task in found for task in tasks):
+        return found
+    return shortest
+
+
+def _any_cycle(state: State, tasks: list[Task]) -> list[Task]:
+    """One among these and all that they wait for; [] if there is none."""
+    waits: dict[TaskId, list[TaskId]] = {}
+    left = [task.id for task in tasks]
+    while left:
+        at = left.pop()
+        if at not in waits:
+            waits[at] = waits_of(state, state.tasks[at])
+            left += waits[at]
+    try:
+        TopologicalSorter(waits).prepare()
+    except CycleError as error:
+        # Each of these is waited for by the next, the last by the first.
+        return [state.tasks[each] for each in reversed(error.args[1][1:])]
     return []
 
 

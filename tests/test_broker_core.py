@@ -56,9 +56,13 @@ class RecordingPeers(Peers):
         super().__init__(None, None)  # type: ignore[arg-type]  # it has no sockets
         self.sent: list[tuple[Any, Channel, Any]] = []
 
-    def send(self, peer: Peer | None, channel: Channel, message: Any) -> None:
-        if peer is not None and peer.routes[channel] is not None:
-            self.sent.append((peer.key, channel, message))
+    def _encode(self, message: Any, whom: object) -> list[Any]:
+        return [message]
+
+    def _try(self, peer: Peer, channel: Channel, frames: list[Any]) -> bool:
+        if peer.routes[channel] is not None:
+            self.sent.append((peer.key, channel, frames[0]))
+        return True
 
     def send_to_route(self, channel: Channel, route: bytes, message: Any) -> None:
         self.sent.append((route, channel, message))
@@ -264,6 +268,21 @@ def test_a_snapshot_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not taken
         broker.turn(commit=True)
     assert taken == [broker.core.registry.freeze(volatile=False, payloads=True)]
+
+
+def test_what_many_subscribers_are_told_is_packed_once() -> None:
+    broker = Broker()
+    for number in range(3):
+        name = session_id(f"S{number}")
+        hello = from_client.Hello(PROTOCOL_VERSION, name, "control", 1, "here", 0, False)
+        broker.core.hear("control", b"%d" % number, hello)
+        broker.core.hear("control", b"%d" % number, from_client.Subscribe(1))
+    broker.hello("data", b"data")
+    broker.turn(commit=True)
+    broker.core.hear("data", b"data", from_client.Spawn(0, [spawn_row(1)]))
+    told = [message for _, _, message in broker.peers.sent if type(message) is to_client.Event]
+    assert [event.type for event in told] == ["task-registered"] * 3
+    assert len({id(event) for event in told}) == 1
 
 
 def test_a_slice_is_told_as_what_it_means_for_each_task() -> None:

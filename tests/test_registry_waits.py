@@ -2,12 +2,15 @@
 
 import pytest
 
-from quiesce.registry import effects, events, facts, views
+from quiesce.registry import cycles, effects, events, facts, views
 from quiesce.registry.cycles import cycle_of
 from quiesce.registry.ids import Incarnation, TaskId
+from quiesce.registry.limits import RuntimeLimits
 from quiesce.registry.machine import Registry
+from quiesce.registry.records import Task
 from quiesce.registry.rows import EndedStopRow
 from quiesce.registry.scope import Scope
+from quiesce.registry.state import State
 from quiesce.registry.waiting import waiting_for
 from registry_helpers import WALL, Desk, session_id
 
@@ -170,6 +173,40 @@ def test_a_cycle_behind_what_a_stop_waits_for_is_not_the_stops(desk: Desk) -> No
     waits(desk, worker, (1, 2), (2, 3), (3, 2))
     assert cycle(desk, 1) == []
     assert cycle(desk, 2) == [2, 3]
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_long_chain_of_waits_is_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    """Of three hundred tasks each waits for the next, and the last, perhaps, for the first: more than are looked at
+    for each of them.
+    """
+    many = 300
+    desk = Desk(runtimes=[RuntimeLimits(name="pool", slots=many)])
+    desk.session()
+    desk.thorough = False
+    worker = desk.worker(slots=many)
+    desk.running(worker, *[{**X, "name": "n"}] * many)
+    waits(desk, worker, *[(task, task + 1) for task in range(1, many)])
+    if closes:
+        waits(desk, worker, (many, 1))
+    looked: list[int] = []
+
+    def waits_of(state: State, task: Task) -> list[TaskId]:
+        looked.append(task.id)
+        return original(state, task)
+
+    original = cycles.waits_of
+    monkeypatch.setattr(cycles, "waits_of", waits_of)
+    tasks = [desk.task(number) for number in range(1, many + 1)]
+    found = [task.id for task in cycles.first_cycle(desk.registry.state, tasks)]
+    if closes:
+        first = found.index(TaskId(1))
+        assert found[first:] + found[:first] == list(range(1, many + 1))
+    else:
+        assert found == []
+        assert len(looked) == many
 
 
 # --- what closed scopes wait for ------------------------------------------------------------------
