@@ -272,11 +272,11 @@ def test_a_snapshot_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_many_subscribers_are_told_is_packed_once() -> None:
     broker = Broker()
-    for number in range(3):
-        name = session_id(f"S{number}")
-        hello = from_client.Hello(PROTOCOL_VERSION, name, "control", 1, "here", 0, False)
-        broker.core.hear("control", b"%d" % number, hello)
-        broker.core.hear("control", b"%d" % number, from_client.Subscribe(1))
+    for name in "BCD":
+        session, route = session_id(name), name.encode()
+        hello = from_client.Hello(PROTOCOL_VERSION, session, "control", 1, "here", 0, False)
+        broker.core.hear("control", route, hello)
+        broker.core.hear("control", route, from_client.Subscribe(1))
     broker.hello("data", b"data")
     broker.turn(commit=True)
     broker.core.hear("data", b"data", from_client.Spawn(0, [spawn_row(1)]))
