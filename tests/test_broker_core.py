@@ -277,6 +277,7 @@ def test_what_many_subscribers_are_told_is_packed_once() -> None:
         hello = from_client.Hello(PROTOCOL_VERSION, session, "control", 1, "here", 0, False)
         broker.core.hear("control", route, hello)
         broker.core.hear("control", route, from_client.Subscribe(1))
+    broker.hello("control", b"1")
     broker.hello("data", b"data")
     broker.turn(commit=True)
     broker.core.hear("data", b"data", from_client.Spawn(0, [spawn_row(1)]))
