@@ -185,7 +185,7 @@ def may_run_again(turn: Turn, task: Task) -> bool:
 def never_queued(turn: Turn, task_ids: list[TaskId], asked_at: float, reason: str) -> None:
     """End queued tasks that the same stops have marked. They hold nothing that others could get now."""
     tasks = [turn.state.tasks[task_id] for task_id in task_ids]
-    if turn.state.parked:
+    if turn.state.parked.holders:
         for task in tasks:
             turn.unpark(task)
     turn.touched.update(turn.state.stops_for(tasks[0]))

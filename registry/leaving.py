@@ -54,7 +54,7 @@ def leave(
     """These, which are alike, have ended, each at its times. `State.tasks` and who held them have none of them."""
     for task in tasks:
         move(task, TaskState.ENDED)
-    if state.unique or state.parked:
+    if state.unique or state.parked.holders:
         for task in tasks:
             _leave_key(state, task)
     first = tasks[0]

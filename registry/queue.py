@@ -122,6 +122,7 @@ class RuntimeQueue:
         self._turns: dict[Tenant, int] = {}
         self._numbers = itertools.count()
         #: For each kind a heap of all tenants that have a lane of it, by their turns, and of what was true before.
+        #: Where one tenant has all lanes nothing needs to be true.
         self._waiting: dict[str, list[tuple[int, Tenant]]] = {}
         self._size = 0
 
@@ -143,11 +144,18 @@ class RuntimeQueue:
         if lanes is None:
             lanes = self._lanes[tenant] = {}
             self._turns[tenant] = next(self._numbers)
+            if len(self._turns) == 2:
+                self._wait_all(next(iter(self._turns)))
         lane = lanes.get(kind)
         if lane is None:
             lane = lanes[kind] = Lane()
-            self._wait(tenant, kind)
+            if len(self._turns) > 1:
+                self._wait(tenant, kind)
         return lane
+
+    def _wait_all(self, tenant: Tenant) -> None:
+        for kind in self._lanes[tenant]:
+            self._wait(tenant, kind)
 
     def _wait(self, tenant: Tenant, kind: str) -> None:
         """This lane waits for the tenant's turn."""
@@ -175,19 +183,22 @@ class RuntimeQueue:
         self, has_room: Callable[[str], bool], allowed: Callable[[Tenant, str], bool]
     ) -> TaskId | None:
         """The next task of which the kind has room, and is allowed for its tenant; None if there is none."""
-        firsts = [
-            first
-            for kind in self._waiting
-            if has_room(kind) and (first := self._first(kind, allowed)) is not None
+        if len(self._lanes) == 1:
+            ((tenant, lanes),) = self._lanes.items()
+        else:
+            firsts = [
+                first
+                for kind in self._waiting
+                if has_room(kind) and (first := self._first(kind, allowed)) is not None
+            ]
+            if not firsts:
+                return None
+            _, tenant = min(firsts)
+            lanes = self._lanes[tenant]
+        found = [
+            lane.first() for kind, lane in lanes.items() if has_room(kind) and allowed(tenant, kind)
         ]
-        if not firsts:
-            return None
-        _, tenant = min(firsts)
-        return min(
-            lane.first()
-            for kind, lane in self._lanes[tenant].items()
-            if has_room(kind) and allowed(tenant, kind)
-        )
+        return min(found, default=None)
 
     def _first(
         self, kind: str, allowed: Callable[[Tenant, str], bool]
@@ -217,10 +228,9 @@ class RuntimeQueue:
         self._has_had_turn(tenant)
 
     def _has_had_turn(self, tenant: Tenant) -> None:
-        if self._turns.pop(tenant, None) is not None:
+        if len(self._turns) > 1 and self._turns.pop(tenant, None) is not None:
             self._turns[tenant] = next(self._numbers)
-            for kind in self._lanes[tenant]:
-                self._wait(tenant, kind)
+            self._wait_all(tenant)
 
     def remove(self, task_id: TaskId, tenant: Tenant, kind: str) -> None:
         """Leave the line."""
