@@ -152,6 +152,9 @@ def block_released(state: State, fact: facts.BlockReleased) -> None:
 
 
 def scopes_reopened(state: State, fact: facts.ScopesReopened) -> None:
+    session = state.sessions.get(SessionId(fact.session))
+    if session is not None:
+        session.reopened = fact.request
     if fact.timed_out_only:
         for stop_id, closure in list(state.timed_out.items()):
             if not fact.scope.covers(closure.scope):

@@ -314,10 +314,15 @@ class BlockReleased(NamedTuple):
 
 
 class ScopesReopened(NamedTuple):
-    """Kept and timed-out closures within the scope are gone. A stop that succeeds clears only timed-out ones."""
+    """Kept and timed-out closures within the scope are gone. A stop that succeeds clears only timed-out ones.
+
+    `session`, `request`: where somebody has asked for it.
+    """
 
     scope: Scope
     timed_out_only: bool
+    session: bytes = b""
+    request: int = 0
 
 
 class SystemStopping(NamedTuple):

@@ -87,7 +87,8 @@ _SUPERVISOR: Final = (
 _SUPERVISOR_MORE: Final = ("armed", "silent_since")
 _SUPERVISOR_VOLATILE: Final = ("exiting", "disowned", "cpu_seconds", "ended_cpu", "memory_bytes")
 _SESSION: Final = ("id", "pid", "host", "worker")
-_SESSION_MORE: Final = ("spawned", "forgotten")
+#: The last of them are not in older ones.
+_SESSION_MORE: Final = ("spawned", "forgotten", "reopened")
 _STOP: Final = (
     "session",
     "request",
@@ -411,7 +412,8 @@ def _thaw_supervisor(state: State, frozen: Frozen) -> None:
 def _thaw_session(state: State, frozen: Frozen) -> None:
     plain, answers, results, requests, blocks, reports, last_heard = frozen
     session = Session(*plain[: len(_SESSION)])
-    _set(session, _SESSION_MORE, plain[len(_SESSION) :])
+    more = plain[len(_SESSION) :]
+    _set(session, _SESSION_MORE[: len(more)], more)
     session.answers = {row[0]: SpawnAnswer(*row) for row in answers}
     session.results = {
         TaskId(row[0]): ResultRow._make((*row[:-1], _thaw_payload(row[-1]))) for row in results

@@ -282,6 +282,7 @@ class Session:
         "last_heard",
         "parked",
         "pid",
+        "reopened",
         "reports",
         "requests",
         "results",
@@ -312,6 +313,8 @@ class Session:
         self.reports: dict[RequestNumber, StopId] = {}
         #: No report of a request above this number has been dropped.
         self.forgotten = RequestNumber(0)
+        #: The last of its requests to reopen a scope that was done: they come in their order, and perhaps again.
+        self.reopened = 0
         #: Tick of the last sign of life. Volatile.
         self.last_heard = 0.0
 

@@ -315,8 +315,13 @@ def _left_behind(closure: Closure) -> bool:
 
 
 def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:
-    if event.session not in turn.state.sessions:
+    session = turn.state.sessions.get(event.session)
+    if session is None:
         turn.send(effects.WantHello(event.session))
+        return
+    if event.request <= session.reopened:
+        # It was done before, and is sent again. What has been closed since then stays so.
+        turn.send(effects.AnswerDone(event.session, event.request))
         return
     if turn.state.stopping:
         text = "nothing is reopened: the whole system stops, and what it has stopped stays closed"
@@ -326,7 +331,7 @@ def on_reopen_asked(turn: Turn, event: events.ReopenAsked) -> None:
     if refusal is not None:
         turn.send(effects.RefuseRequest(event.session, event.request, *refusal))
         return
-    turn.emit(facts.ScopesReopened(event.scope, False))
+    turn.emit(facts.ScopesReopened(event.scope, False, event.session, event.request))
     turn.send(effects.AnswerDone(event.session, event.request))
 
 

@@ -149,7 +149,7 @@ class Desk:
         self.again: list[StopId] = []
         self._spawned: dict[SessionId, int] = {}
         self._requests: dict[SessionId, int] = {}
-        self._serial = 0
+        self._serial = self._reopened = 0
         #: incarnation -> (supervisor, serial)
         self.places: dict[int, tuple[bytes, int]] = {}
 
@@ -337,7 +337,13 @@ class Desk:
 
     def reopen(self, session: str = "A", **scope: str) -> None:
         """Reopen a scope."""
-        self.say(events.ReopenAsked(session_id(session), RequestNumber(900), Scope(**scope)))
+        self._reopened += 1
+        self.reopen_again(session, **scope)
+
+    def reopen_again(self, session: str = "A", **scope: str) -> None:
+        """The last such request comes once more."""
+        request = RequestNumber(900 + self._reopened)
+        self.say(events.ReopenAsked(session_id(session), request, Scope(**scope)))
 
     def release(self, stop_id: int, session: str = "A", request: int = 901) -> None:
         """A `stopped()` block is over."""

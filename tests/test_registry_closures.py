@@ -153,8 +153,8 @@ def test_what_is_kept_closed_is_reopened(desk: Desk) -> None:
     assert desk.closed() == [("tenant_id=x", "kept")]
     assert refusal(desk) == "reopen() opens it"
     desk.reopen(session="B", **X)
-    desk.expect_facts(facts.ScopesReopened(Scope(tenant_id="x"), False))
-    desk.expect(effects.AnswerDone(session_id("B"), RequestNumber(900)))
+    desk.expect_facts(facts.ScopesReopened(Scope(tenant_id="x"), False, session_id("B"), 901))
+    desk.expect(effects.AnswerDone(session_id("B"), RequestNumber(901)))
     assert refusal(desk) == ""
 
 
@@ -400,6 +400,21 @@ def test_the_block_of_a_silent_client_stays_closed_until_its_session_is_over(des
     desk.wait(70.0)
     assert desk.closed() == [("tenant_id=x", "kept")]
     desk.reopen()
+    assert desk.closed() == []
+
+
+def test_a_reopen_that_comes_again_opens_nothing_that_was_closed_since(desk: Desk) -> None:
+    """Its answer was lost with the connection; meanwhile the same program has closed the scope, for good."""
+    desk.stop(**X, keep_closed=True)
+    desk.reopen(**X)
+    assert desk.closed() == []
+    desk.stop(**X, keep_closed=True)
+    desk.restart()
+    desk.reopen_again(**X)
+    desk.expect_facts()
+    desk.expect(effects.AnswerDone(session_id("A"), RequestNumber(901)))
+    assert desk.closed() == [("tenant_id=x", "kept")]
+    desk.reopen(**X)
     assert desk.closed() == []
 
 

@@ -6,6 +6,7 @@ must hold, after every event. In the end, when nothing is lost any more, every s
 `RANDOM_EXAMPLES=2000 pytest tests/test_registry_random.py` looks longer, and elsewhere each time.
 """
 
+import itertools
 import os
 from collections import deque
 from typing import Any
@@ -69,6 +70,7 @@ class Machine(RuleBasedStateMachine):
         """`flow`: how many messages arrive on each connection after each step; `eager`: tasks begin at once."""
         self.cluster = Cluster()
         self.flow, self.eager = flow, eager
+        self.reopens = itertools.count(10_000)
         for name in ("A", "B"):
             self.open(name)
         for runtime in ("pool", "pool", "solo"):
@@ -189,7 +191,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(scope=SCOPES)
     def reopen(self, scope: Scope) -> None:
-        self.cluster.say(events.ReopenAsked(session_id("A"), RequestNumber(9998), scope))
+        request = RequestNumber(next(self.reopens))
+        self.cluster.say(events.ReopenAsked(session_id("A"), request, scope))
 
     @rule(name=NAMES)
     def results_taken(self, name: str) -> None:
