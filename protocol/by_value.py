@@ -25,7 +25,10 @@ _MAIN: Final = b"_main_"
 
 
 def dumps(value: Any, *, strict: bool = True) -> bytes:
-    """`strict`: refuse what dill would copy though it means something in one process only."""
+    """`strict`: refuse what dill would copy though it means something in one process only.
+
+    Else a lock becomes another, which nobody holds.
+    """
     try:
         data = pickle.dumps(value, _PROTOCOL)
     except Exception:  # user code may raise anything; dill's error tells more
@@ -107,8 +110,10 @@ class _TravelledClasses:
 _classes: Final = _TravelledClasses()
 
 
+_LOCK: Final = type(threading.Lock())
+_RLOCK: Final = type(threading.RLock())
 #: What dill copies, but a copy of which is not the same: a lock that is held, an open file.
-_BOUND: Final = (type(threading.Lock()), type(threading.RLock()), io.IOBase)
+_BOUND: Final = (_LOCK, _RLOCK, io.IOBase)
 
 
 @functools.cache
@@ -126,6 +131,15 @@ def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
                 raise TypeError(
                     f"cannot pickle {type(obj).__name__!r} object: it belongs to its process"
                 )
+            # Nobody over there holds what is held here. dill's copies are held like the original, and those of
+            # an RLock always: by nobody, so that who takes one waits for ever.
+            if isinstance(obj, _LOCK):
+                return threading.Lock, ()
+            if isinstance(obj, _RLOCK):
+                return threading.RLock, ()
+            if isinstance(obj, functools.cached_property) and "lock" in vars(obj):
+                state = {name: value for name, value in vars(obj).items() if name != "lock"}
+                return _make_cached_property, (type(obj),), state
             if isinstance(obj, types.ModuleType) and not is_main(obj.__name__):
                 # dill would send the variables of a module that is not installed, and put them into the
                 # living module of the worker: its state lost, its locks replaced.
@@ -244,6 +258,16 @@ def _make_named_tuple(
         return collections.namedtuple(name, fields, defaults=defaults)
 
     return _classes.receive(mark, {}, make) if mark else make()
+
+
+def _make_cached_property(kind: Any) -> Any:
+    """Without its function, which comes as state, since that may refer to the class that holds the property.
+
+    The lock that Python 3.11 has in each is no part of what a class means, so it travels even strictly.
+    """
+    made = kind.__new__(kind)
+    made.lock = threading.RLock()
+    return made
 
 
 def _make_type_variable(

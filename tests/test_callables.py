@@ -495,7 +495,7 @@ for function, arguments in iter(lambda: pickle.load(sys.stdin.buffer), None):
 
 #: Runs as `__main__`; `call` runs a function in another process.
 SCRIPT = """
-import abc, collections, dataclasses, enum, functools, pickle, subprocess, sys, typing
+import abc, collections, concurrent.futures, dataclasses, enum, functools, pickle, subprocess, sys, threading, typing
 from quiesce.protocol import callables as c
 
 worker = subprocess.Popen(
@@ -604,6 +604,23 @@ def fail():
         failure.add_note("a note")
         raise failure from error
 
+class Lazy:
+    def __init__(self, value):
+        self.value = value
+
+    @functools.cached_property
+    def square(self):
+        return self.value ** 2
+
+    @functools.cached_property
+    def other(self):
+        return Lazy(self.square)
+
+LOCK, RLOCK, CONDITION = threading.Lock(), threading.RLock(), threading.Condition()
+
+def take(*locks):
+    return [lock.acquire(blocking=False) and lock.release() for lock in (LOCK, RLOCK, CONDITION, *locks)]
+
 def local():
     class Local:
         pass
@@ -650,6 +667,18 @@ assert call(lambda pair: type(pair) is Pair and pair.b, Pair(1)) == 2
 assert type(call(Pair, 1)) is Pair
 assert call(lambda named: named.both(), Named(1)) == "1b"
 assert type(call(Named, 1)) is Named
+
+assert call(lambda lazy: (lazy.square, lazy.other.square), Lazy(2)) == (4, 16)
+assert call(lambda: Lazy(3).other.value) == 9
+assert type(call(Lazy, 4)) is Lazy and call(Lazy, 4).square == 16
+
+# Nobody over there holds what a function finds around it, whether or not it is held here.
+assert call(take) == [None] * 3
+with LOCK, RLOCK, CONDITION:
+    assert call(take) == [None] * 3
+future = concurrent.futures.Future()
+future.set_result(5)
+assert (lambda given: call(lambda: given.result(0)))(future) == 5
 
 try:
     call(fail)
