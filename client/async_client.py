@@ -491,10 +491,9 @@ class AsyncClient(BaseClient):
             over = await self._wait(reply, timeout, interruptible=interruptible)
             if reply.ends is not None:
                 await self._wait(reply.ends, self.timeout)
+            if not over:
+                raise self._unavailable(ask.verb)
+            return self._read(ask, reply)
         except BaseException:
             self._driver.abandon(reply)
             raise
-        if not over:
-            self._driver.abandon(reply)
-            raise self._unavailable(ask.verb)
-        return self._read(ask, reply)

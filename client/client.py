@@ -9,6 +9,7 @@ from quiesce.client import requests
 from quiesce.client.base import CLOSING
 from quiesce.client.events import EventStream, Inbox
 from quiesce.client.handle import TaskHandle
+from quiesce.client.mailbox import reply_to
 from quiesce.client.records import Reply, SpawnRecord
 from quiesce.client.spawning import SpawningClient
 from quiesce.client.stopped import StoppedBlock
@@ -181,7 +182,8 @@ class Client(SpawningClient):
                 shutil.rmtree(folder)
 
         Entering does what `shutdown_tasks` does, and raises what it raises; after a ShutdownTimeoutError
-        the scope stays closed. Leaving opens the scope again, also when the body raises. A client that is
+        the scope stays closed. Interrupted on the way in, as by Ctrl-C, it opens the scope again.
+        Leaving opens it, also when the body raises. A client that is
         closed inside can't say that the body is done: the scope then stays closed, until `reopen`.
         """
         ask = requests.stop(
@@ -297,9 +299,14 @@ class Client(SpawningClient):
     def _ask(self, ask: requests.Ask[T]) -> T:
         # A task that cleans up after it was asked to stop may still look around.
         fresh = not is_asked(current_context())
-        return self._answer(ask, self._driver.ask(ask.message), self.timeout, interruptible=fresh)
+        return self._request(ask, reply_to(ask.message), self.timeout, interruptible=fresh)
 
-    def _stop(self, ask: requests.Ask[requests.Stopped], timeout: float | None) -> requests.Stopped:
+    def _stop(
+        self,
+        ask: requests.Ask[requests.Stopped],
+        timeout: float | None,
+        reply: Reply | None = None,
+    ) -> requests.Stopped:
         """The broker keeps the stop's own timeout; beyond that and ours it is out of reach."""
         limit = None if timeout is None else timeout + self.timeout
         # A task that has been asked to stop begins nothing new.
@@ -309,7 +316,20 @@ class Client(SpawningClient):
         if message.task_id is None:
             for hold_back in tuple(self._before_stop):
                 hold_back(Scope(*message.scope))
-        return self._answer(ask, self._driver.ask(ask.message), limit, interruptible=True)
+        if reply is None:
+            reply = reply_to(message)
+        return self._request(ask, reply, limit, interruptible=True)
+
+    def _request(
+        self, ask: requests.Ask[T], reply: Reply, timeout: float | None, *, interruptible: bool
+    ) -> T:
+        """An interrupt leaves nothing behind, wherever it comes: so the reply is there before all else."""
+        try:
+            self._driver.ask(ask.message, reply)
+            return self._answer(ask, reply, timeout, interruptible=interruptible)
+        except BaseException:
+            self._driver.abandon(reply)
+            raise
 
     def _answer(
         self,
@@ -323,10 +343,9 @@ class Client(SpawningClient):
             over = self._driver.wait(reply, timeout, interruptible=interruptible)
             if reply.ends is not None:
                 self._driver.wait(reply.ends, self.timeout)
+            if not over:
+                raise self._unavailable(ask.verb)
+            return self._read(ask, reply)
         except BaseException:
             self._driver.abandon(reply)
             raise
-        if not over:
-            self._driver.abandon(reply)
-            raise self._unavailable(ask.verb)
-        return self._read(ask, reply)

@@ -148,14 +148,18 @@ class Driver:
             self._mail.check_open()
             self._ledger.refuse_here(records, trouble)
 
-    def ask(self, message: Request, *, orphan: bool = False) -> Reply:
-        """Hand over a request. `orphan`: nobody waits for its answer."""
+    def ask(self, message: Request, reply: Reply | None = None, *, orphan: bool = False) -> Reply:
+        """Hand over a request. `orphan`: nobody waits for its answer.
+
+        `reply`: of `mailbox.reply_to`, for who must be able to abandon it even if this call is interrupted.
+        """
         self._mail.check_process()
-        command = mailbox.ask(message, orphan=orphan)
+        if reply is None:
+            reply = mailbox.reply_to(message, orphan=orphan)
         with self.lock:
             self._mail.check_open()
-            self._mail.put(command)
-        return command.reply
+            self._mail.put(mailbox.Ask(message, reply))
+        return reply
 
     def answer(self, record: SpawnRecord) -> Waitable:
         """What is over once the broker has answered this spawn."""
@@ -163,10 +167,17 @@ class Driver:
         return record.answer(self.lock)
 
     def abandon(self, reply: Reply) -> None:
-        """Nobody waits for this answer any more. A held scope whose report still comes is released."""
+        """Nobody waits for this answer any more. A held scope whose report came, or still comes, is released.
+
+        Of a request that may never have been handed over, too; and any number of times.
+        """
+        if self.forked:
+            return
         with self.lock:
+            if reply.orphan:
+                return
+            reply.orphan = True
             if not reply.over:
-                reply.orphan = True
                 self._mail.put(mailbox.Abandon(reply))
                 return
         self._release_orphan(reply)
@@ -320,7 +331,7 @@ class Driver:
             elif type(command) is mailbox.Ask:
                 self._ledger.enter_reply(self._session.last_request + 1, command.reply)
                 self._handle(RequestWanted(command.message))
-            elif type(command) is mailbox.Abandon and not command.reply.over:
+            elif type(command) is mailbox.Abandon and not command.reply.over and command.reply.key:
                 self._handle(RequestAbandoned(command.reply.key))
                 self._ledger.forget_reply(command.reply)
         self._take_spawns(spawns)

@@ -61,10 +61,15 @@ Command = SpawnRecord | Many | Ask | Abandon
 
 def ask(message: Request, *, orphan: bool = False) -> Ask:
     """A request with a new reply."""
+    return Ask(message, reply_to(message, orphan=orphan))
+
+
+def reply_to(message: Request, *, orphan: bool = False) -> Reply:
+    """A new reply, for a request that is not handed over yet."""
     reply = Reply()
     reply.orphan = orphan
     reply.holds = isinstance(message, from_client.Stop) and message.hold
-    return Ask(message, reply)
+    return reply
 
 
 class Mailbox:

@@ -4,12 +4,15 @@ No generators: one that is collected would go through its `finally`, and so ask 
 two steps of anything. A block that nobody leaves keeps its scope closed, as the broker does when its client goes.
 """
 
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from quiesce.client import requests
 from quiesce.client.driver import Driver
+from quiesce.client.mailbox import reply_to
 from quiesce.client.records import Reply
+from quiesce.errors import QuiesceError
 from quiesce.values import ShutdownReport
 
 if TYPE_CHECKING:
@@ -32,16 +35,30 @@ class _Held:
 
         Before any wait, and never abandoned: one that is cancelled or runs out of time does not leave the
         scope closed, however long the broker stays away.
+
+        RuntimeError: nobody is in the block.
         """
-        assert self._stop_id is not None
+        if self._stop_id is None:
+            raise RuntimeError(
+                "this stopped() block was not entered, or has been left: it opens its scope once, when its body "
+                "ends; leave that to the with statement"
+            )
         ask = requests.release(self._stop_id)
-        self._stop_id = None
+        reply: Reply | None = None
         try:
-            return ask, driver.ask(ask.message)
+            reply = driver.ask(ask.message)
         except RuntimeError:
             if driver.forked:
                 raise
-            return None
+        self._stop_id = None
+        return None if reply is None else (ask, reply)
+
+    def _leave_interrupted(self, driver: Driver) -> None:
+        """The same, if an interrupt came before it was handed over, or may have: twice does no harm."""
+        if self._stop_id is not None:
+            ask = requests.release(self._stop_id)
+            with suppress(RuntimeError, QuiesceError):  # closed
+                driver.ask(ask.message, orphan=True)
 
 
 class StoppedBlock(_Held):
@@ -57,8 +74,15 @@ class StoppedBlock(_Held):
 
     def __enter__(self) -> ShutdownReport:
         self._check_outside()
-        self._stop_id, report = self._client._stop(self._ask, self._timeout)
-        return report
+        reply = reply_to(self._ask.message)
+        # An interrupt may come after the client's own last look at the reply, and nobody is in the block then.
+        try:
+            self._stop_id, report = self._client._stop(self._ask, self._timeout, reply)
+            return report
+        except BaseException:
+            self._stop_id = None
+            self._client._driver.abandon(reply)
+            raise
 
     def __exit__(
         self,
@@ -67,7 +91,11 @@ class StoppedBlock(_Held):
         traceback: TracebackType | None,
     ) -> None:
         client = self._client
-        handed_over = self._leave(client._driver)
+        try:
+            handed_over = self._leave(client._driver)
+        except KeyboardInterrupt:
+            self._leave_interrupted(client._driver)
+            raise
         if handed_over is None:
             return
         ask, reply = handed_over

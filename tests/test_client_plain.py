@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -418,6 +419,86 @@ def test_a_held_scope_whose_block_was_never_entered_is_released(
     request = broker.take(from_client.Stop).request
     broker.say(CONTROL, stop_report(request, stop_id=5))
     assert broker.take(from_client.Release).stop_id == 5
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt when the thread has entered and left so many functions of the client."""
+
+    def __init__(self, number: int, last: str) -> None:
+        self.left = number
+        #: The return from this one is the end of all.
+        self._last = last
+        self._folder = f"{os.sep}client{os.sep}"
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event not in ("call", "return") or self._folder not in frame.f_code.co_filename:
+            return self
+        if frame.f_code.co_name == self._last and event == "return":
+            sys.settrace(None)
+            return None
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt  # as a handler of a signal does, at such places among others
+        return self
+
+
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_an_interrupt_on_the_way_leaves_no_scope_closed(
+    broker: FakeBroker, client: Client, way: str
+) -> None:
+    """Wherever it comes, the broker hears of the end of each block whose stop it has heard of."""
+    stops: list[int] = []
+
+    def answer(message: from_client.Stop) -> to_client.StopReport:
+        stops.append(message.request)
+        return stop_report(message.request, stop_id=message.request)
+
+    def release(message: from_client.Release) -> to_client.Done:
+        if message.stop_id in stops:
+            stops.remove(message.stop_id)
+        return to_client.Done(message.request)
+
+    broker.script[from_client.Stop] = answer
+    broker.script[from_client.Release] = release
+    number, interrupted = 0, True
+    before = sys.gettrace()
+    while interrupted:
+        number += 1
+        block = client.stopped(tenant_id="t")
+        if way == "out":
+            block.__enter__()
+        interrupt = _Interrupt(number, "__enter__" if way == "in" else "__exit__")
+        if way == "out":
+            interrupt.left += 1  # the call of __exit__ itself, before anything of it has run
+        sys.settrace(interrupt)
+        try:
+            if way == "in":
+                block.__enter__()
+            else:
+                block.__exit__(None, None, None)
+            interrupted = False
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        if way == "in" and not interrupted:
+            block.__exit__(None, None, None)
+        client.reopen()  # its answer comes after that of the stop, if there was one
+        assert broker.until(lambda: not stops), f"interrupt {number} left the scope closed"
+    assert number > 10
+
+
+def test_a_block_is_left_once(broker: FakeBroker, client: Client) -> None:
+    broker.script[from_client.Stop] = lambda m: stop_report(m.request, stop_id=77)
+    block = client.stopped(tenant_id="t")
+    with pytest.raises(RuntimeError, match="not entered, or has been left"):
+        block.__exit__(None, None, None)
+    with block:
+        pass
+    with pytest.raises(RuntimeError, match="not entered, or has been left"):
+        block.__exit__(None, None, None)
+    assert broker.take(from_client.Release).stop_id == 77
+    assert broker.count(from_client.Release) == 1
 
 
 def test_handle_shutdown(broker: FakeBroker, client: Client) -> None:
