@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from quiesce.client import requests
+from quiesce.client import checks, requests
 from quiesce.client.handle import BaseHandle, conclude, failure, not_ended, spawned_id
 from quiesce.client.records import SpawnRecord
 from quiesce.client.waiting import deadline_after, remaining
@@ -94,6 +94,7 @@ class AsyncTaskHandle(BaseHandle[T_co]):
         reason: str = "",
     ) -> ShutdownReport:
         """Stop this task alone, with evidence of its end; raises as `TaskHandle.shutdown` does."""
+        grace, timeout = checks.seconds("grace", grace), checks.seconds("timeout", timeout)
         deadline = deadline_after(timeout)
         task_id = await self.id
         ask = requests.stop_task(task_id, grace, remaining(deadline), reason)

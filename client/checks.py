@@ -29,11 +29,7 @@ def seconds(what: str, value: float | None, *, positive: bool = False) -> float 
     """As a float. TypeError or ValueError unless None, or a number of at least (or more than) 0."""
     if value is None:
         return None
-    _check_number(what, value)
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{what} has no room for so many seconds; math.inf is for ever") from None
+    number = _number(what, value)
     if math.isnan(number) or number < 0 or (positive and number == 0):
         least = "more than 0" if positive else "0 or more"
         raise ValueError(f"{what} must be {least} seconds or None, not {value!r}")
@@ -42,15 +38,17 @@ def seconds(what: str, value: float | None, *, positive: bool = False) -> float 
 
 def patience(timeout: float | None) -> None:
     """TypeError or ValueError unless a wait can be that long. What is below 0 is over at once."""
-    if timeout is not None:
-        _check_number("timeout", timeout)
-        if math.isnan(timeout):
-            raise ValueError("timeout must be a number of seconds or None, not nan")
+    if timeout is not None and math.isnan(_number("timeout", timeout)):
+        raise ValueError("timeout must be a number of seconds or None, not nan")
 
 
-def _check_number(what: str, value: object) -> None:
+def _number(what: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{what} has no room for so many seconds; math.inf is for ever") from None
 
 
 def scope(

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from quiesce.client import outcomes, requests
+from quiesce.client import checks, outcomes, requests
 from quiesce.client.records import SpawnRecord
 from quiesce.client.waiting import (
     LoopBell,
@@ -161,6 +161,7 @@ class TaskHandle(BaseHandle[T_co]):
             QuiesceError: the class that says why the spawn was refused.
             ShutdownRequested: inside a task that is asked to stop; the stop goes on.
         """
+        grace, timeout = checks.seconds("grace", grace), checks.seconds("timeout", timeout)
         deadline = deadline_after(timeout)
         task_id = self.id
         ask = requests.stop_task(task_id, grace, remaining(deadline), reason)

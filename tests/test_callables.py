@@ -495,7 +495,8 @@ for function, arguments in iter(lambda: pickle.load(sys.stdin.buffer), None):
 
 #: Runs as `__main__`; `call` runs a function in another process.
 SCRIPT = """
-import abc, collections, concurrent.futures, dataclasses, enum, functools, pickle, subprocess, sys, threading, typing
+import abc, collections, concurrent.futures, dataclasses, enum, functools, pickle, subprocess, sys
+import threading, typing
 from quiesce.protocol import callables as c
 
 worker = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -226,6 +227,20 @@ def test_a_stop_that_is_cancelled_on_the_way_into_its_block_is_released(broker: 
             await task
         broker.say(CONTROL, stop_report(stop.request, stop_id=6))
         assert (await asyncio.to_thread(broker.take, from_client.Release)).stop_id == 6
+
+    run(broker, body)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -1, True, "1", 10**400])
+def test_a_stop_with_a_wrong_argument_stops_nothing(broker: FakeBroker, wrong: Any) -> None:
+    async def body(client: AsyncClient) -> None:
+        handle = await client.spawn("background", "compaction", work)
+        broker.answer(1, 8)
+        assert await handle.id == 8
+        with pytest.raises((TypeError, ValueError), match="timeout"):
+            await handle.shutdown(timeout=wrong)
+        await client.reopen()  # a stop would have been sent before
+        assert broker.count(from_client.Stop) == 0
 
     run(broker, body)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -140,14 +141,20 @@ def test_a_result_that_would_end_the_program_is_one_that_cannot_be_rebuilt(
 
 
 @pytest.mark.parametrize(
-    ("odd", "error"), [(math.nan, ValueError), ("1", TypeError), (True, TypeError)]
+    ("odd", "error", "words"),
+    [
+        (math.nan, ValueError, "must be a number of seconds or None"),
+        ("1", TypeError, "must be a number of seconds or None"),
+        (True, TypeError, "must be a number of seconds or None"),
+        (10**400, ValueError, "has no room for so many seconds"),
+    ],
 )
 def test_waits_of_no_length_are_refused(
-    broker: FakeBroker, client: Client, odd: Any, error: type[Exception]
+    broker: FakeBroker, client: Client, odd: Any, error: type[Exception], words: str
 ) -> None:
     handle = client.spawn("background", "compaction", work)
     for call in (handle.result, handle.exception, handle.wait):
-        with pytest.raises(error, match="timeout must be a number of seconds or None"):
+        with pytest.raises(error, match=f"timeout {words}"):
             call(odd)
     assert not handle.wait(-1)
     broker.answer(1, 5)
@@ -419,6 +426,22 @@ def test_a_held_scope_whose_block_was_never_entered_is_released(
     request = broker.take(from_client.Stop).request
     broker.say(CONTROL, stop_report(request, stop_id=5))
     assert broker.take(from_client.Release).stop_id == 5
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -1, True, "1", Fraction(1), 10**400])
+def test_a_stop_with_a_wrong_argument_stops_nothing(
+    broker: FakeBroker, client: Client, wrong: Any
+) -> None:
+    handle = client.spawn("background", "compaction", work)
+    for name in ("timeout", "grace"):
+        with pytest.raises((TypeError, ValueError), match=name):
+            handle.shutdown(**{name: wrong})  # before the task is known, too
+    broker.answer(1, 8)
+    assert handle.id == 8
+    with pytest.raises((TypeError, ValueError), match="timeout"):
+        handle.shutdown(timeout=wrong)
+    client.reopen()  # a stop would have been sent before
+    assert broker.count(from_client.Stop) == 0
 
 
 class _Interrupt:
