@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -133,7 +134,7 @@ class TaskHandle(BaseHandle[T_co]):
         record = self._record
         if not self._client._driver.wait(record, timeout):
             raise not_ended(record, timeout, self._client._driver.silence())
-        return conclude(record)  # type: ignore[no-any-return]  # what the task returned
+        return conclude(record, self._client._driver.lock)  # type: ignore[no-any-return]  # what the task returned
 
     def exception(self, timeout: float | None = None) -> QuiesceError | None:
         """Block until the task has ended, and give what `result` would raise; None if it completed.
@@ -174,7 +175,7 @@ class TaskHandle(BaseHandle[T_co]):
     async def _result_async(self) -> T_co:
         bell = LoopBell(asyncio.get_running_loop())
         await wait_for_async(self._record, self._client._driver.lock, None, bell)
-        return conclude(self._record)  # type: ignore[no-any-return]  # what the task returned
+        return conclude(self._record, self._client._driver.lock)  # type: ignore[no-any-return]  # what the task returned
 
 
 # --- what a record says --------------------------------------------------------------------------
@@ -191,21 +192,23 @@ def failure(record: SpawnRecord) -> QuiesceError | None:
     """Why the spawn of a record that is over has no result; None if it has one."""
     if record.trouble is not None:
         return record.error()
-    assert record.result is not None
-    return outcomes.error_of(record.result, record.name)
+    row = record.result  # before the look at the value, which is there before this loses the packed one
+    if record.value is not None:
+        return None
+    assert row is not None
+    return outcomes.error_of(row, record.name)
 
 
-def conclude(record: SpawnRecord) -> Any:
-    """The result of a record that is over; raises what it has instead."""
+def conclude(record: SpawnRecord, lock: threading.Lock) -> Any:
+    """The result of a record that is over, one object for all who ask; raises what it has instead."""
+    row = record.result  # as in `failure`
     if record.value is not None:
         return record.value[0]
-    error = failure(record)
+    error = record.error() if row is None else outcomes.error_of(row, record.name)
     if error is not None:
         raise error
-    assert record.result is not None
-    value = outcomes.value_of(record.result, record.name)
-    record.value = (value,)
-    return value
+    assert row is not None
+    return record.keep(outcomes.value_of(row, record.name), row._replace(result=b""), lock)
 
 
 def not_ended(record: SpawnRecord, timeout: float | None, silence: float | None) -> TimeoutError:

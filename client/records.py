@@ -87,6 +87,7 @@ class SpawnRecord(Waitable):
         #: What is to be sent, until the I/O thread has it; None for one of many.
         self.row = row
         self.task_id = 0
+        #: The end of the task; without the packed result once there is a `value`.
         self.result: ResultRow | None = None
         #: A refusal, or why nothing more will be heard of the task.
         self.trouble: Trouble | None = None
@@ -134,6 +135,17 @@ class SpawnRecord(Waitable):
         self.over = True
         if self.wakers is not None:
             self.finish(wakers)
+
+    def keep(self, value: object, bare: ResultRow, lock: threading.Lock) -> object:
+        """The rebuilt result, for all who ask: that of the first who comes here.
+
+        `bare`: its row, without the packed one, which would take as much room again while a handle is held.
+        """
+        with lock:
+            if self.value is None:
+                self.value = (value,)
+                self.result = bare
+            return self.value[0]
 
     def give_up(self, trouble: Trouble, wakers: list[Waker]) -> None:
         """Under the lock: refused, unknown, or the client is closed. No more will come."""

@@ -274,6 +274,46 @@ def test_a_held_handle_does_not_hold_the_arguments(broker: FakeBroker, client: C
     assert [handle._record.row for handle in (sent, refused)] == [None, None]
 
 
+def test_a_held_handle_does_not_hold_the_packed_result(broker: FakeBroker, client: Client) -> None:
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 5)
+    broker.say(DATA, to_client.Ended([ended(5, result=pack_value(b"x" * 1000))]))
+    assert handle.exception(10) is None
+    assert len(handle.result()) == 1000
+    assert handle._record.result is not None
+    assert len(handle._record.result.result) == 0
+    assert handle.exception() is None  # it is not taken for one whose result is lost
+    assert handle.result() is handle.result()
+    assert "completed" in repr(handle)
+
+
+_both_rebuild = threading.Barrier(2)
+
+
+class Slow:
+    """Rebuilt by two threads at once."""
+
+    def __reduce__(self) -> Any:
+        return _rebuild_slowly, ()
+
+
+def _rebuild_slowly() -> object:
+    _both_rebuild.wait(10)
+    return object()
+
+
+def test_threads_that_ask_at_once_get_the_same_object(broker: FakeBroker, client: Client) -> None:
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 5)
+    broker.say(DATA, to_client.Ended([ended(5, result=pack_value(Slow()))]))
+    asked = [in_thread(handle.result) for _ in range(2)]
+    for thread, _ in asked:
+        thread.join(10)
+    (one,), (other,) = (found for _, found in asked)
+    assert type(one) is object
+    assert one is other
+
+
 def test_spawn_many(broker: FakeBroker, client: Client) -> None:
     assert client.spawn_many("background", "compaction", work, []) == []
     handles = client.spawn_many("background", "compaction", work, [(1, 2), 3, [4]])
