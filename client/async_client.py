@@ -14,7 +14,7 @@ from quiesce.client.options import SpawnOptions
 from quiesce.client.progress import Show, checked, follow
 from quiesce.client.records import Reply
 from quiesce.client.stopped import AsyncStoppedBlock
-from quiesce.client.waiting import LoopBell, Waitable, is_asked, wait_for_async
+from quiesce.client.waiting import LoopBell, Waitable, is_asked
 from quiesce.context import current_context
 from quiesce.registry.ids import TaskId
 from quiesce.registry.rows import StopRow
@@ -456,9 +456,8 @@ class AsyncClient(BaseClient):
         *,
         interruptible: bool = True,
     ) -> bool:
-        return await wait_for_async(
-            thing, self._driver.lock, timeout, self._bell, interruptible=interruptible
-        )
+        wait = self._driver.wait_async
+        return await wait(thing, timeout, self._bell, interruptible=interruptible)
 
     def _send(self, ask: requests.Ask[Any]) -> Reply:
         send = self._driver.ask  # says it if this was not entered

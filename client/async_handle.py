@@ -75,7 +75,7 @@ class AsyncTaskHandle(BaseHandle[T_co]):
         """What the task returned; raises as `TaskHandle.result` does."""
         if not await self._client._wait(self._record, timeout):
             raise not_ended(self._record, timeout, self._client._driver.silence())
-        return conclude(self._record, self._client._driver.lock)  # type: ignore[no-any-return]  # what the task returned
+        return conclude(self._record, self._client._driver)  # type: ignore[no-any-return]  # what the task returned
 
     async def exception(
         self,

@@ -51,7 +51,7 @@ from quiesce.client.steps import (
     TaskEnded,
     TurnEnded,
 )
-from quiesce.client.waiting import Waitable, wait_for
+from quiesce.client.waiting import LoopBell, Waitable, wait_for, wait_for_async
 from quiesce.errors import ProtocolError, QuiesceError
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.addresses import endpoints
@@ -144,6 +144,7 @@ class Driver:
 
     def refuse(self, records: list[SpawnRecord], trouble: Trouble) -> None:
         """These spawns are not handed over, for this reason; it is told as a refusal of the broker is."""
+        self._mail.check_process()
         with self.lock:
             self._mail.check_open()
             self._ledger.refuse_here(records, trouble)
@@ -194,6 +195,8 @@ class Driver:
 
     def unlisten(self, listener: Listener) -> None:
         """No more events for this one; none from the broker once nobody listens."""
+        if self.forked:
+            return
         with self.lock:
             if listener not in self._listeners:
                 return
@@ -206,6 +209,19 @@ class Driver:
         if not thing.over:
             self._mail.check_process()
         return wait_for(thing, self.lock, timeout, interruptible=interruptible)
+
+    async def wait_async(
+        self,
+        thing: Waitable,
+        timeout: float | None,  # noqa: ASYNC109 - as `wait_for_async`
+        bell: LoopBell,
+        *,
+        interruptible: bool = True,
+    ) -> bool:
+        """`wait_for_async`, of something of this client."""
+        if not thing.over:
+            self._mail.check_process()
+        return await wait_for_async(thing, self.lock, timeout, bell, interruptible=interruptible)
 
     def wait_settled(self, parent: tuple[int, int], timeout: float) -> bool:
         """Whether all spawns made by this attempt are answered within `timeout` seconds."""
@@ -231,6 +247,10 @@ class Driver:
     def closing(self) -> bool:
         """No more commands are taken."""
         return self._mail.deadline is not None
+
+    def check_process(self) -> None:
+        """See Mailbox."""
+        self._mail.check_process()
 
     @property
     def forked(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.client.outcomes import missed
-from quiesce.client.waiting import LoopBell, Waitable, Waker, wait_for_async
+from quiesce.client.waiting import LoopBell, Waitable, Waker
 from quiesce.values import Event
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class EventStream:
 
     def __next__(self) -> Event:
         """Block until there is one. ShutdownRequested: inside a task that is asked to stop."""
+        self._driver.check_process()  # before the lock
         while True:
             found = self._inbox.take()
             if isinstance(found, Event):
@@ -96,7 +97,9 @@ class EventStream:
             self._driver.wait(found, None)
 
     def close(self) -> None:
-        """No more events: iterations end, in other threads too."""
+        """No more events: iterations end, in other threads too. In a forked copy it does nothing."""
+        if self._driver.forked:
+            return
         self._driver.unlisten(self._inbox.feed)
         self._inbox.feed(None)
 
@@ -145,6 +148,7 @@ class AsyncEventStream:
 
     async def __anext__(self) -> Event:
         """The next event. ShutdownRequested: inside a task that is asked to stop."""
+        self._driver.check_process()  # before the lock
         if not self._subscribed.done():
             await asyncio.wait([self._subscribed])  # shared: a cancelled reader must not cancel it
         if not self._inbox.ended:
@@ -155,10 +159,12 @@ class AsyncEventStream:
                 return found
             if found is None:
                 raise StopAsyncIteration
-            await wait_for_async(found, self._driver.lock, None, self._bell)
+            await self._driver.wait_async(found, None, self._bell)
 
     async def aclose(self) -> None:
-        """No more events: iterations end."""
+        """No more events: iterations end. In a forked copy it does nothing."""
+        if self._driver.forked:
+            return
         self._subscribed.cancel()
         self._driver.unlisten(self._inbox.feed)
         self._inbox.feed(None)

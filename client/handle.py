@@ -2,17 +2,17 @@
 
 import asyncio
 import sys
-import threading
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from quiesce.client import checks, outcomes, requests
+from quiesce.client.driver import Driver
 from quiesce.client.records import SpawnRecord
 from quiesce.client.waiting import (
     LoopBell,
     deadline_after,
     remaining,
-    wait_for_async,
 )
 from quiesce.errors import QuiesceError
 from quiesce.registry.ids import TaskId
@@ -134,7 +134,7 @@ class TaskHandle(BaseHandle[T_co]):
         record = self._record
         if not self._client._driver.wait(record, timeout):
             raise not_ended(record, timeout, self._client._driver.silence())
-        return conclude(record, self._client._driver.lock)  # type: ignore[no-any-return]  # what the task returned
+        return conclude(record, self._client._driver)  # type: ignore[no-any-return]  # what the task returned
 
     def exception(self, timeout: float | None = None) -> QuiesceError | None:
         """Block until the task has ended, and give what `result` would raise; None if it completed.
@@ -173,9 +173,9 @@ class TaskHandle(BaseHandle[T_co]):
         return self._result_async().__await__()
 
     async def _result_async(self) -> T_co:
-        bell = LoopBell(asyncio.get_running_loop())
-        await wait_for_async(self._record, self._client._driver.lock, None, bell)
-        return conclude(self._record, self._client._driver.lock)  # type: ignore[no-any-return]  # what the task returned
+        driver = self._client._driver
+        await driver.wait_async(self._record, None, LoopBell(asyncio.get_running_loop()))
+        return conclude(self._record, driver)  # type: ignore[no-any-return]  # what the task returned
 
 
 # --- what a record says --------------------------------------------------------------------------
@@ -192,14 +192,16 @@ def failure(record: SpawnRecord) -> QuiesceError | None:
     """Why the spawn of a record that is over has no result; None if it has one."""
     if record.trouble is not None:
         return record.error()
-    row = record.result  # before the look at the value, which is there before this loses the packed one
+    row = (
+        record.result
+    )  # before the look at the value, which is there before this loses the packed one
     if record.value is not None:
         return None
     assert row is not None
     return outcomes.error_of(row, record.name)
 
 
-def conclude(record: SpawnRecord, lock: threading.Lock) -> Any:
+def conclude(record: SpawnRecord, driver: Driver) -> Any:
     """The result of a record that is over, one object for all who ask; raises what it has instead."""
     row = record.result  # as in `failure`
     if record.value is not None:
@@ -208,7 +210,9 @@ def conclude(record: SpawnRecord, lock: threading.Lock) -> Any:
     if error is not None:
         raise error
     assert row is not None
-    return record.keep(outcomes.value_of(row, record.name), row._replace(result=b""), lock)
+    value, bare = outcomes.value_of(row, record.name), row._replace(result=b"")
+    with nullcontext() if driver.forked else driver.lock:  # who held it at the fork is not there
+        return record.keep(value, bare)
 
 
 def not_ended(record: SpawnRecord, timeout: float | None, silence: float | None) -> TimeoutError:

@@ -136,16 +136,15 @@ class SpawnRecord(Waitable):
         if self.wakers is not None:
             self.finish(wakers)
 
-    def keep(self, value: object, bare: ResultRow, lock: threading.Lock) -> object:
-        """The rebuilt result, for all who ask: that of the first who comes here.
+    def keep(self, value: object, bare: ResultRow) -> object:
+        """Under the lock: the rebuilt result, for all who ask: that of the first who comes here.
 
         `bare`: its row, without the packed one, which would take as much room again while a handle is held.
         """
-        with lock:
-            if self.value is None:
-                self.value = (value,)
-                self.result = bare
-            return self.value[0]
+        if self.value is None:
+            self.value = (value,)
+            self.result = bare
+        return self.value[0]
 
     def give_up(self, trouble: Trouble, wakers: list[Waker]) -> None:
         """Under the lock: refused, unknown, or the client is closed. No more will come."""

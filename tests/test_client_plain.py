@@ -6,10 +6,12 @@ import logging
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import FrameType
@@ -20,6 +22,8 @@ import pytest
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce import context, errors
 from quiesce.client import checks, connection, driver, events
+from quiesce.client.async_client import AsyncClient
+from quiesce.client.base import BaseClient
 from quiesce.client.client import Client
 from quiesce.client.nested import NestedClient, open_client
 from quiesce.client.outcomes import missed
@@ -986,6 +990,76 @@ def test_a_fork_is_told(client: Client) -> None:
             os._exit(7 if "fork" in str(error) else 8)
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def in_a_fork(client: BaseClient, do: Callable[[], None]) -> None:
+    """`do` it in a child that was forked while another thread held the lock: nobody releases it there."""
+    with client._driver.lock:
+        pid = os.fork()
+        if not pid:
+            signal.alarm(30)  # whatever it waits for
+            try:
+                do()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_nothing_hangs_in_a_fork(broker: FakeBroker, client: Client) -> None:
+    stream = client.events()
+    ended_one, other = (client.spawn("background", "compaction", work) for _ in range(2))
+    broker.answer(1, 5)
+    broker.answer(2, 6)
+    broker.say(DATA, to_client.Ended([ended(5, result=pack_value(7))]))
+    assert ended_one.wait(10)
+    assert other.id == 6
+    client._driver.payload_limit = 1_000_000
+
+    async def wait() -> None:
+        await other
+
+    def do() -> None:
+        for call in (
+            lambda: next(stream),
+            lambda: asyncio.run(wait()),
+            other.result,
+            lambda: client.spawn("background", "compaction", work, bytes(2_000_000)),
+        ):
+            with pytest.raises(RuntimeError, match="does not survive a fork"):
+                call()
+        with stream:
+            pass
+        assert ended_one.result() == 7
+        client.close()
+
+    in_a_fork(client, do)
+
+
+def test_no_coroutine_hangs_in_a_fork(broker: FakeBroker) -> None:
+    async def body() -> None:
+        async with AsyncClient(broker.address, timeout=10) as client:
+            stream = client.events()
+            handle = await client.spawn("background", "compaction", work)
+            broker.answer(1, 5)
+            await handle.id
+
+            def step(coroutine: Coroutine[Any, Any, object]) -> None:
+                coroutine.send(None)  # there is no loop in a child
+
+            def do() -> None:
+                for coroutine in (handle.result(), handle.wait(), anext(stream)):
+                    with pytest.raises(RuntimeError, match="does not survive a fork"):
+                        step(coroutine)
+                with pytest.raises(StopIteration):
+                    step(stream.aclose())
+
+            in_a_fork(client, do)
+            broker.say(DATA, to_client.Ended([ended(5, result=pack_value(7))]))
+            assert await handle == 7
+
+    asyncio.run(body())
 
 
 def test_garbage_from_the_broker_is_dropped(
