@@ -441,8 +441,9 @@ class AsyncClient(BaseClient):
         Ends when it or the client is closed.
         """
         inbox = Inbox(self._driver.lock)
+        self._bell.check_loop()
         reply = self._driver.listen(inbox.feed)
-        return AsyncEventStream(self._driver, inbox, self._bell, self._subscribed(reply))
+        return AsyncEventStream(self, inbox, self._subscribed(reply))
 
     async def _subscribed(self, reply: Reply) -> None:
         await self._answer(requests.subscribe(), reply, self.timeout)

@@ -285,9 +285,9 @@ class Client(SpawningClient):
         when that task is asked to stop.
         """
         inbox = Inbox(self._driver.lock)
-        stream = EventStream(self._driver, inbox)
-        reply = self._driver.listen(inbox.feed)
+        stream = EventStream(self, inbox)
         try:
+            reply = self._driver.listen(inbox.feed)
             self._answer(requests.subscribe(), reply, self.timeout)
         except BaseException:
             stream.close()

@@ -7,13 +7,14 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.client.outcomes import missed
-from quiesce.client.waiting import LoopBell, Waitable, Waker
+from quiesce.client.waiting import Waitable, Waker
 from quiesce.values import Event
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from quiesce.client.driver import Driver
+    from quiesce.client.async_client import AsyncClient
+    from quiesce.client.client import Client
 
 #: A reader that is slower loses the oldest, and is told so.
 LIMIT: Final = 10_000
@@ -71,15 +72,17 @@ class Inbox:
 
 
 class EventStream:
-    """Iterates over events, from its making on; ends when it or its client is closed.
+    """Iterates over events, from its making on; ends when it or its client is closed. It holds its client.
 
     Events of type "missed" count (`data["count"]`) those that were dropped because the reader was too slow. With a
     count of None the broker was out of reach for a moment: some before it may be missing, nobody knows how many.
     Also a context manager that closes it.
     """
 
-    def __init__(self, driver: "Driver", inbox: Inbox) -> None:
-        self._driver = driver
+    def __init__(self, client: "Client", inbox: Inbox) -> None:
+        #: A client that nobody holds closes, and with it what is still being read.
+        self._client: Client | None = client
+        self._driver = client._driver
         self._inbox = inbox
 
     def __iter__(self) -> "EventStream":
@@ -102,6 +105,7 @@ class EventStream:
             return
         self._driver.unlisten(self._inbox.feed)
         self._inbox.feed(None)
+        self._client = None
 
     def __enter__(self) -> "EventStream":
         return self
@@ -115,9 +119,9 @@ class EventStream:
         self.close()
 
     def __del__(self) -> None:
-        self._inbox.dropped = (
-            True  # a garbage collection must not take the lock: the next event sees it
-        )
+        inbox: Inbox | None = getattr(self, "_inbox", None)
+        if inbox is not None:  # a garbage collection must not take the lock: the next event sees it
+            inbox.dropped = True
 
 
 def _look_at(done: "asyncio.Future[None]") -> None:
@@ -131,14 +135,14 @@ class AsyncEventStream:
 
     def __init__(
         self,
-        driver: "Driver",
+        client: "AsyncClient",
         inbox: Inbox,
-        bell: LoopBell,
         subscribed: Coroutine[Any, Any, None],
     ) -> None:
-        self._driver = driver
+        self._client: AsyncClient | None = client  # as EventStream
+        self._driver = client._driver
         self._inbox = inbox
-        self._bell = bell
+        self._bell = client._bell
         #: Done once the broker has answered the subscription.
         self._subscribed = asyncio.ensure_future(subscribed)
         self._subscribed.add_done_callback(_look_at)
@@ -168,6 +172,7 @@ class AsyncEventStream:
         self._subscribed.cancel()
         self._driver.unlisten(self._inbox.feed)
         self._inbox.feed(None)
+        self._client = None
 
     async def __aenter__(self) -> "AsyncEventStream":
         return self
@@ -181,4 +186,6 @@ class AsyncEventStream:
         await self.aclose()
 
     def __del__(self) -> None:
-        self._inbox.dropped = True  # as EventStream
+        inbox: Inbox | None = getattr(self, "_inbox", None)
+        if inbox is not None:
+            inbox.dropped = True  # as EventStream

@@ -277,6 +277,21 @@ def test_events(broker: FakeBroker) -> None:
     run(broker, body)
 
 
+def test_a_stream_is_made_in_the_loop_or_leaves_nothing(broker: FakeBroker) -> None:
+    async def body(client: AsyncClient) -> None:
+        def make() -> None:
+            with pytest.raises(RuntimeError, match="event loop"):
+                client.events()
+
+        await asyncio.to_thread(make)
+        gc.collect()  # a coroutine that nobody awaits would warn, which is an error
+        assert client._driver._listeners == []
+        await client.reopen()  # the request would have been sent before
+        assert broker.count(from_client.Subscribe) == 0
+
+    run(broker, body)
+
+
 def test_a_client_closed_inside_its_block_leaves_the_scope_to_the_broker(
     broker: FakeBroker,
 ) -> None:

@@ -784,6 +784,29 @@ def test_events(broker: FakeBroker, client: Client) -> None:
     assert list(other) == []
 
 
+def test_a_stream_holds_its_client(broker: FakeBroker) -> None:
+    stream = Client(broker.address, timeout=10).events()
+    broker.take(from_client.Subscribe)
+    gc.collect()
+    broker.say(CONTROL, to_client.Event("e", 1.0, None, {}, 0))
+    assert next(stream).type == "e"
+    stream.close()
+    gc.collect()
+    broker.take(from_client.Goodbye)
+
+
+@pytest.mark.parametrize("kind", [events.EventStream, events.AsyncEventStream])
+def test_a_stream_that_was_not_made_goes_in_silence(
+    kind: type[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with pytest.raises(TypeError):
+        kind()
+    gc.collect()
+    assert said == []
+
+
 def test_a_slow_reader_is_told_how_many_unless_nobody_knows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
