@@ -1,6 +1,7 @@
 """A task in a harness: as in a worker, without one; and how often it looks."""
 
 import asyncio
+import functools
 import select
 import threading
 import time
@@ -10,7 +11,14 @@ from typing import Any, NoReturn
 import pytest
 
 import quiesce
-from quiesce import NotInTaskError, Outcome, QuiesceError, ShutdownRequested, TaskCancelledError
+from quiesce import (
+    NotInTaskError,
+    Outcome,
+    QuiesceError,
+    ShutdownRequested,
+    TaskCancelledError,
+    context,
+)
 from quiesce.testing import NotInTimeError, TaskHarness, wait_until
 
 #: Long enough to be told from everything else, also on a busy machine.
@@ -306,6 +314,69 @@ def test_there_is_a_client_only_if_one_is_given() -> None:
     with TaskHarness(quiesce.current_client, client=mine) as task:
         task.start()
         assert task.join(20) is mine
+
+
+def test_each_of_two_at_once_has_its_own_client() -> None:
+    before = list(context._client_factory)
+    barrier = threading.Barrier(3)
+
+    def clients() -> list[Any]:
+        found = []
+        for _ in range(2):  # while both run, and after the other has ended
+            barrier.wait(20)
+            found.append(quiesce.current_client())
+        return found
+
+    first, second = (
+        TaskHarness(clients, client="of the first"),
+        TaskHarness(clients, client="of the second"),
+    )
+    with first, second:
+        first.start()
+        second.start()
+        barrier.wait(20)
+        barrier.wait(20)
+        assert second.join(20) == ["of the second"] * 2
+        assert first.join(20) == ["of the first"] * 2
+    assert context._client_factory == before
+
+
+def test_the_others_keep_their_client_when_one_ends() -> None:
+    go_on = threading.Event()
+
+    def client() -> Any:
+        go_on.wait(20)
+        return quiesce.current_client()
+
+    first, second = TaskHarness(polls, client="a"), TaskHarness(client, client="b")
+    with first, second:
+        first.start()
+        second.start()
+        first.request_stop()
+        assert first.join(20) == "asked"
+        go_on.set()
+        assert second.join(20) == "b"
+
+
+async def _later(value: int) -> int:
+    return value
+
+
+@functools.wraps(_later)
+def _by_running_it(value: int) -> int:
+    return asyncio.run(_later(value))
+
+
+class _Called:
+    async def __call__(self, value: int) -> int:
+        return value
+
+
+@pytest.mark.parametrize("fn", [_later, _by_running_it, _Called(), functools.partial(_later)])
+def test_what_is_a_coroutine_function_is_one_as_in_a_worker(fn: Callable[[int], Any]) -> None:
+    with TaskHarness(fn, 7) as task:
+        task.start()
+        assert task.join(20) == 7
 
 
 def test_outside_nothing_has_changed() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import functools
-import inspect
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any, Final
 from quiesce import context
 from quiesce.context import TaskContext
 from quiesce.errors import QuiesceError, TaskCancelledError
+from quiesce.protocol.callables import is_async
 from quiesce.registry.ids import TaskId
 from quiesce.registry.states import Outcome, State
 from quiesce.testing.checks import Checks, TimedSelector, Words, observe
@@ -32,6 +32,8 @@ _start_thread: Final = threading.Thread.start
 _patching: Final = threading.Lock()
 #: All and only the harnesses whose task may start threads now.
 _active: Final[set["TaskHarness"]] = set()
+#: What `current_client()` called before the first of them; it still serves tasks of a worker that runs tests.
+_factory_before: Final[list[Callable[[], Any]]] = []
 
 
 class TaskHarness:
@@ -74,7 +76,7 @@ class TaskHarness:
         self.associations: list[tuple[str | None, str | None]] = []
         self.extensions: list[float] = []
         self._call = functools.partial(fn, *args, **dict(kwargs or {}))
-        self._is_async = inspect.iscoroutinefunction(inspect.unwrap(fn))
+        self._is_async = is_async(fn)  # as a worker sees it
         self._client = client
         self._checks = Checks()
         self._asked_at: float | None = None
@@ -115,15 +117,16 @@ class TaskHarness:
     def start(self) -> "TaskHarness":
         """Begin, once."""
         with _patching:
+            if not _active:
+                _factory_before[:] = context._client_factory
+                context.set_client_factory(_client_here)
+                threading.Thread.start = _start  # type: ignore[method-assign]  # the door
             _active.add(self)
-            threading.Thread.start = _start  # type: ignore[method-assign]  # the door
         contextvars.Context().run(_start_thread, self._thread)
         return self
 
     def _run(self) -> None:
         context.enter(self._task)
-        factory = list(context._client_factory)
-        context.set_client_factory(self._current_client)
         self._checks.begin()
         try:
             if self._is_async:
@@ -136,11 +139,12 @@ class TaskHarness:
             thread.join()
         self._ended_at = time.monotonic()
         self._checks.end("its end")
-        context._client_factory[:] = factory
         with _patching:
             _active.discard(self)
-            if not _active and threading.Thread.start is _start:
-                threading.Thread.start = _start_thread  # type: ignore[method-assign]  # as it was
+            if not _active:
+                context._client_factory[:] = _factory_before
+                if threading.Thread.start is _start:
+                    threading.Thread.start = _start_thread  # type: ignore[method-assign]  # as it was
         self._over.set()
 
     def _run_loop(self) -> Any:
@@ -300,20 +304,28 @@ def _start(self: threading.Thread) -> None:
     _start_thread(self)
 
 
+def _client_here() -> Any:
+    """In place of the process's own client while tasks run in harnesses: that of the harness of the task."""
+    task = context.current_context()
+    if task is not None and isinstance(task.port, _Port):
+        return task.port.harness._current_client()
+    return _factory_before[0]()
+
+
 class _Port:
     """What a task asks of its worker is noted."""
 
     def __init__(self, harness: TaskHarness) -> None:
-        self._harness = harness
+        self.harness = harness
 
     def associate(self, task: TaskContext, tenant_id: str | None, timeline_id: str | None) -> None:
-        self._harness.associations.append((tenant_id, timeline_id))
+        self.harness.associations.append((tenant_id, timeline_id))
         task.update(tenant_id=tenant_id, timeline_id=timeline_id)
 
     def report_progress(
         self, task: TaskContext, done: float, total: float | None, note: str
     ) -> None:
-        self._harness.progress.append(Progress(done, total, note))
+        self.harness.progress.append(Progress(done, total, note))
 
     def wait_began(self, task: TaskContext, other: int) -> None:
         pass
@@ -322,7 +334,7 @@ class _Port:
         pass
 
     def extend_grace(self, task: TaskContext, seconds: float) -> None:
-        self._harness.extensions.append(seconds)
+        self.harness.extensions.append(seconds)
 
     def observed(self, task: TaskContext) -> None:
-        self._harness._observed()
+        self.harness._observed()
