@@ -1,6 +1,8 @@
 """The leak check finds what it is there for: every other test relies on it."""
 
+import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -49,6 +51,25 @@ def test_a_process_is_found_and_killed() -> None:
         (found,) = check.end(before, patience=0)
         assert found == f"process {process.pid}, child of {os.getpid()}: {' '.join(SLEEP)}"
         until(lambda: not is_running(process.pid), "the process has ended")
+
+
+def test_a_child_that_nobody_waited_for_is_found_and_keeps_its_status() -> None:
+    check = LeakCheck()
+    before = check.begin()
+    process = subprocess.Popen(["sh", "-c", "exit 3"])
+    other = multiprocessing.get_context("spawn").Process(target=os._exit, args=(4,))
+    other.start()
+    assert other.pid is not None
+    pids = [process.pid, other.pid]
+    until(lambda: not any(map(is_running, pids)), "both have ended")
+    found = [leak for leak in check.end(before, patience=0.1) if leak.startswith("process ")]
+    assert {int(re.findall(r"\d+", leak)[0]) for leak in found} == set(pids)
+    assert all(leak.endswith("(a zombie: it has ended, nobody waited for it)") for leak in found)
+    assert process.wait(10) == 3
+    other.join(10)
+    assert other.exitcode == 4
+    other.close()
+    assert check.end(before) == []
 
 
 def test_an_orphan_is_found() -> None:

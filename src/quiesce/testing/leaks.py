@@ -291,15 +291,41 @@ def open_descriptors() -> list[tuple[int, str]]:
 
 
 def reap(before: Snapshot) -> None:
-    """Wait for the zombies that are new: orphans that fell to this process."""
-    for process in descendants(os.getpid()):
-        if process.state == "Z" and process.parent == os.getpid():
-            if process.key in before.processes:
-                continue  # whoever started it will ask for its status
-            try:
-                os.waitpid(process.pid, os.WNOHANG)
-            except ChildProcessError:
-                pass  # its owner was faster
+    """Wait for the zombies that are new: orphans that fell to this process.
+
+    Not for children that somebody here has started and may still ask for their status; those of a bare `os.fork`
+    can't be told from orphans.
+    """
+    zombies = [
+        process
+        for process in descendants(os.getpid())
+        if process.state == "Z" and process.parent == os.getpid()
+    ]
+    new = [process for process in zombies if process.key not in before.processes]
+    owned = _owned_children() if new else frozenset()
+    for process in new:
+        if process.pid in owned:
+            continue
+        try:
+            os.waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            pass  # its owner was faster
+
+
+def _owned_children() -> frozenset[int]:
+    """The children for which there is a living object that has not waited for them yet."""
+    names = ("subprocess", "multiprocessing.popen_fork", "multiprocess.popen_fork")
+    kinds = tuple(sys.modules[name].Popen for name in names if name in sys.modules)
+    # What was collected before its process had ended, subprocess keeps, to wait for it itself.
+    collected = set(map(id, getattr(sys.modules.get("subprocess"), "_active", None) or ()))
+    return frozenset(
+        each.pid
+        for each in gc.get_objects()
+        if issubclass(type(each), kinds)
+        and id(each) not in collected
+        and getattr(each, "returncode", None) is None
+        and isinstance(getattr(each, "pid", None), int)
+    )
 
 
 def _kill(process: Process) -> None:
