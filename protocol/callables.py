@@ -185,17 +185,18 @@ def unpack_value(data: bytes) -> Any:
 # --- exceptions ----------------------------------------------------------------------------------
 
 #: One exception of a chain: its bytes (empty if it can't travel), whether these are its parts, the
-#: places of its cause and context in the chain, and whether the context is suppressed.
-_Link = tuple[bytes, bool, int | None, int | None, bool]
+#: places of its cause and context in the chain, whether the context is suppressed, and the places of its
+#: members, if it is a group whose bytes are without them.
+_Link = tuple[bytes, bool, int | None, int | None, bool, tuple[int, ...]]
 
 
 def pack_exception(exc: BaseException) -> bytes:
-    """The exception with its notes, its causes and contexts, but no traceback. Never raises.
+    """The exception with its notes, its causes, contexts and members, but no traceback. Never raises.
 
-    Of the causes and contexts, those that can't be pickled and unpickled again are left out. If
-    that is `exc` itself, the result is empty. The trial also finds those that unpickle to something
-    else, as many whose `__init__` takes other arguments than it hands on; these travel in parts,
-    and are put together again without `__init__`.
+    Of the causes, contexts and members, those that can't be pickled and unpickled again are left out. If
+    that is `exc` itself, or all of its members, the result is empty. The trial also finds those that
+    unpickle to something else, as many whose `__init__` takes other arguments than it hands on; these
+    travel in parts, and are put together again without `__init__`.
     """
     chain = [exc]
 
@@ -212,12 +213,28 @@ def pack_exception(exc: BaseException) -> bytes:
 
     links: list[_Link] = []
     for each in chain:  # grows
-        data, in_parts = _pack_one(each)
+        cause, context = place(each.__cause__), place(each.__context__)
+        data, in_parts = b"", False
+        members: tuple[int, ...] = ()
+        parts = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        if parts and len(chain) + len(parts) <= CHAIN_LIMIT:
+            data, members = _pack_group(each), _placed(map(place, parts))
+        if not data:
+            (data, in_parts), members = _pack_one(each), ()
+        if not data and parts:  # at least those for which there is room
+            members = _placed(map(place, parts))
+            data = _pack_group(each) if members else b""
         if not data and each is exc:
             return b""
-        cause, context = place(each.__cause__), place(each.__context__)
-        links.append((data, in_parts, cause, context, each.__suppress_context__))
-    return pickle.dumps(links, _PROTOCOL)
+        links.append((data, in_parts, cause, context, each.__suppress_context__, members))
+    packed = pickle.dumps(links, _PROTOCOL)
+    if links[0][-1] and unpack_exception(packed) is None:
+        return b""
+    return packed
+
+
+def _placed(places: Iterable[int | None]) -> tuple[int, ...]:
+    return tuple(place for place in places if place is not None)
 
 
 def unpack_exception(data: bytes) -> BaseException | None:
@@ -226,8 +243,19 @@ def unpack_exception(data: bytes) -> BaseException | None:
         return None
     try:
         links: list[_Link] = pickle.loads(data)
-        chain = [_unpack_one(link[0], in_parts=link[1]) for link in links]
-        for exc, (_, _, cause, context, suppress) in zip(chain, links, strict=True):
+        built: dict[int, BaseException | None] = {}
+
+        def build(place: int) -> BaseException | None:
+            if place not in built:
+                data, in_parts, *_, members = links[place]
+                if members:  # a group is made of them, so they come first
+                    built[place] = _unpack_group(data, [build(member) for member in members])
+                else:
+                    built[place] = _unpack_one(data, in_parts=in_parts)
+            return built[place]
+
+        chain = [build(place) for place in range(len(links))]
+        for exc, (_, _, cause, context, suppress, _) in zip(chain, links, strict=True):
             if exc is not None:
                 exc.__cause__ = None if cause is None else chain[cause]
                 exc.__context__ = None if context is None else chain[context]
@@ -262,6 +290,29 @@ def _unpack_one(data: bytes, *, in_parts: bool) -> BaseException | None:
             exc.args = args
             exc.__dict__.update(state)
         return exc if isinstance(exc, BaseException) else None
+    except Exception:  # user code may raise anything: then it can't be rebuilt
+        return None
+
+
+def _pack_group(group: BaseException) -> bytes:
+    """Without its members; empty if it can't travel this way."""
+    assert isinstance(group, BaseExceptionGroup)
+    try:
+        data = dumps((type(group), group.message, vars(group)))
+        copy = _unpack_group(data, group.exceptions)
+        return data if copy is not None and str(copy) == str(group) else b""
+    except Exception:  # user code may raise anything: then it can't travel this way
+        return b""
+
+
+def _unpack_group(data: bytes, members: Iterable[BaseException | None]) -> BaseException | None:
+    """The group of those members that are there, put together without its own `__new__` and `__init__`."""
+    try:
+        kind, message, state = loads(data)
+        found = [member for member in members if member is not None]
+        group: BaseException = BaseExceptionGroup.__new__(kind, message, found)
+        group.__dict__.update(state)
+        return group
     except Exception:  # user code may raise anything: then it can't be rebuilt
         return None
 

@@ -426,6 +426,51 @@ def test_only_what_cannot_travel_is_left_out_of_a_chain() -> None:
     assert isinstance(back.__context__, KeyError)
 
 
+class CountedGroup(ExceptionGroup[Exception]):
+    """Is made of the members alone."""
+
+    def __new__(cls, members: list[Exception]) -> "CountedGroup":
+        group = super().__new__(cls, f"{len(members)} of them", members)
+        group.count = len(members)
+        return group
+
+    count: int
+
+
+def test_members_of_a_group_travel_one_by_one() -> None:
+    odd, plain = TwoArgumentsError(3, "odd"), PlainError("plain")
+    odd.add_note("a note")
+    plain.__cause__ = KeyError("why")
+    inner = BaseExceptionGroup("inner", [odd, KeyboardInterrupt()])
+    back = exception_and_back(BaseExceptionGroup("outer", [plain, inner, odd]))
+    assert isinstance(back, BaseExceptionGroup)
+    first, second, third = back.exceptions
+    assert isinstance(first, PlainError)
+    assert isinstance(first.__cause__, KeyError)
+    assert isinstance(second, BaseExceptionGroup)
+    assert second.exceptions[0] is third
+    assert isinstance(third, TwoArgumentsError)
+    assert (str(third), third.code, third.__notes__) == ("odd (3)", 3, ["a note"])
+
+
+def test_a_group_loses_only_the_members_that_cannot_travel() -> None:
+    group = CountedGroup([PlainError("plain"), HoldingError(), TwoArgumentsError(1, "odd")])
+    back = unpack_exception(pack_exception(group))
+    assert isinstance(back, CountedGroup)
+    assert [type(member) for member in back.exceptions] == [PlainError, TwoArgumentsError]
+    assert (back.message, back.count) == ("3 of them", 3)
+    assert pack_exception(ExceptionGroup("all", [HoldingError(), HoldingError()])) == b""
+
+
+@pytest.mark.parametrize("make", [PlainError, lambda n: TwoArgumentsError(n, "odd")])
+def test_a_group_of_many(make: Callable[[int], Exception]) -> None:
+    """All of them as one, if that is possible; else those for which a chain has room."""
+    back = unpack_exception(pack_exception(ExceptionGroup("many", list(map(make, range(1000))))))
+    assert isinstance(back, ExceptionGroup)
+    count = 1000 if make is PlainError else callables.CHAIN_LIMIT - 1
+    assert [str(member) for member in back.exceptions] == [str(make(n)) for n in range(count)]
+
+
 def test_a_long_chain_and_one_with_a_circle() -> None:
     first = exc = PlainError(0)
     for number in range(1, 1000):
@@ -463,10 +508,16 @@ class Hostile:
         b"Dnonsense",
         pickle.dumps(None),
         pickle.dumps([]),
-        pickle.dumps([(pickle.dumps(3), False, None, None, False)]),
-        pickle.dumps([(pickle.dumps(3), True, None, None, False)]),
-        pickle.dumps([(pickle.dumps(ValueError()), False, 7, None, False)]),
-        pickle.dumps([(pickle.dumps(Hostile()), False, None, None, False)]),
+        pickle.dumps([(pickle.dumps(3), False, None, None, False, ())]),
+        pickle.dumps([(pickle.dumps(3), True, None, None, False, ())]),
+        pickle.dumps([(pickle.dumps(ValueError()), False, 7, None, False, ())]),
+        pickle.dumps([(pickle.dumps(Hostile()), False, None, None, False, ())]),
+        pickle.dumps(
+            [(pickle.dumps((ExceptionGroup, "itself", {})), False, None, None, False, (0,))]
+        ),
+        pickle.dumps(
+            [(pickle.dumps((ExceptionGroup, "no member", {})), False, None, None, False, (1,))]
+        ),
     ],
 )
 def test_an_exception_that_cannot_be_rebuilt_here(data: bytes) -> None:
