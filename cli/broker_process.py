@@ -89,9 +89,7 @@ class BrokerProcess:
         if self.child is None:
             return False
         if self.ready:
-            if self._owed:  # one at a time: two signals that wait together are one
-                self._owed -= 1
-                self.child.send(signal.SIGTERM)
+            self._tell(self.child)
             return False
         self.ready = is_bound_by(self._settings.address, self.pid)
         if self.ready:
@@ -102,11 +100,16 @@ class BrokerProcess:
     def ask_to_stop(self) -> None:
         """The first time it stops the system in order, then faster. A dead one's successor is asked."""
         self._asked += 1
-        if self.child is not None and (not self.was_ready or (self.ready and not self._owed)):
+        self._owed += 1
+        if self.child is not None and (not self.was_ready or self.ready):
             # The first one may be killed by it before it can listen: then it has begun nothing.
-            self.child.send(signal.SIGTERM)
-        else:
-            self._owed += 1
+            self._tell(self.child)
+
+    def _tell(self, child: Child) -> None:
+        """One at a time, and each once the one before has been taken: two signals that wait together are one."""
+        if self._owed and not child.has_pending(signal.SIGTERM):
+            self._owed -= 1
+            child.send(signal.SIGTERM)
 
     def ended(self, status: int) -> None:
         """It was reaped. If it must be followed by another, `died` comes next."""

@@ -31,6 +31,10 @@ class Child:
         if self.status is None:
             os.kill(self.pid, signum)
 
+    def has_pending(self, signum: int) -> bool:
+        """Whether such a signal was sent to it and waits still: then one more would be lost in that one."""
+        return self.status is None and is_pending(self.pid, signum)
+
     def ended(self, status: int) -> None:
         """It has been reaped."""
         self.status = status
@@ -50,14 +54,17 @@ def start(
 ) -> Child:
     """Start `command` with the line `settings` on its standard input. Call it from the main thread only.
 
-    The child dies with us, and ignores from its first instruction what a terminal sends to all of its
-    processes. The settings are in memory and not in a pipe, so neither side can block the other.
+    The child dies with us. It has a process group of its own: what a terminal, a shell's `kill %1` or GNU
+    `timeout` sends to all processes of a group is for us alone, who end the others in their order. The
+    settings are in memory and not in a pipe, so neither side can block the other.
     """
     parent = os.getpid()
 
     def prepare() -> None:  # between fork and exec: we have one thread only
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # In the background of a terminal with `stty tostop`: who writes there must not be stopped for it.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         kernel.die_with_parent(parent)
 
     stdin = settings_file(settings)
@@ -67,11 +74,22 @@ def start(
             stdin=stdin,
             env=env,
             pass_fds=pass_fds,
+            process_group=0,
             preexec_fn=prepare,  # noqa: PLW1509 - no other thread runs here
         )
     finally:
         os.close(stdin)
     return Child(name, process)
+
+
+def is_pending(pid: int, signum: int) -> bool:
+    """Whether a signal waits for this process; False of one that is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            masks = [int(line.split()[1], 16) for line in status if line.startswith(b"ShdPnd:")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(mask >> (signum - 1) & 1 for mask in masks)
 
 
 def environment(address: str, run: str) -> dict[str, str]:

@@ -7,6 +7,32 @@ from typing import Final
 
 WANTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
+#: Seconds before a signal says anything new. Several may come of one occasion: GNU `timeout` sends one to
+#: its child and one to the group of that. Whoever presses Ctrl-C twice, and means it, takes longer.
+AGAIN_AFTER: Final = 0.3
+
+
+class Requests:
+    """How often the user has asked for the stop. No clock: `now` is an argument, in seconds."""
+
+    def __init__(self, again_after: float = AGAIN_AFTER) -> None:
+        #: How many have counted.
+        self.count = 0
+        self._again_after = again_after
+        self._last = 0.0
+
+    def counts(self, signum: int, now: float) -> bool:
+        """Whether this one does: the first, and each that comes long enough after the last one that did.
+
+        SIGHUP only as the first. A terminal that is closed sends it more than once, the kernel to who is in
+        its foreground and the shell to its jobs; and nobody closes one to say "faster".
+        """
+        if self.count and (signum == signal.SIGHUP or now - self._last < self._again_after):
+            return False
+        self.count += 1
+        self._last = now
+        return True
+
 
 class Signals:
     """Signals as numbers to be read, in the order in which they came."""

@@ -32,7 +32,7 @@ Keep = Annotated[
 def up(config: ConfigFile = None, json: Json = False) -> None:
     """Start the broker and all pools, in the foreground.
 
-    SIGINT, SIGTERM or SIGHUP stops everything in order, a second one faster, SIGQUIT at once.
+    SIGINT, SIGTERM or SIGHUP stops all in order; SIGINT or SIGTERM again, 0.3 s later, faster; SIGQUIT at once.
     """
     _run(config, json)
 

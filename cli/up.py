@@ -31,7 +31,7 @@ from quiesce.cli.pool import SUPERVISOR_COMMAND, Pool
 from quiesce.cli.restarts import MAX_FAILURES
 from quiesce.cli.runs import Ledger, new_id, this_run
 from quiesce.cli.settings import broker_settings, missing_folders
-from quiesce.cli.signals import Signals
+from quiesce.cli.signals import AGAIN_AFTER, Requests, Signals
 from quiesce.errors import QuiesceError
 from quiesce.protocol.addresses import endpoints
 from quiesce.workers import kernel
@@ -73,6 +73,7 @@ class Up:
         broker_command: Sequence[str] = BROKER_COMMAND,
         supervisor_command: Sequence[str] = SUPERVISOR_COMMAND,
         stop_patience: float = STOP_PATIENCE,
+        again_after: float = AGAIN_AFTER,
         on_ready: Callable[["Up"], None] | None = None,
     ) -> None:
         names = [each.name for each in config.runtimes] if runtimes is None else list(runtimes)
@@ -99,7 +100,7 @@ class Up:
         #: All and only the processes that we started and have not reaped, by pid.
         self._children: dict[int, Child] = {}
         self._ledger: Ledger | None = None
-        self._signals = 0
+        self._requests = Requests(again_after)
         #: Why the system stops, for the broker.
         self._stop_reason = ""
         self._deadline: float | None = None
@@ -228,9 +229,8 @@ class Up:
         name = signal.Signals(signum).name
         if signum == signal.SIGQUIT:
             self._kill_all(f"{name}: killing everything at once", code=1)
-        elif self.state in (RUNNING, STOPPING):
-            self._signals += 1
-            if self._signals == 1:
+        elif self.state in (RUNNING, STOPPING) and self._requests.counts(signum, time.monotonic()):
+            if self._requests.count == 1:
                 self._stop(
                     f"{name}: stopping in order (again: faster; SIGQUIT: at once)", f"signal {name}"
                 )

@@ -22,6 +22,11 @@ class FakeChild(Child):
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.sent: list[int] = []
+        #: Whether it has not taken the last one yet.
+        self.waits = False
+
+    def has_pending(self, signum: int) -> bool:
+        return self.waits
 
     def send(self, signum: int) -> None:
         self.sent.append(signum)
@@ -103,6 +108,21 @@ def test_a_later_one_is_asked_once_it_listens_and_once_a_look(desk: Desk) -> Non
         desk.broker.watch(2.0)
         sent.append(len(child.sent))
     assert sent == [0, 1, 2, 2]
+    assert not desk.broker.is_watched
+
+
+def test_one_that_has_not_taken_a_signal_gets_the_next_later(desk: Desk) -> None:
+    """The kernel would make one of the two."""
+    child = ready(desk, 0.0)
+    child.waits = True
+    desk.broker.ask_to_stop()
+    assert child.sent == []
+    desk.broker.watch(1.0)
+    assert child.sent == []
+    assert desk.broker.is_watched
+    child.waits = False
+    desk.broker.watch(2.0)
+    assert child.sent == [signal.SIGTERM]
     assert not desk.broker.is_watched
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from quiesce.cli.signals import Requests
 from quiesce.testing.leaks import descendants, is_running
 from up_house import DRIVER, House, open_house
 
@@ -95,6 +96,76 @@ def test_a_second_signal_is_passed_on(house: House) -> None:
     assert house.end() == 0, house.text
     assert house.text.count("broker: asked") == 2
     assert "SIGTERM again: stopping faster" in house.text
+    house.assert_clean()
+
+
+def test_signals_of_one_occasion_are_one(house: House) -> None:
+    """GNU `timeout` sends one to its child, and one to the group of that."""
+    house.start("second", again_after=1000.0)
+    house.up()
+    house.send(signal.SIGTERM)
+    house.until_said("broker: asked")
+    house.send(signal.SIGTERM)
+    house.until_taken(house.process.pid, signal.SIGTERM)
+    house.send(signal.SIGQUIT)  # otherwise this stand-in would wait for a second one for ever
+    assert house.end() == 1
+    assert "again: stopping faster" not in house.text
+    assert house.text.count("broker: asked") == 1
+
+
+def test_when_a_signal_counts() -> None:
+    requests = Requests()
+    assert requests.counts(signal.SIGTERM, 1000.0)
+    assert not requests.counts(signal.SIGTERM, 1000.2)
+    assert requests.counts(signal.SIGINT, 1000.4)  # two Ctrl-C by hand may come as soon
+    assert not requests.counts(signal.SIGINT, 1000.6)
+    assert not requests.counts(signal.SIGHUP, 1100.0)
+    assert requests.count == 2
+    assert Requests().counts(signal.SIGHUP, 0.0)
+
+
+def test_a_terminal_that_is_closed_says_nothing_twice(house: House) -> None:
+    """The kernel sends it to who is in the foreground, and the shell to its jobs."""
+    house.start("second")
+    house.up()
+    house.send(signal.SIGHUP)
+    house.until_said("broker: asked")
+    house.send(signal.SIGHUP)
+    house.until_taken(house.process.pid, signal.SIGHUP)
+    house.send(signal.SIGTERM)
+    assert house.end() == 0, house.text
+    assert "SIGHUP again" not in house.text
+    assert "SIGTERM again: stopping faster" in house.text
+    house.assert_clean()
+
+
+def test_what_is_sent_to_the_group_reaches_up_alone(house: House) -> None:
+    """A shell's `kill %1`, GNU `timeout`: the broker would hear it twice, and workers before their time."""
+    house.start("second")
+    house.up()
+    os.killpg(house.process.pid, signal.SIGTERM)
+    house.until_said("broker: asked")
+    assert is_running(house.supervisor(0)["pid"])
+    house.send(signal.SIGTERM)
+    assert house.end() == 0, house.text
+    assert house.text.count("broker: asked") == 2
+    assert "ended: killed by" not in house.text
+    house.assert_clean()
+
+
+def test_a_second_signal_is_not_lost_in_one_that_waits(house: House) -> None:
+    """The kernel makes one of two that wait together."""
+    house.start("second")
+    house.up()
+    broker = house.broker(0)["pid"]
+    os.kill(broker, signal.SIGSTOP)
+    house.send(signal.SIGTERM)
+    house.until_said("stopping in order")
+    house.send(signal.SIGTERM)
+    house.until_said("stopping faster")
+    os.kill(broker, signal.SIGCONT)
+    assert house.end() == 0, house.text
+    assert house.text.count("broker: asked") == 2
     house.assert_clean()
 
 
@@ -219,7 +290,7 @@ def test_children_of_others_are_left_alone(house: House) -> None:
     house.send(signal.SIGTERM)
     assert house.end() == 0
     driver = f"import os, subprocess\nother = subprocess.Popen(['sleep', '1000'])\n{DRIVER}"
-    command = [sys.executable, "-c", driver, str(house.folder), "", ""]
+    command = [sys.executable, "-c", driver, str(house.folder), "", "", "0"]
     for note in house.notes.iterdir():
         note.unlink()
     with house.log.open("wb") as log:

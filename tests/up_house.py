@@ -11,23 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from quiesce.cli.children import is_pending
 from quiesce.testing.leaks import descendants
 
 #: Runs `Up` with stand-ins: argv is the folder, what the brokers do one after the other (the last mode is that
-#: of all that follow), what the supervisors do.
+#: of all that follow), what the supervisors do, and how long a signal says nothing new.
 DRIVER = """
 import sys
 from pathlib import Path
 from quiesce.cli.config import load_config
 from quiesce.cli.up import Up
 
-folder, broker, supervisor = sys.argv[1:]
+folder, broker, supervisor, again_after = sys.argv[1:]
 up = Up(
     load_config(f"{folder}/quiesce.toml", {}),
     runtimes=() if supervisor == "none" else None,
     broker_command=[sys.executable, f"{folder}/broker.py", broker],
     supervisor_command=[sys.executable, f"{folder}/supervisor.py", supervisor],
     stop_patience=1.0,
+    again_after=float(again_after),
 )
 sys.exit(up.run())
 """
@@ -155,9 +157,15 @@ class House:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(
-        self, broker: str = "", supervisor: str = "", *, runtimes: int = 1, more: str = ""
+        self,
+        broker: str = "",
+        supervisor: str = "",
+        *,
+        runtimes: int = 1,
+        more: str = "",
+        again_after: float = 0.0,
     ) -> None:
-        """`more`: lines for [broker]."""
+        """`more`: lines for [broker]. `again_after`: 0, and each signal counts."""
         self.notes.mkdir(exist_ok=True)
         pools = "".join(f"[runtimes.r{n}]\nprocesses = 1\n" for n in range(runtimes))
         (self.folder / "quiesce.toml").write_text(
@@ -166,7 +174,8 @@ class House:
         )
         (self.folder / "broker.py").write_text(BROKER)
         (self.folder / "supervisor.py").write_text(SUPERVISOR)
-        command = [sys.executable, "-c", DRIVER, str(self.folder), broker, supervisor]
+        words = [str(self.folder), broker, supervisor, str(again_after)]
+        command = [sys.executable, "-c", DRIVER, *words]
         with self.log.open("wb") as log:
             # In a process group of its own, so that a test can do what a terminal does.
             self._process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
@@ -223,6 +232,10 @@ class House:
 
     def send(self, signum: int) -> None:
         self.process.send_signal(signum)
+
+    def until_taken(self, pid: int, signum: int) -> None:
+        """Until the process has noted this signal: another one then comes after it, in its own order."""
+        self.until(f"signal {signum} taken by {pid}", lambda: not is_pending(pid, signum))
 
     def end(self, timeout: float = 20.0) -> int:
         try:
