@@ -193,7 +193,7 @@ def test_a_line_has_a_head_and_what_is_known() -> None:
 
 
 def test_a_log_file_that_was_moved_away_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
@@ -204,12 +204,50 @@ def test_a_log_file_that_was_moved_away_is_begun_anew(
     handler.handle(record("two"))
     assert ((folder / "log.1").read_text(), path.read_text()) == ("one\n", "two\n")
     folder.rename(tmp_path / "old")
-    monkeypatch.setattr(logging, "raiseExceptions", False)
-    handler.handle(record("lost"))
+    handler.handle(record("homeless"))
     folder.mkdir()
     handler.handle(record("three"))
     handler.close()
     assert path.read_text() == "three\n"
+    said, homeless = capsys.readouterr().err.splitlines()
+    assert f"the log file {path} can't be written: No such file or directory. Its records" in said
+    assert homeless == "homeless"
+
+
+def test_what_a_log_file_does_not_take_goes_to_standard_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    handler = logs.handler(logs.CONSOLE, "broker", "%(levelname)s %(message)s", "/dev/full")
+    for n in range(100):
+        handler.handle(record(f"record {n}"))
+    handler.close()
+    said, *records = capsys.readouterr().err.splitlines()
+    assert said.startswith("ERROR the log file /dev/full can't be written: No space left on device")
+    assert records == [f"INFO record {n}" for n in range(100)]
+
+
+def test_a_log_file_that_can_be_written_again_has_each_record_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log"
+    path.symlink_to("/dev/full")
+    handler = logs.handler(logs.CONSOLE, "broker", "%(message)s", str(path))
+    handler.handle(record("one"))
+    path.unlink()
+    handler.handle(record("two"))
+    handler.handle(record("three"))
+    handler.close()
+    assert path.read_text() == "two\nthree\n"
+    assert capsys.readouterr().err.splitlines()[1:] == ["one"]
+
+
+def test_a_record_that_can_not_be_formatted_is_shown_as_ever(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    handler = logs.handler(logs.CONSOLE, "broker", "%(message)s", "/dev/full")
+    handler.handle(logging.LogRecord("some", logging.INFO, "", 1, "%d", ("x",), None))
+    handler.close()
+    assert "--- Logging error ---" in capsys.readouterr().err
 
 
 def test_a_name_that_is_no_text_is_said_too(tmp_path: Path) -> None:

@@ -1,15 +1,63 @@
-"""The file that `log_file` names, through `logrotate` and what else may come of it."""
+"""The file that `log_file` names, through `logrotate`, full disks, and what else may come of it."""
 
 import logging
+import sys
+import time
+from contextlib import suppress
 from logging.handlers import WatchedFileHandler
+from typing import Final
+
+from quiesce import logs
+
+#: Seconds after which it is said again that the file can't be written.
+_AGAIN: Final = 60.0
 
 
 class LogFile(WatchedFileHandler):
-    """Begins a new file when its own was moved away, with the next record."""
+    """Begins a new file when its own was moved away, with the next record.
+
+    While it can't be written, records go to standard error, and one more each minute says so. Whoever logs never
+    fails because of it.
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")
+        self._say_at = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """What can't be written is lost: whoever logs must not fail because of it."""
+        """See the class."""
         try:
             super().emit(record)
         except OSError:  # of a new file that can't be made
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """What the file does not take goes to standard error; what can't be formatted is shown as ever."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        if self.stream is not None:
+            # With what waits in it: kept, that would be written twice once there is room again.
+            with suppress(OSError):
+                self.stream.close()
+            # The next record opens it anew.
+            self.stream = None
+        try:
+            line = self.format(record)
+        except Exception:
+            super().handleError(record)
+            return
+        now = time.monotonic()
+        if now >= self._say_at:
+            self._say_at = now + _AGAIN
+            logs.write(self.format(self._trouble(error)))
+        logs.write(line)
+
+    def _trouble(self, error: OSError) -> logging.LogRecord:
+        text = (
+            f"the log file {self.baseFilename} can't be written: {error.strerror or error}. Its records are "
+            "here until it can: make room, or name another file with [broker] log_file"
+        )
+        make = logging.getLogRecordFactory()  # whose records have what the format needs
+        return make("quiesce.logs", logging.ERROR, "", 0, text, (), None)
