@@ -7,6 +7,7 @@ than everything else that `up` needs, and would stay in memory as long as the sy
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -24,6 +25,9 @@ INTERRUPTED: Final = 130
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Exits 0 on success, 1 on failure, 2 on wrong usage, 130 if interrupted."""
     logs.fill_closed_streams()
+    if isinstance(sys.stdout, TextIOWrapper):
+        # As stderr has it: a name that can't be encoded must not make a verb fail that has done its work.
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     code = run(words)
     if not logs.flush(sys.stdout):

@@ -5,8 +5,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from quiesce import logs
 from quiesce.registry.printable import printable
@@ -41,14 +41,65 @@ def plain(value: object) -> Any:
 
 def print_json(value: object) -> None:
     """One document, on one line, out at once."""
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+    sys.stdout.write(_json(plain(value), sys.stdout) + "\n")
     sys.stdout.flush()
+
+
+def _json(document: object, stream: TextIO) -> str:
+    """With the escapes of JSON for all but ASCII, if there is something in it that the stream can't encode.
+
+    What would stand in its place otherwise is none of JSON's escapes.
+    """
+    text = json.dumps(document, ensure_ascii=False)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(document)
+    return text
+
+
+def result_text(result: object) -> str:
+    """What a task returned: texts bare, what JSON can say as JSON, all else by its repr.
+
+    Objects of users may refuse to be shown, which is no failure of the task.
+    """
+    if isinstance(result, str):
+        return _shown(result, str)
+    try:
+        return json.dumps(result, ensure_ascii=False)
+    except Exception:  # no JSON, a circle, or whatever their code raises
+        return _shown(result, repr)
+
+
+def result_document(result: object) -> Any:
+    """The same as a part of a document of JSON."""
+    try:
+        document = plain(result)
+        json.dumps(document)  # raises of numbers with too many digits
+        return document
+    except Exception as error:
+        return _hidden(result, error)
+
+
+def _shown(result: object, how: Callable[[object], str]) -> str:
+    try:
+        return how(result)
+    except Exception as error:
+        return _hidden(result, error)
+
+
+def _hidden(result: object, error: Exception) -> str:
+    try:
+        reason = f"{type(error).__name__}: {error}"
+    except Exception:  # theirs, too
+        reason = type(error).__name__
+    return clean(f"<{type(result).__name__} that can't be shown: {reason}>")
 
 
 def print_error(error: str, message: str, *, as_json: bool, **more: object) -> None:
     """What went wrong, on stderr: for programs the name of the error and its text, and `more`, as one document."""
     if as_json:
-        text = json.dumps({"error": error, "message": message, **more}, ensure_ascii=False)
+        text = _json({"error": error, "message": message, **more}, sys.stderr)
     else:
         shown = "\n".join(printable(line.expandtabs()) for line in message.splitlines())
         text = f"error: {shown}" if message else "error"

@@ -18,7 +18,15 @@ from quiesce.cli.options import (
     Tenant,
     Timeline,
 )
-from quiesce.cli.output import GoesOnError, clean, plain, print_error, print_json
+from quiesce.cli.output import (
+    GoesOnError,
+    clean,
+    plain,
+    print_error,
+    print_json,
+    result_document,
+    result_text,
+)
 from quiesce.errors import QuiesceError
 
 
@@ -148,9 +156,10 @@ def spawn(
                 f"{task} goes on: {shown} shows it; {stop} stops it, with all others of that scope"
             ) from None
         if json:
-            print_json({"id": task_id, "outcome": "completed", "result": plain(result)})
+            document = result_document(result)
+            print_json({"id": task_id, "outcome": "completed", "result": document})
         elif result is not None:
-            print(result if isinstance(result, str) else _text(result))
+            print(result_text(result))
 
 
 def _json_value(text: str, what: str) -> Any:
@@ -162,13 +171,6 @@ def _json_value(text: str, what: str) -> Any:
             f"{text!r} is not JSON ({error}); a text needs quotes of its own: '{quoted}'",
             param_hint=what,
         ) from None
-
-
-def _text(result: object) -> str:
-    try:
-        return jsonlib.dumps(result, ensure_ascii=False)
-    except (TypeError, ValueError):
-        return repr(result)
 
 
 def ps(

@@ -31,7 +31,7 @@ class LogFile(WatchedFileHandler):
         except OSError:  # of a new file that can't be made
             self.handleError(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is the base's
         """What the file does not take goes to standard error; what can't be formatted is shown as ever."""
         error = sys.exception()
         if not isinstance(error, OSError):
