@@ -185,8 +185,16 @@ def why_not_ours(folder: Path) -> str:
     if there.st_uid != os.getuid():
         return f"{what}: its owner is {there.st_uid}, and you are {os.getuid()}. {_NAME_ANOTHER}"
     if mode & 0o077:
-        return f"{what}: it has mode {mode:04o}. {_NAME_ANOTHER}, or run chmod 700 on it"
+        advice = ", or run chmod 700 on it" if _is_ours_to_close(folder, mode) else ""
+        return f"{what}: it has mode {mode:04o}. {_NAME_ANOTHER}{advice}"
     return ""
+
+
+def _is_ours_to_close(folder: Path, mode: int) -> bool:
+    """Whether nobody else needs it: what is everybody's, as /tmp, would serve nobody any more."""
+    sockets = [folder / "control", folder / "data"]
+    ours = {folder / "lock", *sockets, *map(aside, sockets)}
+    return not mode & stat.S_ISVTX and set(folder.iterdir()) <= ours
 
 
 class _Sockets:
@@ -222,10 +230,13 @@ class _Sockets:
             except FileExistsError:
                 if why := why_not_ours(folder):
                     raise StartError(why) from None
-            except NotADirectoryError:
+            except OSError as error:
+                if _may_pass(error):
+                    raise
+                in_file = isinstance(error, NotADirectoryError)
+                why = "what it would be in is a file" if in_file else str(error.strerror)
                 raise StartError(
-                    f"the folder {folder} of the address can't be made: what it would be in is a file. "
-                    f"{_NAME_ANOTHER}"
+                    f"the folder {folder} of the address can't be made: {why}. {_NAME_ANOTHER}"
                 ) from None
 
     def bind(self) -> None:

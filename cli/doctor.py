@@ -85,6 +85,11 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock = Lock(folder / "lock", f"the state folder {folder}")
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise QuiesceError(
+                f"the state folder {folder} can't be locked against a broker that starts: {error.strerror}. "
+                "Run it as the user of the broker, or copy the folder, as a whole, and name the copy"
+            ) from None
         if error.errno != errno.EROFS:
             raise
         # SQLite can't read there either what a killed broker has left.

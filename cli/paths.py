@@ -1,6 +1,7 @@
 """Places in the file system that a configuration speaks of: where we are, what can be written."""
 
 import os
+import stat
 from pathlib import Path
 
 from quiesce.errors import ConfigurationError
@@ -14,6 +15,17 @@ def here() -> Path:
         raise ConfigurationError(
             "the current folder no longer exists: cd to one that does, and try again"
         ) from None
+
+
+def why_not_readable(path: str | Path) -> str:
+    """Why this is no file to read from; "" if it is one, be it a pipe: `<(...)`, /dev/stdin."""
+    try:
+        there = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return "is a folder" if stat.S_ISDIR(there.st_mode) else ""
 
 
 def why_not_writable(path: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from quiesce.cli.keys import shown
+from quiesce.cli.paths import why_not_readable
 from quiesce.errors import ConfigurationError
 
 OWN_NAME: Final = "quiesce.toml"
@@ -45,15 +46,20 @@ def find_file(path: str | Path | None, env: Mapping[str, str]) -> Path | None:
     named = path or env.get("QUIESCE_CONFIG")
     if named:
         found = Path(named).expanduser()
-        if not found.is_file():
+        if why := why_not_readable(found):
             source = "" if path else " (from QUIESCE_CONFIG)"
-            what = "is a folder" if found.is_dir() else "there is no such file"
-            raise ConfigurationError(f"configuration {found}{source}: {what}")
+            raise ConfigurationError(f"configuration {found}{source}: {why}")
         return found
-    if Path(OWN_NAME).is_file():
-        return Path(OWN_NAME)
-    if Path(PYPROJECT).is_file() and _has_section(Path(PYPROJECT)):
-        return Path(PYPROJECT)
+    try:
+        if Path(OWN_NAME).is_file():
+            return Path(OWN_NAME)
+        if Path(PYPROJECT).is_file() and _has_section(Path(PYPROJECT)):
+            return Path(PYPROJECT)
+    except PermissionError:
+        raise ConfigurationError(
+            f"you may not enter the current folder, so whether {OWN_NAME} is in it can't be seen: cd to another "
+            "one, or name a file with QUIESCE_CONFIG"
+        ) from None
     return None
 
 

@@ -12,7 +12,6 @@ workers live through that. KILLING is also the last step of an orderly end: it m
 
 import logging
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from typing import Final
 
 from quiesce import logs
 from quiesce.broker.settings import BrokerSettings
-from quiesce.cli import broker_process, children
+from quiesce.cli import broker_process, children, descriptors
 from quiesce.cli.address import claimed, clean_up, forget_epoch, refuse_taken, remove_empty
 from quiesce.cli.broker_process import BROKER_COMMAND, BrokerProcess
 from quiesce.cli.children import Child, Orphans
@@ -115,8 +114,10 @@ class Up:
 
     def run(self) -> int:
         """Start, watch, end; gives the exit status. ConfigurationError if nothing could be started."""
-        for name in self._runtimes:
-            self.config.runtime(name)  # says now if there is none
+        runtimes = [
+            self.config.runtime(name) for name in self._runtimes
+        ]  # says now if there is none
+        descriptors.raise_limit(sum(each.processes + 1 for each in runtimes), self.say)
         if self._with_broker and self.config.broker.metrics:
             self.metrics = MetricsProcess(self.config.broker)
         if not self._with_broker:
@@ -161,7 +162,6 @@ class Up:
             self.say(f"warning: {error}", logging.WARNING)
 
     def _run(self) -> int:
-        self._raise_descriptor_limit()
         kernel.become_subreaper()
         self._orphans = Orphans()
         with Signals() as signals:
@@ -179,15 +179,6 @@ class Up:
                     if part is not None:
                         part.close()
         return self.code
-
-    def _raise_descriptor_limit(self) -> None:
-        """To what the system allows: a broker has two sockets for each of its peers."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            except (ValueError, OSError) as error:
-                self.say(f"the limit of open files stays at {soft}: {error}", logging.WARNING)
 
     def _start(self) -> None:
         self._env = children.environment(self.config.broker.address, self.run_id)

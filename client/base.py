@@ -145,6 +145,8 @@ class BaseClient:
         folder = endpoints(self.address).folder
         if folder is None:
             found = ""
+        elif closed := checks.closed_folder(folder):
+            found = f" {closed} A broker is reached only by the user who runs it."
         elif Path(folder, "control").exists():
             found = " Its socket file is there: the broker hangs, or has died and left it."
         else:

@@ -2,8 +2,12 @@
 
 import functools
 import math
+import os
+import pwd
+import stat
 from collections.abc import Callable, Mapping, Sized
 from operator import is_
+from pathlib import Path
 from typing import Any, Final
 
 from quiesce.context import current_context
@@ -16,6 +20,8 @@ from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.rows import SpawnRow
 
 _LABELS: Final = ("runtime", "kind", "tenant_id", "timeline_id", "name", "unique_key")
+#: As far as a broker counts.
+MAX_RETRIES: Final = 2**31 - 1
 RESTARTS: Final = ("never", "on-failure", "always")
 #: Room in one message for all that is not payload.
 _REST: Final = 1024 * 1024
@@ -84,6 +90,31 @@ def caller() -> tuple[TaskId, Attempt] | None:
     return None if task is None else (task.key[0], Attempt(task.key[1]))
 
 
+def closed_folder(folder: str) -> str:
+    """Which folder on the way into this one, or itself, may not be entered, and whose it is; "" if none."""
+    for path in (Path(folder), *Path(folder).parents):
+        try:
+            there = path.stat()
+        except PermissionError:
+            continue  # one further up is closed
+        except OSError:
+            return ""
+        if os.access(path, os.X_OK):
+            return ""
+        if there.st_uid == os.geteuid():
+            mode = stat.S_IMODE(there.st_mode)
+            return f"You may not enter {path}, which is yours: it has mode {mode:04o}."
+        return f"You may not enter {path}: it belongs to {_user(there.st_uid)}, and you are {_user(os.geteuid())}."
+    return ""
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
+
+
 def name_of(fn: Callable[..., Any]) -> str:
     """What a task is called that was given no name: the function's qualified name."""
     while isinstance(fn, functools.partial):
@@ -122,8 +153,8 @@ def spawn_row(
         )
     if isinstance(retries, bool) or not isinstance(retries, int):
         raise TypeError(f"retries must be an int, not {retries!r}")
-    if not 0 <= retries < 2**31:
-        raise ValueError(f"retries must be 0 or more, not {retries}")
+    if not 0 <= retries <= MAX_RETRIES:
+        raise ValueError(f"retries must be a whole number from 0 to {MAX_RETRIES}, not {retries}")
     if restart not in RESTARTS:
         raise ValueError(f"restart must be one of {', '.join(RESTARTS)}, not {restart!r}")
     name = name_of(fn) if name is None else name
