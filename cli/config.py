@@ -394,7 +394,9 @@ class _Loader:
             self._wrong(path, f"{given!r}: the home folder is not known")
             return given
         from_file = self.file is not None and not self.places[path].startswith("environment")
-        base = self.file.path.absolute().parent if self.file and from_file else here()
+        # A pipe is nowhere: /dev/fd is no place for a state folder.
+        file = self.file.path if self.file and from_file and self.file.path.is_file() else None
+        base = here() if file is None else file.absolute().parent
         return os.path.normpath(base / folder)
 
     def _check_order(self, order: tuple[str, ...], kinds: tuple[str, ...]) -> None:

@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Final, NoReturn
 
 from quiesce import logs
 from quiesce.cli.output import GoesOnError, print_error
+from quiesce.cli.paths import why_not_readable
 from quiesce.errors import QuiesceError
 
 SUCCESS: Final = 0
@@ -91,7 +91,7 @@ def _plain_up(words: Sequence[str]) -> tuple[str | None, bool] | None:
         word = rest.pop(0)
         if word == "--json" and not as_json:
             as_json = True
-        elif word == "--config" and path is None and rest and Path(rest[0]).is_file():
+        elif word == "--config" and path is None and rest and not why_not_readable(rest[0]):
             path = rest.pop(0)
         else:
             return None

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: How long a verb waits for a broker, in seconds: it may just be starting.
 CONNECT_TIMEOUT: Final = 5.0
+#: That of `quiesce.client.checks`, which is not loaded for a help.
+MAX_RETRIES: Final = 2**31 - 1
 
 Address = Annotated[
     str | None,

@@ -66,9 +66,7 @@ def spawn(
             help="Only one live task may have it; another spawn gets that one.", show_default=False
         ),
     ] = None,
-    retries: Annotated[
-        int, typer.Option(help="How often to run it again after a failure.", min=0)
-    ] = 0,
+    retries: Annotated[int, typer.Option(help="How often to run it again after a failure.")] = 0,
     timeout: Annotated[
         str | None,
         typer.Option(metavar="SECONDS", help="For how long it may run.", show_default=False),
@@ -102,6 +100,13 @@ def spawn(
     ):
         options.refuse_empty(option, value, advice)
         options.refuse_bytes(option, value)
+    if (
+        not 0 <= retries <= options.MAX_RETRIES
+    ):  # said here, for each version of Typer says it in other words
+        raise typer.BadParameter(
+            f"expected a whole number from 0 to {options.MAX_RETRIES}, got {retries}",
+            param_hint="--retries",
+        )
     timeout_seconds = options.seconds(timeout, "--timeout", positive=True)
     values = [_json_value(text, f"argument {n}") for n, text in enumerate(arguments or [], 1)]
     keywords = _json_value(kwargs, "--kwargs") if kwargs is not None else {}

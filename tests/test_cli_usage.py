@@ -14,8 +14,9 @@ import pytest
 from cli_system import BACKGROUND, CommandSystem
 from quiesce import __version__
 from quiesce.broker.serve import why_not_ours
-from quiesce.cli import main
+from quiesce.cli import main, options
 from quiesce.cli.verbs import VERBS
+from quiesce.client import checks
 
 
 @pytest.fixture
@@ -52,6 +53,8 @@ USAGE = [
     (["spawn", "work:__name__", "--kind", "x"], "error: Invalid value for MODULE:FUNCTION: 'work:__name__' is not a function"),
     (["spawn", "work:add", "text", "--kind", "x"], "error: Invalid value for argument 1: 'text' is not JSON"),
     (["spawn", "work:add", "--kwargs", "[]", "--kind", "x"], "error: Invalid value for --kwargs: expected a JSON object"),
+    (["spawn", "work:add", "--kind", "x", "--retries", "9999999999"], "error: Invalid value for --retries: expected a whole number from 0 to 2147483647, got 9999999999"),
+    (["spawn", "work:add", "--kind", "x", "--retries", "-1"], "error: Invalid value for --retries: expected a whole number from 0 to 2147483647, got -1"),
     (["pool"], "error: Missing argument 'NAME'"),
     (["pool", "backgroud"], "error: Invalid value for NAME: there is no runtime 'backgroud'; did you mean 'background'?"),
     (["up", "--config", "missing.toml"], "error: Invalid value for --config: configuration missing.toml: there is no such file"),
@@ -93,6 +96,10 @@ def test_wrong_usage_exits_2(system: CommandSystem, words: list[str], expected: 
     done = system.run(*words, code=2)
     assert done.stderr.startswith(expected)
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_and_the_client_count_as_far() -> None:
+    assert options.MAX_RETRIES == checks.MAX_RETRIES
 
 
 def test_wrong_usage_as_json(system: CommandSystem) -> None:
@@ -186,6 +193,21 @@ def test_a_folder_of_somebody_else_is_no_case_for_chmod(
         f"its owner is {owner}, and you are {owner + 1}. Name a folder that does not exist yet "
         "(the broker makes it)"
     )
+
+
+def test_a_configuration_may_come_through_a_pipe(system: CommandSystem) -> None:
+    """Its relative paths start where we are: a pipe is nowhere."""
+    done = subprocess.run(
+        [sys.executable, "-m", "quiesce", "doctor", "--config", "/dev/stdin", "--json"],
+        cwd=system.folder,
+        input='[broker]\nstate = "elsewhere"\n',
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert f"there is no folder {system.folder}/elsewhere of a broker" in done.stderr
 
 
 def test_a_wrong_configuration_starts_nothing(system: CommandSystem) -> None:
@@ -287,6 +309,7 @@ def test_top_says_what_is_missing(system: CommandSystem) -> None:
         (["up", "--config", __file__, "--config", __file__], None),
         (["up", "--json", "--json"], None),
         (["up", "more"], None),
+        (["up", "--config", "/dev/stdin"], ("/dev/stdin", False)),
     ],
 )
 def test_a_plain_up_is_read_without_typer(
