@@ -12,6 +12,7 @@ from textual.widgets import Footer, Static
 
 from quiesce.cli.output import age, clean, counted
 from quiesce.cli.top import filters, head, screens, style, targets, views
+from quiesce.cli.top.ending import end_by_signals
 from quiesce.cli.top.feeder import Call, Feeder
 from quiesce.cli.top.filters import Filter
 from quiesce.cli.top.grid import Grid
@@ -100,6 +101,7 @@ class TopApp(App[None]):
         Binding("minus", "pace(-1)", show=False),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
     ]
 
     def __init__(
@@ -138,6 +140,7 @@ class TopApp(App[None]):
         """Begin to ask."""
         self.query_one("#main", Grid).focus()
         self.feeder.start()
+        end_by_signals(self)
         self.set_interval(1.0, self._tick)
 
     def on_unmount(self) -> None:

@@ -22,7 +22,7 @@ x           stop: the marked task, its tenant, its kind, ... - asks first, and s
 o           reopen a scope that stayed closed
 p           pause; the picture stays as it is
 + -         ask the broker less or more often
-q           quit: stops that were begun go on
+q Ctrl-C    quit: stops that were begun go on
 
 LOOKED is how long ago a task last asked whether it should stop (by sampling, so up to three seconds late).
 A stop in progress stands in yellow above the table, with what it waits for.
