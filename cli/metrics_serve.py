@@ -85,7 +85,8 @@ def main() -> int:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         say(
-            f"quiesce metrics: can't listen on {host}:{port}: {error.strerror}",
+            f"the metrics can't be served at {host}:{port}: {error.strerror}. Choose another port with "
+            "[broker] metrics or QUIESCE_BROKER_METRICS (0: any that is free)",
             form,
             "metrics",
             logging.ERROR,

@@ -544,7 +544,7 @@ def main() -> int:
     """See the module. Exits 1 if a planted bug goes unnoticed."""
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__)
     parser.add_argument(
-        "--only", nargs="*", metavar="WORDS", help="those whose name has these words"
+        "--only", nargs="+", metavar="WORDS", help="those whose name has these words"
     )
     parser.add_argument("--all", action="store_true", help="run every suite, to see which catch it")
     parser.add_argument("--list", action="store_true", help="only name them")
@@ -554,6 +554,8 @@ def main() -> int:
         for mutant in MUTANTS
         if not options.only or any(word in mutant.name for word in options.only)
     ]
+    if not wanted:
+        parser.error(f"none has any of the words {', '.join(options.only)}: --list names all")
     if options.list:
         print("\n".join(mutant.name for mutant in wanted))
         return 0

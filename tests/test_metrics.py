@@ -207,7 +207,10 @@ def test_it_can_not_listen(run_folder: Path) -> None:
         finally:
             assert system.stop() == 0
     text = system.text()
-    assert f"quiesce metrics: can't listen on 127.0.0.1:{port}: Address already in use" in text
+    said = (
+        f"the metrics can't be served at 127.0.0.1:{port}: Address already in use. Choose another"
+    )
+    assert said in text
     assert "the metrics ended (exit status 4)" in text
 
 

@@ -43,6 +43,7 @@ from quiesce.broker.journal_open import open_journal
 from quiesce.registry import facts as fact_types
 from quiesce.registry.invariants import check
 from quiesce.registry.machine import Registry
+from quiesce.testing.arguments import count
 from quiesce.testing.crash_work import LIMITS, SETTINGS, Recording, key_of, live, record
 from quiesce.testing.disk import SECTOR, Disk, Files, Op, put
 from quiesce.testing.recorder import Recorder, can_record
@@ -334,9 +335,11 @@ def main(arguments: list[str] | None = None) -> int:
         prog="crash-points", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--every", type=int, default=1, help="try every N-th point")
+    parser.add_argument("--every", type=count, default=1, help="try every N-th point")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=40, help="of work in each life of the broker")
+    parser.add_argument(
+        "--steps", type=count, default=40, help="of work in each life of the broker"
+    )
     chosen = parser.parse_args(arguments)
     if not can_record():
         sys.stderr.write("crash-points: this Python does not let SQLite's functions be reached\n")

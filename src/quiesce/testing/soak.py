@@ -23,6 +23,7 @@ from typing import Any, Final
 from quiesce.client import Client
 from quiesce.errors import QuiesceError, ShutdownTimeoutError
 from quiesce.registry import leases
+from quiesce.testing.arguments import duration
 from quiesce.testing.cluster import Cluster
 from quiesce.testing.failures import ClusterError, LeakError
 from quiesce.testing.leaks import no_leaks
@@ -363,7 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="soak", description="Random faults against a real system."
     )
-    parser.add_argument("--minutes", type=float, default=1.0, help="for how long (default: 1)")
+    parser.add_argument("--minutes", type=duration, default=1.0, help="for how long (default: 1)")
     parser.add_argument("--seed", type=int, default=None, help="of what is drawn (default: any)")
     parser.add_argument("--no-network", action="store_true", help="no partitions, delays and cuts")
     parser.add_argument("--no-disk", action="store_true", help="no full disk (which needs root)")

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from quiesce.testing.arguments import count, duration
 from quiesce.testing.explorer.plants import PLANTS, planted
 from quiesce.testing.explorer.scenarios import SCENARIOS
 from quiesce.testing.explorer.search import explore
@@ -19,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--scenario", action="append", choices=[*SCENARIOS], metavar="NAME")
     parser.add_argument("--list", action="store_true", help="say which scenarios there are")
-    parser.add_argument("--budget", type=int, metavar="N", help="states, for each scenario")
-    parser.add_argument("--minutes", type=float, metavar="M", help="for each scenario")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--budget", type=count, metavar="N", help="states, for each scenario")
+    parser.add_argument("--minutes", type=duration, metavar="M", help="for each scenario")
+    parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--plant", default="", choices=[*PLANTS], help="a bug, to be found")
     wishes = parser.parse_args(arguments)
     if wishes.list:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
+from quiesce.testing.arguments import count, duration
 from quiesce.testing.simulator.engine import Violation
 from quiesce.testing.simulator.faults import STORM, WEIGHTS
 from quiesce.testing.simulator.world import Plan, World
@@ -52,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the first world (1)")
     parser.add_argument(
         "--hours",
-        type=float,
+        type=duration,
         default=0.1,
         metavar="H",
         help="of virtual time, busy all along (0.1)",
     )
     parser.add_argument(
         "--world",
-        type=float,
+        type=duration,
         default=60.0,
         metavar="SECONDS",
         help="one lasts so long at most (60)",
@@ -69,14 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--storm", action="store_true", help="rare faults ten times as often")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="worlds at a time"
+        "--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="worlds at a time"
     )
     parser.add_argument(
         "--trace", metavar="FILE", help="all that happens, one line each: slow, and large"
     )
     wishes = parser.parse_args(arguments)
-    if wishes.hours <= 0 or wishes.world <= 0 or wishes.jobs < 1:
-        parser.error("--hours and --world must be more than 0, and --jobs at least 1")
+    try:
+        trace = Path(wishes.trace).open("w") if wishes.trace else None  # noqa: SIM115 - closed below
+    except OSError as error:
+        parser.error(f"argument --trace: {wishes.trace} can't be written: {error.strerror}")
     seconds = wishes.hours * 3600
     worlds = math.ceil(seconds / wishes.world)
     began = time.monotonic()
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for number, seed in enumerate(range(wishes.seed, wishes.seed + worlds))
     ]
-    with Path(wishes.trace).open("w") if wishes.trace else nullcontext() as trace:
+    with nullcontext() if trace is None else trace:
         for each in _all(plan, wishes.jobs, trace):
             lived.append(each)
             _say(_line(each))
