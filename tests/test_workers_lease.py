@@ -168,7 +168,7 @@ def test_callbacks_do_not_run_in_the_midst_of_a_task(
     key = pool.broker.run(bodies.callback_thread, str(tmp_path))
     pool.broker.await_file(tmp_path / "begun")
     await_half(pool)
-    assert value_of(pool.broker.await_end(key)) == "quiesce-control"
+    assert value_of(pool.broker.await_end(key)) == "quiesce-callbacks-1"
 
 
 def test_a_broker_that_comes_back_finds_all_alive(start: Start, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from quiesce.protocol import from_worker, to_worker
 from quiesce.testing import leftover_bodies as bodies, worker_bodies
 from workers_fakes import FakeBroker, Pool, value_of
 
@@ -17,6 +18,71 @@ def test_callbacks_of_its_token_are_part_of_a_task(broker: FakeBroker, tmp_path:
     assert (end.outcome, end.evidence) == ("completed", "RETURNED")
     assert (tmp_path / "callback-over").read_text() == str(key[0])
     assert (tmp_path / "thread-over").exists()
+
+
+def test_a_callback_that_takes_long_holds_up_its_own_task_alone(
+    pool: Pool, broker: FakeBroker, tmp_path: Path
+) -> None:
+    keys = [broker.run(bodies.long_callback, str(tmp_path))]
+    broker.await_file(tmp_path / "begun")
+    if pool.settings.slots > 1:
+        for name in ("next", "last"):
+            (tmp_path / name).mkdir()
+            keys.append(broker.run(bodies.long_callback, str(tmp_path / name)))
+            broker.await_file(tmp_path / name / "begun")
+        watcher = broker.run(worker_bodies.watcher, str(tmp_path), "watcher")
+        broker.await_file(tmp_path / "watcher")
+    broker.stop(keys[0])
+    for name in ("in-callback", "woken"):
+        broker.await_file(tmp_path / name)
+    # The worker hears, and says what it is about.
+    assert any("wait_for_file" in text for text in broker.stacks(keys[0]))
+    lingering = broker.await_message(from_worker.Lingering, lambda each: each.task_id == keys[0][0])
+    assert lingering.what == "callbacks of its token"
+    if pool.settings.slots > 1:
+        # So are its neighbours stopped, whose callbacks take as long.
+        broker.stop(*keys[1:], watcher)
+        assert value_of(broker.await_end(watcher)) == "watched"
+        for name in ("next", "last"):
+            broker.await_file(tmp_path / name / "in-callback")
+            (tmp_path / name / "go").touch()
+        for key in keys[1:]:
+            assert broker.await_end(key).outcome == "completed"
+    assert keys[0] not in broker.ended
+    assert not (tmp_path / "third-said").exists()
+    (tmp_path / "go").touch()
+    assert broker.await_end(keys[0]).outcome == "completed"
+    assert (tmp_path / "third-said").read_text() == "first second third"
+
+
+def test_a_callback_may_wait_for_the_broker(broker: FakeBroker, tmp_path: Path) -> None:
+    key = broker.run(bodies.associate_in_callback, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    broker.stop(key)
+    asked = broker.await_message(from_worker.Associate)
+    assert (asked.task_id, asked.tenant_id) == (key[0], "elsewhere")
+    answer = to_worker.Associated(asked.request, None, "")
+    broker.tell(broker.control, broker.where[key].control, answer)
+    assert broker.await_end(key).outcome == "completed"
+
+
+def test_a_child_that_a_callback_forks_is_no_worker(broker: FakeBroker, tmp_path: Path) -> None:
+    key = broker.run(bodies.fork_in_callback, str(tmp_path))
+    broker.await_file(tmp_path / "begun")
+    broker.stop(key)
+    assert broker.await_end(key).outcome == "completed"
+    assert (tmp_path / "status").read_text() == "0"
+
+
+def test_callbacks_run_where_no_thread_can_be_had(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    try:
+        key = pool.broker.run(bodies.callback_without_threads, str(tmp_path))
+        pool.broker.await_file(tmp_path / "begun")
+        pool.broker.stop(key)
+        assert value_of(pool.broker.await_end(key)) == "quiesce-control"
+    finally:
+        pool.close()
 
 
 def test_callbacks_of_a_call_in_a_pool_are_part_of_its_task(

@@ -9,6 +9,8 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import zmq
@@ -17,8 +19,10 @@ from quiesce.protocol import from_worker
 from quiesce.protocol.sizes import CONTROL_LIMIT
 from quiesce.workers import logs
 from quiesce.workers.attempt import Attempt
+from quiesce.workers.hands import Hands
 from quiesce.workers.kernel import Wake
 from quiesce.workers.link import Link
+from quiesce.workers.runner import leave_child
 from quiesce.workers.scope import CALLBACKS
 from quiesce.workers.stacks import stacks_of
 from quiesce.workers.sweeper import Sweeper
@@ -59,6 +63,8 @@ class ControlThread:
         self.watches_lease = False
         #: Requests to stop that another thread came to know of, to be made known by this one.
         self._asking: deque[AskToStop] = deque()
+        #: Run the callbacks of tasks: this thread must not wait for code of theirs.
+        self._hands = Hands("quiesce-callbacks")
         #: Somebody was woken since this thread waited last.
         self._woken = False
         #: Attempts with processes whose body has ended, from any thread.
@@ -100,7 +106,8 @@ class ControlThread:
             self._worker.fail()
 
     def _turn(self) -> None:
-        if self._woken:
+        woken = self._woken
+        if woken:
             # Who was woken needs the interpreter, which this thread leaves to them only while it waits.
             self._woken = False
             timeout = 1
@@ -116,6 +123,9 @@ class ControlThread:
                 self._on_monitor(self._links[what])
             elif what != self._data_fd and self._sweeper.on_readable(what):
                 self._sweep_due = True
+        if woken and self._hands.is_waiting:
+            # Others are before them, and take long.
+            self._see_to_callbacks(self._hands.hurry)
         self._on_time()
         if self._worker.lending.tend(self._worker.hear) is not self._tends_data:
             self._tends_data = not self._tends_data
@@ -193,30 +203,56 @@ class ControlThread:
     # --- effects that are this thread's -----------------------------------------------------------
 
     def ask_to_stop(self, effect: AskToStop) -> None:
-        """Wake all that waits for the request. Callbacks of the task's tokens run in this thread and no other:
-
-        whoever else learns of the half lease may be in the midst of a task, with that task's locks.
+        """Wake all that waits for the request, in this thread and no other: whoever else learns of the half lease
+        may be in the midst of a task, with that task's locks.
         """
         if threading.get_ident() != self.thread.ident:
             self._asking.append(effect)
             self.wake.set()
             return
         attempt = self._worker.attempts.get((effect.task_id, effect.attempt))
-        if attempt is not None:
-            attempt.task.update(stopping=True, reason=effect.reason)
-            if attempt.task.is_awaited:
-                # What waits for the task's token is woken now. Said first: it may end at once.
-                attempt.task.observe()
-            self._woken = True
-            # They are part of the task: it has not ended while one of them runs, and none begins when it has.
-            if not attempt.scope.hold(CALLBACKS, CALLBACKS):
-                return
-            try:
-                attempt.context.copy().run(attempt.task.root.cancel, effect.reason)
-            except BaseException:
+        if attempt is None:
+            return
+        attempt.task.update(stopping=True, reason=effect.reason)
+        if attempt.task.is_awaited:
+            # What waits for the task's token is woken now. Said first: it may end at once.
+            attempt.task.observe()
+        self._woken = True
+        # Callbacks are part of the task: it has not ended while one of them runs, and none begins when it has.
+        mark = object()
+        if not attempt.scope.hold(mark, CALLBACKS):
+            return
+        callbacks = attempt.task.wake(effect.reason)
+        if callbacks is None:
+            attempt.scope.release(mark)
+            return
+        self._see_to_callbacks(
+            lambda: self._hands.queue(partial(self._call_back, attempt, callbacks, mark))
+        )
+
+    def _see_to_callbacks(self, call_hands: Callable[[], None]) -> None:
+        try:
+            call_hands()
+        except RuntimeError:
+            # No thread can be started. It may be these callbacks that make room, so better here than not at all.
+            while (work := self._hands.take()) is not None:
+                work()
+
+    def _call_back(self, attempt: Attempt, callbacks: Callable[[], None], mark: object) -> None:
+        """Run the callbacks of its tokens: code of the task's, which may take for ever, or fork."""
+        ident = threading.get_ident()
+        error: BaseException | None = None
+        attempt.scope.threads[ident] = CALLBACKS
+        try:
+            attempt.context.copy().run(callbacks)
+        except BaseException as raised:
+            error = raised
+            if not self._worker.nursery.in_child:
                 logs.say(_log.exception, "a callback of a token of %s failed", attempt.words())
-            finally:
-                attempt.scope.release(CALLBACKS)
+        if self._worker.nursery.in_child:
+            leave_child(error)
+        attempt.scope.threads.pop(ident, None)
+        attempt.scope.release(mark)
 
     def force(self, effect: ForceAttempt) -> None:
         """The grace is over."""

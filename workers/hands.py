@@ -60,15 +60,20 @@ class Hands:
             for _ in range(len(self._work)):
                 self._call_one()
 
+    def take(self) -> Work | None:
+        """Something that nobody has begun, to be done by the caller: for who can't get a thread for it."""
+        with self._lock:
+            return self._work.popleft() if self._work else None
+
     def _call_one(self) -> None:
-        """Under the lock: one more thread is awake."""
-        self._awake += 1
+        """Under the lock: one more thread is awake. RuntimeError: none can be started; what waits, waits on."""
         if self._idle:
             self._idle.pop().release()
-            return
-        self._made += 1
-        name = f"{self._name}-{self._made}"
-        start_own(threading.Thread(target=self._run, name=name, daemon=True))
+        else:
+            name = f"{self._name}-{self._made + 1}"
+            start_own(threading.Thread(target=self._run, name=name, daemon=True))
+            self._made += 1
+        self._awake += 1
 
     def _run(self) -> None:
         asleep = threading.Lock()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: The hold for child processes: one for all, released by the sweep that finds none.
 PROCESSES: Final = "child processes"
-#: The hold for the callbacks of the task's tokens, while the control thread runs them.
+#: What the callbacks of its tokens are called, while they run.
 CALLBACKS: Final = "callbacks of its token"
 
 

@@ -10,13 +10,14 @@ import warnings
 from _thread import RLock
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.errors import NotInTaskError, ShutdownRequested
 from quiesce.registry.ids import TaskId
 from quiesce.task_info import TaskInfo, TaskKind
 from quiesce.token import CancellationToken
-from quiesce.token_tree import Node
+from quiesce.token_tree import Node, run_callbacks
 
 if TYPE_CHECKING:
     from quiesce.client import Client
@@ -162,6 +163,19 @@ class TaskContext:
         """Whether somebody waits for the task's token, or has callbacks on it."""
         return self._token is not None and self._token.is_awaited()
 
+    def wake(self, reason: str) -> Callable[[], None] | None:
+        """Cancel its tokens, and wake all that waits for them. No code of the task's runs in here.
+
+        What is given runs the callbacks, which may take long; None if there are none.
+        """
+        marked, watches = self.root._node.mark(reason)
+        rest = partial(run_callbacks, marked, watches)
+        # After the mark: who adds one from now on runs it.
+        if any(watch.callbacks for watch in watches):
+            return rest
+        rest()
+        return None
+
     @property
     def is_asked(self) -> bool:
         """Whether it has been asked to stop, by the broker's word or the supervisor's flag. No look is counted."""
@@ -253,6 +267,12 @@ def shutdown_token() -> CancellationToken:
     """The current task's token: cancelled when the task is asked to stop; always the same one.
 
     It is a child of the runtime's own, so that cancelling it does not pass for a request.
+
+    Callbacks that are added to it, or to tokens below it, run when the task is asked, one after the other as
+    `CancellationToken.cancel` says, in a thread of the worker that is theirs for so long, and in a copy of the
+    task's context. They may take long: what waits for the token is woken before them, and they hold up nothing but
+    the end of the task, of which they are a part. (A worker that can start no thread runs them in the one that
+    hears requests to stop, which then hears none before they are over.)
 
     Raises:
         NotInTaskError: outside of a task.

@@ -318,7 +318,8 @@ class CancellationToken:
     def add_callback(self, fn: Callable[[], object]) -> Callable[[], None]:
         """Have `fn()` called once when this token is cancelled; returns what takes that back.
 
-        It runs in the thread that cancels, so it should be short; if the token is cancelled
+        It runs in the thread that cancels, so it should be short (when a task is asked to stop, in a
+        thread for its callbacks alone: see `quiesce.shutdown_token`); if the token is cancelled
         already, at once in this thread, before `add_callback` returns. It runs under no lock of the
         token, and may use the token in any way. What it raises is logged; see `cancel`.
 

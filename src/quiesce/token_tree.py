@@ -40,6 +40,13 @@ class Node:
 
         Called again, it does what is left of that.
         """
+        run_callbacks(*self.mark(reason))
+
+    def mark(self, reason: str) -> "tuple[list[Node], list[Watch]]":
+        """All of `cancel` that no code of the user's can hold up. What is given is for `run_callbacks`.
+
+        It holds the callbacks: who drops their token from now on is too late.
+        """
         marked: list[Node] = []
         watches: list[Watch] = []
         todo = [(self, reason)]
@@ -57,14 +64,7 @@ class Node:
                 watches.append(watch)
         for watch in watches:
             watch.wake()
-        error: BaseException | None = None
-        for watch in watches:
-            error = watch.fire(error)
-        # Last of all: a cancel that was cut short above must find its way again.
-        for node in marked:
-            node.children.clear()
-        if error is not None:
-            raise error
+        return marked, watches
 
     def attach(self, parent: "Node | None") -> None:
         """Go below `parent`, or, if that has retired, the nearest node above that has not."""
@@ -93,6 +93,18 @@ class Node:
         parent = self.parent  # once: its own retire() may be changing it
         if parent is not None:
             parent.children.pop(self, None)
+
+
+def run_callbacks(marked: list[Node], watches: "list[Watch]") -> None:
+    """The rest of a `Node.cancel`, which may take as long as the callbacks like."""
+    error: BaseException | None = None
+    for watch in watches:
+        error = watch.fire(error)
+    # Last of all: a cancel that was cut short above must find its way again.
+    for node in marked:
+        node.children.clear()
+    if error is not None:
+        raise error
 
 
 class Callback:

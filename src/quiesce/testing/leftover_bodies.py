@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from quiesce.context import (
+    associate_with,
     current_client,
     current_task_id,
     is_shutdown_requested,
@@ -18,7 +21,8 @@ from quiesce.context import (
 )
 from quiesce.testing.bodies import ignore_until_file
 from quiesce.testing.witness import opened
-from quiesce.testing.worker_bodies import mark
+from quiesce.testing.worker_bodies import mark, wait_for_file
+from quiesce.workers import hands
 
 #: Seconds that a callback takes.
 _LONG = 0.5
@@ -40,6 +44,67 @@ def token_callback(folder: str) -> None:
     mark(folder, "begun")
     while not is_shutdown_requested():
         time.sleep(0.005)
+
+
+def long_callback(folder: str) -> None:
+    """End when asked; the second of three callbacks of its token waits for a file."""
+    said: list[str] = []
+
+    def callback(name: str) -> None:
+        if name == "second":
+            mark(folder, "in-callback")
+            wait_for_file(f"{folder}/go")
+        said.append(name)
+        mark(folder, f"{name}-said", " ".join(said))
+
+    for name in ("first", "second", "third"):
+        shutdown_token().add_callback(partial(callback, name))
+    mark(folder, "begun")
+    wait_for_shutdown()
+    mark(folder, "woken")
+
+
+def associate_in_callback(folder: str) -> None:
+    """Move when asked."""
+    shutdown_token().add_callback(lambda: associate_with("elsewhere", None))
+    mark(folder, "begun")
+    wait_for_shutdown()
+
+
+def fork_in_callback(folder: str) -> None:
+    """A callback forks, and its child comes back out of it."""
+
+    def callback() -> None:
+        child = os.fork()
+        if child:
+            mark(folder, "status", str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+
+    shutdown_token().add_callback(callback)
+    mark(folder, "begun")
+    wait_for_shutdown()
+
+
+def callback_without_threads(folder: str) -> str:
+    """Be asked while its worker can start no thread; gives the name of the one that its callback ran in."""
+    told: list[str] = []
+    called = threading.Event()
+
+    def callback() -> None:
+        told.append(threading.current_thread().name)
+        called.set()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    shutdown_token().add_callback(callback)
+    doors: Any = hands
+    before, doors.start_thread = doors.start_thread, start
+    try:
+        mark(folder, "begun")
+        called.wait()
+    finally:
+        doors.start_thread = before
+    return told[0]
 
 
 def done_callback(folder: str) -> None:
