@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from quiesce.protocol import from_worker, to_worker
+from quiesce.registry.rows import EndedRow
 from quiesce.testing import leftover_bodies as bodies, worker_bodies
-from workers_fakes import FakeBroker, Pool, value_of
+from workers_fakes import FakeBroker, Key, Pool, value_of
 
 
 def test_callbacks_of_its_token_are_part_of_a_task(broker: FakeBroker, tmp_path: Path) -> None:
@@ -102,6 +103,42 @@ def test_the_initializer_of_a_pool_is_part_of_the_task(broker: FakeBroker, tmp_p
     end = broker.await_end(key)
     assert (end.outcome, end.evidence) == ("completed", "RETURNED")
     assert (tmp_path / "initializer-over").read_text() == f"of {key[0]}"
+
+
+SHARED = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+calls = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+calls.submit(int).result()
+"""
+
+
+def test_a_call_in_a_process_that_others_have_started_is_part_of_the_task(tmp_path: Path) -> None:
+    (tmp_path / "shared.py").write_text(SHARED, encoding="utf-8")
+    pool = Pool(tmp_path, preload=["shared"])
+    broker = pool.broker
+
+    def ends_after_its_call(key: Key, name: str) -> EndedRow:
+        told = broker.await_message(from_worker.Lingering, lambda each: each.task_id == key[0])
+        assert told.what == "executor call of gate_file"
+        assert key not in broker.ended
+        (tmp_path / f"{name}-go").touch()
+        return broker.await_end(key)
+
+    try:
+        left = broker.run(bodies.shared_call, str(tmp_path), "left")
+        broker.await_file(tmp_path / "left-begun")
+        assert ends_after_its_call(left, "left").outcome == "completed"
+        assert (tmp_path / "called-back").read_text() == str(left[0])
+
+        awaited = broker.run(bodies.async_shared_call, str(tmp_path), "awaited")
+        broker.await_file(tmp_path / "awaited-begun")
+        broker.stop(awaited)
+        broker.force(awaited)  # the await ends, the call does not
+        assert ends_after_its_call(awaited, "awaited").outcome == "cancelled"
+    finally:
+        pool.close()
 
 
 def test_a_call_that_is_cancelled_in_a_pool_leaves_nothing(

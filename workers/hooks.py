@@ -1,9 +1,9 @@
 """How a worker knows what its attempts begin: the few doors through which all of it goes are watched.
 
 Threads (`Thread.start`, `_thread.start_new_thread`), executor calls (`ThreadPoolExecutor.submit`, on which
-`asyncio.to_thread` and `run_in_executor` rest) and processes (`_posixsubprocess.fork_exec`, `os.fork` and
-their kin) are attributed by the context variable of the code that calls. Threads and executor calls run
-in a copy of that context, so `is_shutdown_requested()` works in them.
+`asyncio.to_thread` and `run_in_executor` rest, and `ProcessPoolExecutor.submit`) and processes
+(`_posixsubprocess.fork_exec`, `os.fork` and their kin) are attributed by the context variable of the code that
+calls. Threads and calls in threads run in a copy of that context, so `is_shutdown_requested()` works in them.
 
 Only worker processes install this. In the forked child of a task all of it is inert: the child is just
 a process of the attempt, and whatever locks our machinery held when it was forked are never touched.
@@ -12,9 +12,10 @@ a process of the attempt, and whatever locks our machinery held when it was fork
 import _thread
 import contextvars
 import functools
+import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, thread as futures_thread
+from concurrent.futures import Executor, ThreadPoolExecutor, thread as futures_thread
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -27,6 +28,12 @@ from quiesce.workers.scope import Scope, name_of
 #: public ones (`Thread(target=handle.result)`) are called by a task, and part of it.
 _OURS: Final = ("quiesce.client", "quiesce.workers", "quiesce.token")
 
+#: By module: the executors of the standard library whose calls run in other processes or interpreters.
+_ELSEWHERE: Final = {
+    "concurrent.futures.process": "ProcessPoolExecutor",
+    "concurrent.futures.interpreter": "InterpreterPoolExecutor",  # since Python 3.14
+}
+
 start_thread: Final = threading.Thread.start
 submit: Final[Any] = ThreadPoolExecutor.submit
 
@@ -38,6 +45,7 @@ def install(nursery: Nursery, shield: AbstractContextManager[None]) -> None:
     """
     _watch_threads(nursery, shield)
     _watch_executors(nursery, shield)
+    _watch_executors_elsewhere(nursery, shield)
     watch_processes(nursery, shield)
 
 
@@ -151,6 +159,8 @@ def _is_ours(thread: threading.Thread, target: Any) -> bool:
 
 
 def _watch_executors(nursery: Nursery, shield: AbstractContextManager[None]) -> None:
+    """Calls that run in threads of this process: in the context of their attempt."""
+
     @functools.wraps(submit)
     def counted(
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -179,6 +189,44 @@ def _watch_executors(nursery: Nursery, shield: AbstractContextManager[None]) -> 
         return future
 
     ThreadPoolExecutor.submit = counted  # type: ignore[assignment,method-assign]  # the door
+
+
+def _watch_executors_elsewhere(nursery: Nursery, shield: AbstractContextManager[None]) -> None:
+    """Calls that run in processes or interpreters which the attempt may not have started: they are waited for."""
+
+    def watch(executor: Any) -> None:
+        # Not what it inherits: that would send `call` there.
+        submit_there = vars(executor).get("submit", submit)
+
+        @functools.wraps(submit_there)
+        def held(self: Executor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            task = None if nursery.in_child else current_context()
+            if task is None:
+                return submit_there(self, fn, *args, **kwargs)
+            scope: Scope = task.scope
+            inside, mark = contextvars.copy_context(), object()
+            with shield:
+                scope.hold(mark, f"executor call of {_called(fn)}")
+                try:
+                    future = submit_there(self, fn, *args, **kwargs)
+                except BaseException:
+                    scope.release(mark)
+                    raise
+                _release_last(future, inside, lambda: scope.release(mark))
+            return future
+
+        executor.submit = held
+
+    def init_subclass(cls: type[Any], /, **options: Any) -> None:
+        super(Executor, cls).__init_subclass__(**options)
+        if _ELSEWHERE.get(cls.__module__) == cls.__name__:
+            watch(cls)
+
+    for module, name in _ELSEWHERE.items():
+        if module in sys.modules:
+            watch(getattr(sys.modules[module], name))
+    # The others are made when somebody imports them, which most tasks never do, and which takes long.
+    Executor.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment]  # the door
 
 
 def _release_last(future: Any, inside: contextvars.Context, release: Callable[[], None]) -> None:

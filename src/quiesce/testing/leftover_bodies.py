@@ -1,6 +1,7 @@
 """Task bodies that leave callbacks, timers and the like behind; each leaves signs in files."""
 
 import asyncio
+import importlib
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from quiesce.context import (
 )
 from quiesce.testing.bodies import ignore_until_file
 from quiesce.testing.witness import opened
-from quiesce.testing.worker_bodies import mark, wait_for_file
+from quiesce.testing.worker_bodies import gate_file, mark, wait_for_file
 from quiesce.workers import hands
 
 #: Seconds that a callback takes.
@@ -150,6 +151,18 @@ def cancelled_call(folder: str) -> str:
         call.cancel()
         go.set()
     return ",".join(said)
+
+
+def shared_call(folder: str, name: str) -> None:
+    """Return while a call goes on in a process that a module of `preload` has started."""
+    call = importlib.import_module("shared").calls.submit(gate_file, folder, name)
+    call.add_done_callback(lambda _: mark(folder, "called-back", str(current_task_id())))
+
+
+async def async_shared_call(folder: str, name: str) -> None:
+    """Wait for such a call."""
+    calls = importlib.import_module("shared").calls
+    await asyncio.get_running_loop().run_in_executor(calls, gate_file, folder, name)
 
 
 # --- what is raised at the end --------------------------------------------------------------------
