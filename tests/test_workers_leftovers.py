@@ -257,3 +257,27 @@ def test_a_task_factory_is_for_the_task_that_sets_it(broker: FakeBroker, tmp_pat
     assert broker.call(worker_bodies.async_add, 1, 1) == 2
     assert broker.call(bodies.gather_some) == [0, 1, 2]
     assert not (tmp_path / "made-2").exists()
+
+
+def test_a_default_executor_is_for_the_task_that_sets_it(broker: FakeBroker) -> None:
+    *names, closed = broker.call(bodies.set_default_executor)
+    assert names == ["mine_0"] * 3
+    assert "after shutdown" in closed
+    assert broker.call(bodies.in_default_executor).startswith("quiesce-to-thread")
+
+
+def test_what_all_coroutines_of_a_worker_share_is_closed_by_none(broker: FakeBroker) -> None:
+    said = broker.call(bodies.shut_down_what_is_shared)
+    assert [each.split("(")[0] for each in said] == [
+        "shutdown_default_executor",
+        "shutdown_asyncgens",
+    ]
+    assert all("all tasks of this worker" in each for each in said)
+    assert broker.call(bodies.in_default_executor).startswith("quiesce-to-thread")
+
+
+def test_an_exception_handler_is_for_the_task_that_sets_it(pool: Pool, broker: FakeBroker) -> None:
+    heard = broker.call(bodies.set_exception_handler)
+    assert heard == ["ValueError('soon')", "ValueError('later')"]
+    assert not broker.call(bodies.fail_in_a_loop_callback)
+    broker.wait(lambda: "ValueError: on purpose, in a callback" in pool.log(), "the log")

@@ -9,22 +9,19 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.context import TaskContext, _current
 from quiesce.errors import ShutdownRequested
 from quiesce.workers import logs
 from quiesce.workers.hands import start_own
+from quiesce.workers.loop_state import make_own, own_factory, own_handler
 from quiesce.workers.scope import Scope
 
 if TYPE_CHECKING:
     import asyncio
 
 _log: Final = logging.getLogger("quiesce.worker")
-
-#: The task factory that code of an attempt has set: its own alone, since the loop is everybody's.
-_factory: Final[ContextVar[Any]] = ContextVar("quiesce_task_factory", default=None)
 
 
 class LoopThread:
@@ -54,10 +51,10 @@ class LoopThread:
 
                 loop = asyncio.new_event_loop()
                 loop.set_task_factory(_make_task)  # type: ignore[arg-type]  # options differ by version
-                loop.set_task_factory = _set_factory  # type: ignore[method-assign]  # ours stays
                 loop.set_exception_handler(_on_exception)
                 pool = ThreadPoolExecutor(self._threads, thread_name_prefix="quiesce-to-thread")
                 loop.set_default_executor(pool)
+                make_own(loop)  # ours stay
                 thread = threading.Thread(
                     target=self._run, args=(loop,), name="quiesce-loop", daemon=True
                 )
@@ -97,7 +94,7 @@ def _make_task(
     """The task factory: what is made in the context of an attempt belongs to it."""
     import asyncio
 
-    make = _factory.get()
+    make = own_factory()
     task: asyncio.Task[Any] = (
         asyncio.Task(coro, loop=loop, **options) if make is None else make(loop, coro, **options)
     )
@@ -111,16 +108,11 @@ def _add_task(task: "asyncio.Task[Any]", context: contextvars.Context | None) ->
         attempt.scope.add_task(task)
 
 
-def _set_factory(factory: Any) -> None:
-    """The loop's `set_task_factory`: `_make_task` calls it for whoever has set it."""
-    if factory is not None and not callable(factory):
-        raise TypeError("task factory must be a callable or None")
-    _factory.set(factory)
-
-
 def _on_exception(loop: "asyncio.AbstractEventLoop", context: dict[str, Any]) -> None:
     if isinstance(context.get("exception"), ShutdownRequested):
         _log.debug("a coroutine ended by ShutdownRequested, and nobody looked")
+    elif (handler := own_handler(context)) is not None:
+        handler(loop, context)
     else:
         loop.default_exception_handler(context)
 

@@ -326,6 +326,76 @@ async def gather_some() -> list[int]:
     return await asyncio.gather(*(asyncio.sleep(0, n) for n in range(3)))
 
 
+async def set_default_executor() -> list[str]:
+    """Give the loop an executor, and close it; gives the names of threads."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, thread_name_prefix="mine") as pool:
+        loop.set_default_executor(pool)
+        name = await asyncio.to_thread(_thread_name)
+        (child,) = await asyncio.gather(asyncio.to_thread(_thread_name))
+        named = await loop.run_in_executor(None, _thread_name)
+        await loop.shutdown_default_executor()
+        try:
+            await asyncio.to_thread(_thread_name)
+        except RuntimeError as closed:
+            return [name, child, named, str(closed)]
+    return []
+
+
+def _thread_name() -> str:
+    return threading.current_thread().name
+
+
+async def in_default_executor() -> str:
+    return await asyncio.to_thread(_thread_name)
+
+
+async def shut_down_what_is_shared() -> list[str]:
+    """Close executor and generators, as at the end of a loop of one's own. Gives what is said to that."""
+    loop, said = asyncio.get_running_loop(), []
+    for close in (loop.shutdown_default_executor, loop.shutdown_asyncgens):
+        try:
+            await close()
+        except RuntimeError as refused:
+            said.append(str(refused))
+    return said
+
+
+async def set_exception_handler() -> list[str]:
+    """Give the loop an exception handler; gives what it hears of two callbacks."""
+    loop = asyncio.get_running_loop()
+    heard: list[str] = []
+    both = asyncio.Event()
+
+    def handler(loop: asyncio.AbstractEventLoop, said: dict[str, Any]) -> None:
+        heard.append(repr(said["exception"]))
+        if len(heard) > 1:
+            both.set()
+
+    def fail(text: str) -> None:
+        raise ValueError(text)
+
+    loop.set_exception_handler(handler)
+    loop.call_soon(fail, "soon")
+    loop.call_later(0.001, fail, "later")
+    await both.wait()
+    return heard
+
+
+async def fail_in_a_loop_callback() -> bool:
+    """Fail where nobody but the loop's handler hears; whether that is one's own."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+
+    def fail() -> None:
+        over.set()
+        raise ValueError("on purpose, in a callback")
+
+    loop.call_soon(fail)
+    await over.wait()
+    return loop.get_exception_handler() is not None
+
+
 # --- progress -------------------------------------------------------------------------------------
 
 
