@@ -44,6 +44,7 @@ def install(nursery: Nursery, shield: AbstractContextManager[None]) -> None:
     Within `shield` no interrupt raises: what is begun and what is known of it never differ.
     """
     _watch_threads(nursery, shield)
+    _watch_raw_threads(nursery, shield)
     _watch_executors(nursery, shield)
     _watch_executors_elsewhere(nursery, shield)
     watch_processes(nursery, shield)
@@ -66,28 +67,35 @@ def _watch_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> No
                 return _start_in_pool(self, scope)
         if _is_ours(self, target):
             return contextvars.Context().run(start_thread, self)
-        original, inside = self.run, _inherited(self)
+        # Not the thread itself: those of a class of the task's own may be equal to each other.
+        original, inside, mark = self.run, _inherited(self), object()
 
         def run() -> None:
             try:
                 scope.threads[_thread.get_ident()] = self.name
-                inside.run(original)
+                try:
+                    inside.run(original)
+                except BaseException:
+                    # Here, since what `threading.excepthook` does is part of the attempt, too.
+                    inside.run(self._invoke_excepthook, self)  # type: ignore[attr-defined]  # the same since 3.8
             finally:
                 scope.threads.pop(_thread.get_ident(), None)
-                scope.release(self)
+                scope.release(mark)
 
         with shield:
             self.run = run  # type: ignore[method-assign]  # what a thread object runs is looked up on it
-            scope.hold(self, f"thread {self.name!r}")
+            scope.hold(mark, f"thread {self.name!r}")
             try:
                 start_thread(self)
             except BaseException:
                 del self.run
-                scope.release(self)
+                scope.release(mark)
                 raise
 
     threading.Thread.start = start  # type: ignore[method-assign]  # the door
 
+
+def _watch_raw_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> None:
     raw_start = _thread.start_new_thread
 
     def start_new_thread(function: Any, args: Any, kwargs: Any = None, /) -> int:
@@ -114,6 +122,7 @@ def _watch_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> No
                 raise
 
     _thread.start_new_thread = start_new_thread  # `threading` has its own reference
+    _thread.start_new = start_new_thread  # its old name
 
 
 def _start_in_pool(thread: Any, scope: Scope) -> None:

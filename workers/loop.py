@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.context import TaskContext, _current
@@ -55,6 +56,7 @@ class LoopThread:
                 pool = ThreadPoolExecutor(self._threads, thread_name_prefix="quiesce-to-thread")
                 loop.set_default_executor(pool)
                 make_own(loop)  # ours stay
+                _watch_timers(loop)
                 thread = threading.Thread(
                     target=self._run, args=(loop,), name="quiesce-loop", daemon=True
                 )
@@ -84,7 +86,9 @@ def make_root(
     import asyncio
 
     task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, context=context)
-    _add_task(task, context)
+    attempt = context.get(_current)
+    if attempt is not None:
+        attempt.scope.add_task(task)
     return task
 
 
@@ -94,18 +98,40 @@ def _make_task(
     """The task factory: what is made in the context of an attempt belongs to it."""
     import asyncio
 
+    attempt = _owner(options.get("context"))  # first: an eager task begins when it is made
     make = own_factory()
     task: asyncio.Task[Any] = (
         asyncio.Task(coro, loop=loop, **options) if make is None else make(loop, coro, **options)
     )
-    _add_task(task, options.get("context"))
+    if attempt is not None:
+        attempt.scope.add_task(task)
     return task
 
 
-def _add_task(task: "asyncio.Task[Any]", context: contextvars.Context | None) -> None:
-    attempt = _current.get() if context is None else context.get(_current)
-    if attempt is not None:
-        attempt.scope.add_task(task)
+def _watch_timers(loop: Any) -> None:
+    """The attempts of timers are found by their contexts, when these attempts have ended (see `purge`)."""
+    call_at = loop.call_at  # `call_later` rests on it
+
+    def call_at_of_owner(*args: Any, context: contextvars.Context | None = None) -> Any:
+        _owner(context)
+        return call_at(*args, context=context)
+
+    loop.call_at = call_at_of_owner
+
+
+def _owner(context: contextvars.Context | None) -> TaskContext | None:
+    """The attempt that something begun in this context belongs to. In one that knows of none: to who begins it."""
+    here = _current.get()
+    if context is None:
+        return here
+    attempt = context.get(_current)
+    if attempt is None and here is not None:
+        with suppress(
+            RuntimeError
+        ):  # who is in it just now begins this elsewhere: it can't be entered again
+            context.run(_current.set, here)
+        return here
+    return attempt
 
 
 def _on_exception(loop: "asyncio.AbstractEventLoop", context: dict[str, Any]) -> None:
