@@ -16,6 +16,7 @@ _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _set_timer: Final = signal.setitimer
 _set_handler: Final = signal.signal
 _set_mask: Final = signal.pthread_sigmask
+_set_wakeup: Final = signal.set_wakeup_fd
 
 
 class Signals:
@@ -28,6 +29,9 @@ class Signals:
         self._handlers: dict[int, Any] = {}
         #: The signals that were blocked before the body, if it has changed that.
         self._mask: set[int] | None = None
+        #: What tells of signals, and how, outside of bodies; whether a body has changed it.
+        self._wakeup: tuple[tuple[Any, ...], dict[str, Any]] = ((-1,), {})
+        self._wakeup_changed = False
 
     def watch(self, in_body: Callable[[], bool]) -> None:
         """Note what bodies do, for the whole life of this process. `in_body`: the main thread runs one now."""
@@ -55,12 +59,30 @@ class Signals:
                 self.changed = True
             return _set_mask(how, mask)
 
+        @functools.wraps(_set_wakeup)
+        def set_wakeup(*args: Any, **kwargs: Any) -> int:
+            if in_body():
+                self._wakeup_changed = self.changed = True
+                return _set_wakeup(*args, **kwargs)
+            old = _set_wakeup(*args, **kwargs)
+            self._wakeup = args, kwargs
+            return old
+
         signal.setitimer, signal.alarm = noted(signal.setitimer), noted(signal.alarm)
         signal.signal = set_handler
         signal.pthread_sigmask = set_mask  # type: ignore[assignment]  # the door
+        signal.set_wakeup_fd = set_wakeup
 
     def restore(self) -> None:
         """All as it was before the body. What its handlers raise meanwhile leaves this: then call it again."""
+        # First: the descriptor of the body's may be that of somebody's file by now.
+        if self._wakeup_changed:
+            args, kwargs = self._wakeup
+            try:
+                _set_wakeup(*args, **kwargs)
+            except (OSError, ValueError):  # it was closed meanwhile
+                _set_wakeup(-1)
+            self._wakeup_changed = False
         for timer in _TIMERS:
             _set_timer(timer, 0)
         # Before the handlers: what was blocked is for the body's own.

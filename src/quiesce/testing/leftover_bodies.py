@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -262,13 +263,19 @@ def fail_in_callback(folder: str) -> None:
 
 
 def signals() -> list[Any]:
-    """What there is of timers, handlers and blocked signals."""
+    """What there is of timers, handlers and blocked signals, and the descriptor that tells of them."""
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
     timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
     return [
         [signal.getitimer(timer) for timer in timers],
         [repr(signal.getsignal(n)) for n in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM)],
         sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        wakeup,
     ]
+
+
+_KEPT: list[Any] = []
 
 
 def _on_alarm(number: int, frame: object) -> None:
@@ -276,7 +283,11 @@ def _on_alarm(number: int, frame: object) -> None:
 
 
 def meddle_with_all_signals() -> list[Any]:
-    """Leave timers, handlers and a mask behind; a blocked signal waits for its handler."""
+    """Leave timers, handlers, a mask and a descriptor behind; a blocked signal waits for its handler."""
+    told = socket.socketpair()
+    told[0].setblocking(False)
+    _KEPT.append(told)
+    signal.set_wakeup_fd(told[0].fileno())
     for number in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, _on_alarm)
     try:
