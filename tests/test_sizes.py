@@ -1,10 +1,13 @@
 """What is larger than its receiver takes is never sent: messages are begun anew in time, and texts are cut."""
 
 import asyncio
+import math
 import os
 import threading
 import time
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,6 +231,24 @@ def ask_nonsense() -> list[str]:
     return said
 
 
+def ask_for_no_number() -> list[str]:
+    """What is said of what is no number; nothing of what is one."""
+    said: list[str] = []
+    values: list[Any] = ["3", None, True, 10**400, 10**5000, -5, -0.5, math.nan, -math.inf]
+    for value in values:
+        for ask in (quiesce.extend_grace, quiesce.report_progress):
+            try:
+                ask(value)
+            except (TypeError, ValueError) as error:
+                said.append(f"{type(error).__name__}: {error}")
+            else:
+                said.append(f"{ask.__name__} took {value}")
+    for number in (0, 2.5, 3, Decimal(3), Fraction(1, 2), math.inf):
+        quiesce.extend_grace(number)  # type: ignore[arg-type]  # some are no floats, but made into one
+        quiesce.report_progress(number)  # type: ignore[arg-type]  # as above
+    return said
+
+
 def give_after(path: str, size: int) -> bytes:
     while not os.path.exists(path):
         time.sleep(0.005)
@@ -239,6 +260,27 @@ def cluster() -> Iterator[Cluster]:
     runtimes = {"alone": {"processes": 1, "slots": 1}, "shared": {"processes": 1, "slots": 32}}
     with Cluster(runtimes=runtimes, payload_limit=2**20) as cluster:
         yield cluster
+
+
+def test_what_is_no_number_is_refused_with_words(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        said = client.spawn("shared", "compaction", ask_for_no_number).result(timeout=20)
+    small = "seconds must be 0 or more, not {}: a grace is not shortened"
+    assert said == [
+        *(f"TypeError: {what} must be a number, not '3'" for what in ("seconds", "done")),
+        *(f"TypeError: {what} must be a number, not None" for what in ("seconds", "done")),
+        *(f"TypeError: {what} must be a number, not True" for what in ("seconds", "done")),
+        *[
+            f"ValueError: {what} must be a number that a float has room for"
+            for what in ("seconds", "done") * 2
+        ],
+        f"ValueError: {small.format(-5)}",
+        "report_progress took -5",
+        f"ValueError: {small.format(-0.5)}",
+        "report_progress took -0.5",
+        *(f"ValueError: {what} must be a number, not nan" for what in ("seconds", "done")),
+        *(f"ValueError: {what} must be a number, not -inf" for what in ("seconds", "done")),
+    ]
 
 
 @pytest.mark.parametrize("runtime", ["alone", "shared"])

@@ -129,9 +129,13 @@ class Port:
         """Never blocks.
 
         Raises:
-            TypeError, ValueError: `seconds` is no number.
+            TypeError, ValueError: `seconds` is no number, or below 0.
         """
         more = _number("seconds", seconds)
+        if more < 0:
+            raise ValueError(
+                f"seconds must be 0 or more, not {seconds!r}: a grace is not shortened"
+            )
         if not self._nursery.in_child:
             self._say(lambda session, now: session.extend_grace(key_of(task), more))
 
@@ -142,7 +146,14 @@ class Port:
 
 
 def _number(what: str, value: float) -> float:
-    number = float(value)
+    if isinstance(value, bool) or not hasattr(
+        type(value), "__float__"
+    ):  # a string is read by float(), too
+        raise TypeError(f"{what} must be a number, not {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{what} must be a number that a float has room for") from None
     if math.isnan(number) or number == -math.inf:
         raise ValueError(f"{what} must be a number, not {value!r}")
     return number

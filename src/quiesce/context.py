@@ -377,6 +377,7 @@ def report_progress(done: float, total: float | None = None, note: str = "") -> 
 
     Raises:
         NotInTaskError: outside of a task.
+        TypeError, ValueError: `done` or `total` is no number that a float has room for, or `note` no string.
     """
     task = _here("report_progress()")
     task.port.report_progress(task, done, total, note)
@@ -387,6 +388,7 @@ def extend_grace(seconds: float) -> None:
 
     Raises:
         NotInTaskError: outside of a task.
+        TypeError, ValueError: `seconds` is no number that a float has room for, or below 0.
     """
     task = _here("extend_grace()")
     task.port.extend_grace(task, seconds)
