@@ -21,7 +21,7 @@ import pytest
 
 from client_fakes import FakeBroker, ended, stop_report, task_row
 from quiesce import context, errors
-from quiesce.client import checks, connection, driver, events
+from quiesce.client import checks, connection, driver, events, outcomes
 from quiesce.client.async_client import AsyncClient
 from quiesce.client.base import BaseClient
 from quiesce.client.client import Client
@@ -739,6 +739,20 @@ def test_queries(broker: FakeBroker, client: Client) -> None:
     )
     assert (second.id, second.scope) == (8, "task 12")
     assert broker.take(from_client.GetHistory).scope == (None, "t", None, None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        EndedStop(id=1, scope="", reason="", requested_at=1.0, completed_at=2.0),
+        Event(type="task-ended", at=1.0, data={"outcome": "failed"}),
+        outcomes.task_info(task_row(3)),
+        outcomes.shutdown_report(stop_report(1, tasks=[3]), "t", ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_can_be_members_of_sets(value: object) -> None:
+    assert {value, pickle.loads(pickle.dumps(value))} == {value}
 
 
 def test_stacks_of_tasks_by_their_ids(broker: FakeBroker, client: Client) -> None:

@@ -1,4 +1,4 @@
-"""The values that quiesce hands to its users: frozen, and the same from every verb.
+"""The values that quiesce hands to its users: frozen, hashable, and the same from every verb.
 
 Times are seconds since the epoch (float), None where the thing did not happen. `outcome`, `evidence`
 and `state` are the StrEnums of `quiesce.registry.states`; they compare equal to their plain strings.
@@ -208,8 +208,8 @@ class EndedStop:
     requested_at: float
     completed_at: float
     timed_out: bool = False
-    outcomes: dict[Outcome, int] = field(default_factory=dict)
-    evidence: dict[Evidence, int] = field(default_factory=dict)
+    outcomes: dict[Outcome, int] = field(default_factory=dict, hash=False)  # a dict has no hash
+    evidence: dict[Evidence, int] = field(default_factory=dict, hash=False)
     remaining: int = 0
     keep_closed: bool = False
     by: str = ""
@@ -233,7 +233,7 @@ class Event:
     type: str
     at: float
     task_id: TaskId | None = None
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict, hash=False)  # a dict has no hash
 
 
 __all__ = [
