@@ -179,7 +179,8 @@ class Driver:
                 return
             reply.orphan = True
             if not reply.over:
-                self._mail.put(mailbox.Abandon(reply))
+                if not self.ended.over:
+                    self._mail.put(mailbox.Abandon(reply))
                 return
         self._release_orphan(reply)
 

@@ -555,6 +555,14 @@ def test_an_interrupt_on_the_way_leaves_no_scope_closed(
     assert number > 10
 
 
+def test_a_closed_client_keeps_nothing_of_what_it_refuses(client: Client) -> None:
+    client.close()
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="closed"):
+            client.tasks()
+    assert not client._driver._mail.commands
+
+
 def test_a_block_is_left_once(broker: FakeBroker, client: Client) -> None:
     broker.script[from_client.Stop] = lambda m: stop_report(m.request, stop_id=77)
     block = client.stopped(tenant_id="t")
