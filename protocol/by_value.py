@@ -127,17 +127,18 @@ def _dill() -> tuple[Callable[..., Any], Callable[..., Any]]:
         __module__ = dill.Pickler.__module__  # by which dill knows its own
 
         def reducer_override(self, obj: Any) -> Any:
-            if self.strict and isinstance(obj, _BOUND):
-                raise TypeError(
-                    f"cannot pickle {type(obj).__name__!r} object: it belongs to its process"
-                )
-            # Nobody over there holds what is held here. dill's copies are held like the original, and those of
-            # an RLock always: by nobody, so that who takes one waits for ever.
-            if isinstance(obj, _LOCK):
-                return threading.Lock, ()
-            if isinstance(obj, _RLOCK):
-                return threading.RLock, ()
-            if isinstance(obj, functools.cached_property) and "lock" in vars(obj):
+            if isinstance(obj, _BOUND):
+                if self.strict:
+                    raise TypeError(
+                        f"cannot pickle {type(obj).__name__!r} object: it belongs to its process"
+                    )
+                # Nobody over there holds what is held here. dill's copies are held like the original, and those
+                # of an RLock always: by nobody, so that who takes one waits for ever.
+                if isinstance(obj, _LOCK):
+                    return threading.Lock, ()
+                if isinstance(obj, _RLOCK):
+                    return threading.RLock, ()
+            if isinstance(obj, functools.cached_property) and type(vars(obj).get("lock")) is _RLOCK:
                 state = {name: value for name, value in vars(obj).items() if name != "lock"}
                 return _make_cached_property, (type(obj),), state
             if isinstance(obj, types.ModuleType) and not is_main(obj.__name__):
