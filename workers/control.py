@@ -26,6 +26,7 @@ from quiesce.workers.runner import leave_child
 from quiesce.workers.scope import CALLBACKS
 from quiesce.workers.stacks import stacks_of
 from quiesce.workers.sweeper import Sweeper
+from quiesce.workers.tracing import apart
 from quiesce.workers.worker_effects import AskToStop, ForceAttempt, Look
 from quiesce.workers.worker_session import BEGUN_AFTER, WorkerSession
 
@@ -244,7 +245,7 @@ class ControlThread:
         error: BaseException | None = None
         attempt.scope.threads[ident] = CALLBACKS
         try:
-            attempt.context.copy().run(callbacks)
+            apart(attempt.context.copy().run, callbacks)
         except BaseException as raised:
             error = raised
             if not self._worker.nursery.in_child:

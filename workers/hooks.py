@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from quiesce.context import current_context
+from quiesce.workers import tracing
 from quiesce.workers.births import watch_processes
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.scope import Scope, name_of
@@ -48,6 +49,7 @@ def install(nursery: Nursery, shield: AbstractContextManager[None]) -> None:
     _watch_executors(nursery, shield)
     _watch_executors_elsewhere(nursery, shield)
     watch_processes(nursery, shield)
+    tracing.watch()
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -74,7 +76,7 @@ def _watch_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> No
             try:
                 scope.threads[_thread.get_ident()] = self.name
                 try:
-                    inside.run(original)
+                    tracing.apart(inside.run, _traced, original)
                 except BaseException:
                     # Here, since what `threading.excepthook` does is part of the attempt, too.
                     inside.run(self._invoke_excepthook, self)  # type: ignore[attr-defined]  # the same since 3.8
@@ -108,7 +110,8 @@ def _watch_raw_threads(nursery: Nursery, shield: AbstractContextManager[None]) -
         def run() -> None:
             try:
                 scope.threads[_thread.get_ident()] = name_of(function)
-                inside.run(function, *args, **(kwargs or {}))
+                call = functools.partial(_traced, function, *args, **(kwargs or {}))
+                tracing.apart(inside.run, call)
             finally:
                 scope.threads.pop(_thread.get_ident(), None)
                 scope.release(mark)
@@ -125,6 +128,11 @@ def _watch_raw_threads(nursery: Nursery, shield: AbstractContextManager[None]) -
     _thread.start_new = start_new_thread  # its old name
 
 
+def _traced(function: Callable[..., object], /, *args: Any, **kwargs: Any) -> None:
+    tracing.begin_thread()
+    function(*args, **kwargs)
+
+
 def _start_in_pool(thread: Any, scope: Scope) -> None:
     """A thread of a ThreadPoolExecutor: its initializer is part of the attempt whose call has it started."""
     inside, mark = contextvars.copy_context(), object()
@@ -135,7 +143,7 @@ def _start_in_pool(thread: Any, scope: Scope) -> None:
         def initialize(*args: Any) -> None:
             try:
                 scope.threads[_thread.get_ident()] = thread.name
-                inside.run(initializer, *args)
+                tracing.apart(inside.run, initializer, *args)
             finally:
                 scope.threads.pop(_thread.get_ident(), None)
                 scope.release(mark)
@@ -183,7 +191,7 @@ def _watch_executors(nursery: Nursery, shield: AbstractContextManager[None]) -> 
         def call() -> Any:
             try:
                 scope.threads[_thread.get_ident()] = threading.current_thread().name
-                return inside.run(fn, *args, **kwargs)
+                return tracing.apart(functools.partial(inside.run, fn, *args, **kwargs))
             finally:
                 scope.threads.pop(_thread.get_ident(), None)
 

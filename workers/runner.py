@@ -21,7 +21,7 @@ from quiesce.errors import ShutdownRequested
 from quiesce.protocol.callables import Loaded, known_function, load_function, unpack_arguments
 from quiesce.protocol.frames import Frame, payload_view
 from quiesce.registry.states import Outcome
-from quiesce.workers import logs, loop as loops, task_logs
+from quiesce.workers import logs, loop as loops, task_logs, tracing
 from quiesce.workers.attempt import NOTHING, Attempt, Verdict, Where, bare_verdict, verdict_of
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
@@ -156,7 +156,16 @@ class Runner:
             raise ShutdownRequested(_TOO_LATE)
         coro = body.function(*body.args, **body.kwargs)
         del body  # the arguments are the body's alone
-        return await coro
+        before = tracing.now()
+        try:
+            return await coro
+        finally:
+            while True:
+                try:
+                    tracing.put_back(before)
+                    break
+                except BaseException:  # see there
+                    continue
 
     def _on_root_done(self, attempt: Attempt, root: "asyncio.Task[Any]") -> None:
         """On the loop's thread: what the body left behind is cancelled, and awaited by the scope."""
@@ -307,7 +316,7 @@ def guarded(
         try:
             if interrupt is not None:
                 interrupt.arm(attempt)
-            value = attempt.context.run(call, attempt, known)
+            value = tracing.apart(attempt.context.run, call, attempt, known)
         except BaseException as raised:
             error = raised
         if interrupt is not None:

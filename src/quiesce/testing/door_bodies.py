@@ -3,6 +3,7 @@
 import _thread
 import asyncio
 import contextvars
+import sys
 import threading
 from typing import Any
 
@@ -76,3 +77,71 @@ async def timer_in_empty_context(folder: str) -> str:
 
     again()
     return "returned"
+
+
+# --- trace and profile functions ------------------------------------------------------------------
+
+
+def _refuse(frame: Any, event: str, argument: object) -> None:
+    """Raises in all code but this module's."""
+    if frame.f_globals["__name__"] != __name__:
+        raise RuntimeError("traced")
+
+
+def trace_a_thread() -> int:
+    """How often functions that are set for threads have seen the call in one."""
+    seen: list[str] = []
+
+    def see(frame: Any, event: str, argument: object) -> None:
+        if event == "call":
+            seen.append(frame.f_code.co_name)
+
+    threading.settrace(see)
+    threading.setprofile(see)
+    thread = threading.Thread(target=nothing)
+    thread.start()
+    thread.join()
+    return seen.count("nothing")
+
+
+def leave_tracers() -> None:
+    """Leave functions behind that raise."""
+    threading.settrace(_refuse)
+    threading.setprofile(_refuse)
+    sys.settrace(_refuse)
+    sys.setprofile(_refuse)
+
+
+async def async_leave_tracers() -> None:
+    threading.settrace(_refuse)
+    await asyncio.sleep(0)
+    sys.settrace(_refuse)
+    sys.setprofile(_refuse)
+
+
+async def leave_tracers_in_a_pool() -> None:
+    """All threads of the pool of `to_thread` have had one."""
+
+    def leave() -> None:
+        sys.settrace(_refuse)
+
+    for call in asyncio.as_completed([asyncio.to_thread(leave) for _ in range(5)]):
+        await call
+
+
+def thread_with_tracers() -> None:
+    """Return while a thread begins whose functions raise."""
+    threading.settrace(_refuse)
+    thread = threading.Thread(target=nothing)
+    thread.start()
+    _thread.start_new_thread(nothing, ())
+
+
+def tracers() -> list[str]:
+    """The functions of this thread, and of those to come."""
+    get = (sys.gettrace, sys.getprofile, threading.gettrace, threading.getprofile)
+    return [getattr(each(), "__name__", "none") for each in get]
+
+
+async def async_tracers() -> list[str]:
+    return [*tracers(), *await asyncio.to_thread(tracers)]
