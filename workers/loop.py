@@ -126,9 +126,7 @@ def _owner(context: contextvars.Context | None) -> TaskContext | None:
         return here
     attempt = context.get(_current)
     if attempt is None and here is not None:
-        with suppress(
-            RuntimeError
-        ):  # who is in it just now begins this elsewhere: it can't be entered again
+        with suppress(RuntimeError):  # somebody is in it just now, and nobody can enter it twice
             context.run(_current.set, here)
         return here
     return attempt
