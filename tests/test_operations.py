@@ -436,6 +436,7 @@ def test_two_hundred_of_four_hundred_stop_and_the_others_tick_on(
             runtime, "attach", bodies.wander, witness.path, slot, tenant_id=tenant
         )
     until(lambda: sum(1 for s in range(400) if witness.read(s).ticks), lambda n: n >= 150)
+    assert all(handle.id for handle in handles.values())  # a spawn that comes later is refused
     report = client.shutdown_tasks(tenant_id="stopped", timeout=60)
     after = time.monotonic_ns()
     assert len(report.tasks) == 200
