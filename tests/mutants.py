@@ -289,8 +289,8 @@ MUTANTS: Final = (
     Mutant(
         "what follows from the last slice of a stop waits until somebody speaks",
         "broker/core.py",
-        "        return self._follows or self.outgoing.busy or",
-        "        return self.outgoing.busy or",
+        "        ours = self._follows or self.registry.ahead.begun\n",
+        "        ours = self.registry.ahead.begun\n",
     ),
     Mutant(
         "the slices of a stop wait as long as somebody speaks",
