@@ -49,7 +49,7 @@ def doctor(
     folder = _folder(state, config)
     try:
         with _locked(folder):
-            code = _examine(folder, repair, json)
+            code = _examine(folder, repair, json, named=state is not None)
     except AlreadyLockedError as error:
         print_error("AlreadyLockedError", str(error), as_json=json)
         code = 1
@@ -112,12 +112,18 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _examine(folder: Path, mend: bool, as_json: bool) -> int:
+def _examine(folder: Path, mend: bool, as_json: bool, *, named: bool) -> int:
     from quiesce.broker import journal_check
     from quiesce.broker.boot import boot_id
 
     boot = boot_id()
     seen, found = journal_check.examine(folder, boot)
+    if named and not seen.exists and not seen.epoch:
+        # A mistyped path must not pass for a journal that is whole.
+        raise typer.BadParameter(
+            f"{folder} is no state folder of a broker: no broker has run on it; name that of [broker] state",
+            param_hint="STATE",
+        )
     mended: Repair | None = None
     if mend and not seen.whole and seen.mendable:
         mended = journal_check.repair(found, boot)

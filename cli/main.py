@@ -54,7 +54,7 @@ def run(words: Sequence[str]) -> int:
         return INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            return _on_wrong_usage(error, as_json)
+            return _on_wrong_usage(error, words, as_json)
         if (
             type(error).__name__ == "Abort"
         ):  # how older versions of Typer pass on a KeyboardInterrupt
@@ -98,7 +98,7 @@ def _plain_up(words: Sequence[str]) -> tuple[str | None, bool] | None:
     return path, as_json
 
 
-def _on_wrong_usage(error: Exception, as_json: bool) -> int:
+def _on_wrong_usage(error: Exception, words: Sequence[str], as_json: bool) -> int:
     """An error of Typer's (it brings its own copy of Click or not, depending on its version)."""
     message = error.format_message()  # type: ignore[attr-defined]  # the caller has looked
     context = getattr(error, "ctx", None)
@@ -108,9 +108,18 @@ def _on_wrong_usage(error: Exception, as_json: bool) -> int:
         return WRONG_USAGE
     code = int(error.exit_code)  # type: ignore[attr-defined]  # the caller has looked
     print_error("UsageError", message, as_json=as_json)
-    if context is not None and not as_json:
-        logs.write(f"try: {context.command_path} --help")
+    if not as_json:
+        path = _command(words) if context is None else context.command_path
+        logs.write(f"try: {path} --help")
     return code
+
+
+def _command(words: Sequence[str]) -> str:
+    """What was called, for an error that does not say: of an option without its argument."""
+    from quiesce.cli.verbs import VERBS
+
+    verbs = [verb.__name__ for verbs in VERBS.values() for verb in verbs]
+    return f"quiesce {words[0]}" if words and words[0] in verbs else "quiesce"
 
 
 def _fail(error: str, message: str, as_json: bool) -> int:

@@ -35,15 +35,15 @@ _LAUNCH: Final = """
 import ctypes, os, shutil, signal, sys
 parent, folder = int(sys.argv[1]), sys.argv[2]
 ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
-sys.stderr = open(os.path.join(folder, "log"), "a", buffering=1)
 status = 1
-try:
-    if os.getppid() == parent:
-        from quiesce.cli.main import run
-        status = run(["up", "--config", os.path.join(folder, "quiesce.toml")])
-finally:
-    if status == 0 or os.getppid() != parent:  # otherwise the owner looks at the log first
-        shutil.rmtree(folder, ignore_errors=True)
+with open(os.path.join(folder, "log"), "a", buffering=1) as sys.stderr:
+    try:
+        if os.getppid() == parent:
+            from quiesce.cli.main import run
+            status = run(["up", "--config", os.path.join(folder, "quiesce.toml")])
+    finally:
+        if status == 0 or os.getppid() != parent:  # otherwise the owner looks at the log first
+            shutil.rmtree(folder, ignore_errors=True)
 sys.exit(status)
 """
 

@@ -279,6 +279,17 @@ def test_a_folder_without_a_journal(system: CommandSystem) -> None:
     said = system.run("doctor").stdout
     assert said == f"{system.folder}/state: there is no journal (last epoch 0)\n"
     assert list((system.folder / "state").iterdir()) == []
+    (system.folder / "state" / "epoch").write_text("3\n")
+    said = system.run("doctor", str(system.folder / "state")).stdout
+    assert said == f"{system.folder}/state: there is no journal (last epoch 3)\n"
+
+
+def test_a_folder_on_which_no_broker_has_run_passes_for_no_whole_journal(
+    system: CommandSystem,
+) -> None:
+    said = system.run("doctor", str(system.folder), code=2).stderr
+    assert f"{system.folder} is no state folder of a broker: no broker has run on it; name" in said
+    assert not (system.folder / "lock").exists()
 
 
 def test_on_a_read_only_disk_it_says_what_to_do(

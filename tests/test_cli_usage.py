@@ -98,6 +98,20 @@ def test_wrong_usage_exits_2(system: CommandSystem, words: list[str], expected: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("up --config", "quiesce up"),
+        ("ps --nonsense", "quiesce ps"),
+        ("nonsense", "quiesce"),
+        ("--nonsense", "quiesce"),
+    ],
+)
+def test_wrong_usage_names_the_help(system: CommandSystem, words: str, command: str) -> None:
+    done = system.run(*words.split(), code=2)
+    assert done.stderr.splitlines()[1:] == [f"try: {command} --help"]
+
+
 def test_the_command_and_the_client_count_as_far() -> None:
     assert options.MAX_RETRIES == checks.MAX_RETRIES
 

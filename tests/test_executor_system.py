@@ -81,6 +81,25 @@ def test_ctrl_c_in_the_block_of_a_private_pool_ends_its_calls(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []  # its `finally` was run, and no other call
 
 
+def test_a_private_pool_leaves_no_file_open(tmp_path: Path) -> None:
+    (tmp_path / "pool.py").write_text(
+        "from quiesce import QuiesceExecutor\n"
+        "if __name__ == '__main__':\n"
+        "    with QuiesceExecutor(1) as executor:\n"
+        "        print(executor.submit(pow, 2, 3).result())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "pool.py")],
+        env={**os.environ, "PYTHONDEVMODE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout == "8\n"
+    assert "ResourceWarning" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_other_ends_of_a_block_wait_for_its_calls(
     executor: QuiesceExecutor, error: type[BaseException]
