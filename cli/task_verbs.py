@@ -3,7 +3,7 @@
 import json as jsonlib
 import sys
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -28,6 +28,9 @@ from quiesce.cli.output import (
     result_text,
 )
 from quiesce.errors import QuiesceError
+
+if TYPE_CHECKING:
+    from quiesce.client.options import AnyState
 
 
 def spawn(
@@ -208,7 +211,7 @@ def ps(
             f"expected one of {', '.join(states)}; got {state!r}", param_hint="--state"
         )
     with options.connected(address) as client:
-        tasks = client.tasks(*scope, state=state)
+        tasks = client.tasks(*scope, state=cast("AnyState | None", state))  # as was just checked
         statistics = client.statistics()
         scopes = client.closed_scopes() if closed else []
         stops = client.stops()

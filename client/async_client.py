@@ -10,7 +10,7 @@ from quiesce.client import requests
 from quiesce.client.async_handle import AsyncTaskHandle
 from quiesce.client.base import CLOSING, BaseClient
 from quiesce.client.events import AsyncEventStream, Inbox
-from quiesce.client.options import SpawnOptions
+from quiesce.client.options import AnyState, Restart, SpawnOptions
 from quiesce.client.progress import Show, checked, follow
 from quiesce.client.records import Reply
 from quiesce.client.stopped import AsyncStoppedBlock
@@ -160,7 +160,7 @@ class AsyncClient(BaseClient):
         name: str | None = None,
         shutdown_process_on_error: bool = False,
         retries: int = 0,
-        restart: str = "never",
+        restart: Restart = "never",
         timeout: float | None = None,  # noqa: ASYNC109 - the task's own
         unique_key: str | None = None,
         progress: Show = None,
@@ -278,7 +278,7 @@ class AsyncClient(BaseClient):
         name: str | None = None,
         shutdown_process_on_error: bool = False,
         retries: int = 0,
-        restart: str = "never",
+        restart: Restart = "never",
         timeout: float | None = None,  # noqa: ASYNC109 - the task's own
         unique_key: str | None = None,
         progress: Show = None,
@@ -376,7 +376,7 @@ class AsyncClient(BaseClient):
         tenant_id: str | None = None,
         timeline_id: str | None = None,
         runtime: str | None = None,
-        state: str | None = None,
+        state: AnyState | None = None,
     ) -> list[TaskInfo]:
         """The live tasks of a scope; with `state`, those in that state. "ended": from the bounded history."""
         return await self._ask(requests.list_tasks(kind, tenant_id, timeline_id, runtime, state))

@@ -10,6 +10,7 @@ from quiesce.client.base import CLOSING
 from quiesce.client.events import EventStream, Inbox
 from quiesce.client.handle import TaskHandle
 from quiesce.client.mailbox import reply_to
+from quiesce.client.options import AnyState
 from quiesce.client.records import Reply, SpawnRecord
 from quiesce.client.spawning import SpawningClient
 from quiesce.client.stopped import StoppedBlock
@@ -219,7 +220,7 @@ class Client(SpawningClient):
         tenant_id: str | None = None,
         timeline_id: str | None = None,
         runtime: str | None = None,
-        state: str | None = None,
+        state: AnyState | None = None,
     ) -> list[TaskInfo]:
         """The live tasks of a scope; with `state`, those in that state. "ended": from the bounded history."""
         return self._ask(requests.list_tasks(kind, tenant_id, timeline_id, runtime, state))

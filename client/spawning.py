@@ -6,7 +6,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 
 from quiesce.client.base import BaseClient
 from quiesce.client.handle import TaskHandle
-from quiesce.client.options import SpawnOptions
+from quiesce.client.options import Restart, SpawnOptions
 from quiesce.client.progress import Show, checked, follow
 from quiesce.client.records import SpawnRecord
 
@@ -87,7 +87,7 @@ class SpawningClient(BaseClient):
         name: str | None = None,
         shutdown_process_on_error: bool = False,
         retries: int = 0,
-        restart: str = "never",
+        restart: Restart = "never",
         timeout: float | None = None,
         unique_key: str | None = None,
         progress: Show = None,
@@ -232,7 +232,7 @@ class SpawningClient(BaseClient):
         name: str | None = None,
         shutdown_process_on_error: bool = False,
         retries: int = 0,
-        restart: str = "never",
+        restart: Restart = "never",
         timeout: float | None = None,
         unique_key: str | None = None,
         progress: Show = None,

@@ -363,7 +363,7 @@ def test_more_wrong_arguments(client: Client) -> None:
     with pytest.raises(ValueError, match="grace"):
         client.shutdown_tasks(grace=-1)
     with pytest.raises(ValueError, match="state"):
-        client.tasks(state="stuck")
+        client.tasks(state="stuck")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match="task id"):
         client.task("7")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match="keep_closed"):

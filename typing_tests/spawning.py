@@ -84,6 +84,7 @@ def spawn(client: Client) -> None:
     client.spawn("r", "k", needs_a_name, 1)  # error: a keyword is missing
     client.spawn("r", "k", join, 1, 2, tenant="t")  # error: no such option
     client.spawn("r", "k", join, 1, 2, retries="2")  # error: not a str
+    client.spawn("r", "k", join, 1, 2, restart="allways")  # error: a typo
     client.spawn("r", "k", join(1, 2))  # error: called, not handed over
 
 
@@ -101,6 +102,13 @@ def spawn_many(client: Client) -> None:
     client.spawn_many("r", "k", fetch, [1, 2])  # error: not ints
     client.spawn_many("r", "k", join, [(1, "2")])  # error: not a str
     client.spawn_many("r", "k", join, [1])  # error: two each
+
+
+def tasks(client: Client, state: quiesce.State) -> None:
+    assert_type(client.tasks(state="running"), list[TaskInfo])
+    assert_type(client.tasks(state=state), list[TaskInfo])
+    client.spawn("r", "k", join, 1, 2, restart="on-failure")
+    client.tasks(state="runing")  # error: a typo
 
 
 def handle(task: TaskHandle[str]) -> None:

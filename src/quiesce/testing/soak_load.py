@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from quiesce import errors
 from quiesce.client import Client, TaskHandle
+from quiesce.client.options import Restart
 from quiesce.testing import soak_bodies
 from quiesce.testing.soak_bodies import BEGUN, CHILD, WIDTH
 from quiesce.testing.soak_result import SoakResult
@@ -19,6 +20,8 @@ KINDS: Final = ("attach", "compaction", "layer-flush-task")
 _ALONE: Final = ("doze", "spin_gently", "stubborn", "with_process", "until_checkpoint")
 _SHARED: Final = ("doze", "in_thread")
 _SHARED_ASYNC: Final = ("wander", "in_child_tasks", "by_token")
+#: Drawn from: most are not begun again.
+_RESTARTS: Final[tuple[Restart, ...]] = ("never",) * 8 + ("on-failure", "always")
 #: Tasks of one client that go on at a time.
 _AT_ONCE: Final = 12
 
@@ -42,7 +45,7 @@ class Row:
     kind: str
     body: str
     retries: int = 0
-    restart: str = "never"
+    restart: Restart = "never"
     unique_key: str | None = None
     handle: TaskHandle[Any] | None = None
     task_id: int = 0
@@ -137,7 +140,7 @@ class Load:
             kind=kind,
             body=body,
             retries=draw.choice((0, 0, 0, 2)),
-            restart=draw.choice(("never",) * 8 + ("on-failure", "always")),
+            restart=draw.choice(_RESTARTS),
             unique_key=draw.choice((None,) * 9 + ("the one",)),
         )
         self._enter(row)
