@@ -8,6 +8,7 @@ import pytest
 from quiesce.protocol import from_worker, to_worker
 from quiesce.registry.rows import EndedRow
 from quiesce.testing import leftover_bodies as bodies, worker_bodies
+from quiesce.testing.leaks import is_running
 from workers_fakes import FakeBroker, Key, Pool, value_of
 
 
@@ -282,3 +283,23 @@ def test_an_exception_handler_is_for_the_task_that_sets_it(pool: Pool, broker: F
     assert heard == ["ValueError('soon')", "ValueError('later')"]
     assert not broker.call(bodies.fail_in_a_loop_callback)
     broker.wait(lambda: "ValueError: on purpose, in a callback" in pool.log(), "the log")
+
+
+# --- processes
+
+
+def test_an_interrupt_hides_no_process_that_just_begins(tmp_path: Path) -> None:
+    """Of a fork server: no child of the worker, which learns its pid last."""
+    pool = Pool(tmp_path, slots=1)  # the server stays, and goes with the worker
+    try:
+        broker = pool.broker
+        key = broker.run(bodies.start_slowly, str(tmp_path))
+        pid = int(broker.await_file(tmp_path / "begun"))
+        broker.stop(key)
+        broker.force(key)
+        broker.stacks(key)  # by then it has been forced
+        worker_bodies.mark(str(tmp_path), "go")
+        assert broker.await_end(key).outcome == "cancelled"
+        assert not is_running(pid)
+    finally:
+        pool.close()

@@ -115,10 +115,11 @@ class _Doors:
         @functools.wraps(raw)
         def door(process: Any) -> None:
             task = self._task()
-            raw(process)
-            if task is not None and process.pid is not None:
-                with self._birth(task) as born:
-                    born(process.pid)
+            with self._shield:  # an interrupt would leave a process that runs, and nobody can name
+                raw(process)
+                if task is not None and process.pid is not None:
+                    with self._birth(task) as born:
+                        born(process.pid)
 
         return door
 

@@ -19,10 +19,13 @@ class Nursery:
     def __init__(self) -> None:
         #: Held while a process is started and noted, and during a look: none is ever seen in between.
         self.lock = threading.RLock()
-        #: Who began what was started here, or seen below that; None: no attempt waits for it.
+        #: Who began what was started here, or seen below that; None (of what was started here alone): no attempt
+        #: waits for it, nor for what is below it.
         self._born: dict[_Who, AttemptKey | None] = {}
         #: Those that were started here: their exit status belongs to whoever started them.
         self._own: set[_Who] = set()
+        #: Those of them that were dead already when the last look began.
+        self._dead: set[_Who] = set()
         #: Set in forked children of this process: there, all of the worker's machinery is inert.
         self.in_child = False
         os.register_at_fork(after_in_child=self._forked)
@@ -33,11 +36,17 @@ class Nursery:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def add(self, pid: int, key: AttemptKey | None) -> None:
-        """A process was started; `lock` has been held since before."""
+        """A process was started; `lock` has been held since before.
+
+        Or a fork server has started it, and a look has seen it below that, as nobody's. One that is gone already
+        (nobody waits for it where SIGCHLD is ignored) has left what it began to us: the next look sees that.
+        """
         process = processes.look(pid)
         if process is not None:
-            self._born.setdefault((pid, process.start), key)
-            self._own.add((pid, process.start))
+            who = (pid, process.start)
+            if self._born.get(who) is None:
+                self._born[who] = key
+            self._own.add(who)
 
     def bury(self, key: AttemptKey) -> None:
         """Reap what this attempt, which has ended, started and nobody has waited for."""
@@ -60,10 +69,18 @@ class Nursery:
         `processes`.
         """
         with self.lock:
-            below = self._look()
-            known: set[_Who] = {(each.pid, each.start) for each in below.values()}
+            while True:
+                below = self._look()
+                known: set[_Who] = {(each.pid, each.start) for each in below.values()}
+                dead = {(each.pid, each.start) for each in below.values() if each.is_zombie}
+                dead &= self._own
+                if self._own <= known and dead <= self._dead:
+                    break
+                # One of them has died, perhaps in the midst of the look: what it began after the list of all was
+                # made, which is ours now, is not in that. They get fewer: none begins while we have the lock.
+                self._own &= known
+                self._dead = dead
             self._born = {who: key for who, key in self._born.items() if who in known}
-            self._own &= known
             found: dict[Process, AttemptKey | None] = {}
             for process in below.values():
                 if process.is_zombie:
@@ -71,7 +88,8 @@ class Nursery:
                 counts, key = self._attempt_of(process, below)
                 if counts:
                     found[process] = key
-                if not counts or key is not None:
+                # Nobody's is only what is below such a process: whose it is may be told in a moment (`add`).
+                if key is not None:
                     self._born.setdefault((process.pid, process.start), key)
             return found
 

@@ -3,7 +3,8 @@
 A (pid, start) pair names a process for ever; a pid alone is used again. What a scan proves: every process that
 existed when it began is seen alive or as a zombie, unless its parent reaped it. So if the scanner is a
 subreaper and reaps what falls to it, a scan that sees no descendant, alive or zombie, means that there is
-none: whoever might have been born behind the scan's back left a parent to be seen.
+none: whoever might have been born behind the scan's back left a parent to be seen. Children of the scanner that
+others reap prove nothing by their death: only a scan in which none of them has died or is gone proves it.
 """
 
 import os

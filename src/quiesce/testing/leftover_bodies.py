@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import forkserver
 from typing import Any
 
 from quiesce.context import (
@@ -405,6 +407,27 @@ async def fail_in_a_loop_callback() -> bool:
     loop.call_soon(fail)
     await over.wait()
     return loop.get_exception_handler() is not None
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def start_slowly(folder: str) -> None:
+    """Begin a process by a fork server, and hear late that it runs."""
+    read = forkserver.read_signed
+
+    def read_late(fd: int) -> int:
+        pid: int = read(fd)
+        mark(folder, "begun", str(pid))
+        wait_for_file(f"{folder}/go")
+        return pid
+
+    forkserver.read_signed = read_late
+    try:
+        context = multiprocessing.get_context("forkserver")
+        context.Process(target=signal.pause).start()
+    finally:
+        forkserver.read_signed = read
 
 
 # --- progress -------------------------------------------------------------------------------------
