@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from quiesce.workers import kernel, processes
@@ -131,7 +131,13 @@ class Orphans:
     that we had before we started anything (`exec quiesce up` in a script) are left alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        """`warn` is told of each that can't be killed, once."""
+        self._warn = warn
+        #: By (pid, start): those of the last look that we may not signal, in words.
+        self._not_ours: dict[tuple[int, int], str] = {}
+        #: Whether there is nothing left but these: SIGCHLD tells when one ends, no need to look often.
+        self.only_wait = False
         self._foreign = {(each.pid, each.start) for each in processes.children(os.getpid())}
         #: Exit statuses of those that were reaped since `forget`, by pid.
         self.statuses: dict[int, int] = {}
@@ -147,9 +153,21 @@ class Orphans:
     def kill(self, ours: set[int]) -> list[Process]:
         """Kill those that run; gives what was still there."""
         left = self.left(ours)
+        known, self._not_ours = self._not_ours, {}
         for each in left:
-            processes.kill(each)
+            if not processes.kill(each):
+                who = (each.pid, each.start)
+                words = f"{each.pid} ({processes.command(each.pid)[:60]}; {processes.NOT_OURS})"
+                self._not_ours[who] = known.get(who, words)
+                if who not in known:
+                    self._warn(f"this process can't be killed, and is waited for: {words}")
+        self.only_wait = bool(left) and len(left) == len(self._not_ours)
         return left
+
+    def words(self) -> str:
+        """Those that are left, for people."""
+        left = self.left(set())
+        return ", ".join(self._not_ours.get((each.pid, each.start), str(each.pid)) for each in left)
 
     def ended(self, pid: int, status: int) -> None:
         """One of them was reaped."""

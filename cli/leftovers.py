@@ -118,7 +118,10 @@ class _Sweep:
 
     def _kill(self, process: Process) -> None:
         """And keep a descriptor, to see it end."""
-        fd = processes.open_pidfd(process)
+        try:
+            fd = processes.open_pidfd(process)
+        except OSError:
+            return  # there are more than we may have descriptors: the next scan finds it again
         if fd is None:
             return
         self._dying[fd] = process

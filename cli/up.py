@@ -45,6 +45,8 @@ KILLING_PATIENCE: Final = 30.0
 BROKER_PATIENCE: Final = 5.0
 #: How often to look at what no signal tells: whether the broker listens, what orphans are left.
 _TICK: Final = 0.02
+#: The same while nothing is left but orphans that can't be killed.
+_SLOW_TICK: Final = 0.5
 
 RUNNING: Final = "running"
 STOPPING: Final = "stopping"
@@ -163,7 +165,7 @@ class Up:
 
     def _run(self) -> int:
         kernel.become_subreaper()
-        self._orphans = Orphans()
+        self._orphans = Orphans(lambda text: self.say(text, logging.WARNING))
         with Signals() as signals:
             try:
                 self._start()
@@ -352,9 +354,9 @@ class Up:
         if self.state == KILLING:
             self._orphans.kill(set(self._children))
             if self._deadline is not None and now > self._deadline:
-                left = [each.pid for each in self._orphans.left(set())]
-                why = f"these processes were killed but do not end: {', '.join(map(str, left))}"
-                self._say_why(why, 1)
+                self._say_why(
+                    f"these processes were killed but do not end: {self._orphans.words()}", 1
+                )
                 self._children.clear()
             return
         if self.state == STOPPING and self._deadline is not None and now > self._deadline:
@@ -445,7 +447,7 @@ class Up:
     def _timeout(self) -> float | None:
         """Until what has to be done even if no signal comes."""
         if self.state == KILLING or any(pool.clearing for pool in self.pools):
-            return _TICK
+            return _SLOW_TICK if self._orphans.only_wait else _TICK
         times = [] if self._deadline is None else [self._deadline]
         if self.state in (RUNNING, STOPPING):
             if self.state == RUNNING and not self.ready:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +305,10 @@ def _bytes(payload: Any) -> bytes:
 class Pool:
     """A real supervisor process with its workers, and the broker that it talks to."""
 
-    def __init__(self, folder: Path, lease: float = LEASE, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, lease: float = LEASE, *, by: Sequence[str] = (), **settings: Any
+    ) -> None:
+        """`by`: the command that runs the supervisor's."""
         self.folder = folder
         self.broker = FakeBroker(folder, lease)
         options: dict[str, Any] = {
@@ -324,7 +327,7 @@ class Pool:
         self.stderr = folder / "stderr"
         with self.stderr.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "quiesce.workers.supervise"],
+                [*by, sys.executable, "-m", "quiesce.workers.supervise"],
                 stdin=subprocess.PIPE,
                 stderr=log,
                 pass_fds=[self.settings.table_fd] if self.settings.table_fd >= 0 else [],

@@ -183,10 +183,11 @@ class ControlThread:
         while self._closing:
             self._sweeper.close(self._closing.popleft())
             self._sweep_due = True
-        if self._sweep_due:
+        now = time.monotonic()
+        if self._sweep_due or (self._sweeper.put_off and now >= self._look_at):
             self._sweep_due = False
             self._sweeper.sweep()
-        now = time.monotonic()
+            now = time.monotonic()
         due = worker.due()
         if due is not None and due <= now:
             worker.say(WorkerSession.tick)

@@ -26,6 +26,8 @@ class Nursery:
         self._own: set[_Who] = set()
         #: Those of them that were dead already when the last look began.
         self._dead: set[_Who] = set()
+        #: By pid: what was started and has not been looked at yet; the next look does that first.
+        self._unseen: dict[int, AttemptKey | None] = {}
         #: Set in forked children of this process: there, all of the worker's machinery is inert.
         self.in_child = False
         os.register_at_fork(after_in_child=self._forked)
@@ -41,6 +43,13 @@ class Nursery:
         Or a fork server has started it, and a look has seen it below that, as nobody's. One that is gone already
         (nobody waits for it where SIGCHLD is ignored) has left what it began to us: the next look sees that.
         """
+        try:
+            self._note(pid, key)
+        except OSError:
+            # No descriptor to be had. Whoever started it must get its pid all the same.
+            self._unseen[pid] = key
+
+    def _note(self, pid: int, key: AttemptKey | None) -> None:
         process = processes.look(pid)
         if process is not None:
             who = (pid, process.start)
@@ -52,7 +61,10 @@ class Nursery:
         """Reap what this attempt, which has ended, started and nobody has waited for."""
         with self.lock:
             for who in [who for who in self._own if self._born.get(who) == key]:
-                process = processes.look(who[0])
+                try:
+                    process = processes.look(who[0])
+                except OSError:
+                    return  # no descriptor to be had: zombies that stay do no harm
                 if (
                     process is None
                     or process.start != who[1]
@@ -66,9 +78,12 @@ class Nursery:
 
         None: an orphan that nothing names (forked without exec, and never seen while its parents lived).
         Reaps orphans that are dead; the worker is a subreaper. So an empty answer is a proof, see
-        `processes`.
+        `processes`. OSError: nothing is known, see `processes.is_shortage`.
         """
         with self.lock:
+            for pid in list(self._unseen):
+                self._note(pid, self._unseen[pid])
+                del self._unseen[pid]
             while True:
                 below = self._look()
                 known: set[_Who] = {(each.pid, each.start) for each in below.values()}

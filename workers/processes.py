@@ -7,9 +7,16 @@ none: whoever might have been born behind the scan's back left a parent to be se
 others reap prove nothing by their death: only a scan in which none of them has died or is gone proves it.
 """
 
+import errno
 import os
 import signal
 from typing import Final, NamedTuple
+
+#: Who waits until there are none of some processes needs no descriptors of more than so many at a time: when one
+#: of these has ended it looks again.
+ENOUGH: Final = 64
+#: Why a process can't be killed (`kill`), for people.
+NOT_OURS: Final = "it runs as another user"
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _TICK: Final = os.sysconf("SC_CLK_TCK")
@@ -103,29 +110,50 @@ def command(pid: int) -> str:
 
 
 def open_pidfd(process: Process) -> int | None:
-    """A descriptor of exactly this process (readable once it is dead), or None if it is gone."""
+    """A descriptor of exactly this process (readable once it is dead), or None if it is gone.
+
+    OSError: it may live, and no descriptor is to be had, see `is_shortage`.
+    """
     try:
         fd = os.pidfd_open(process.pid)
-    except (ProcessLookupError, OSError):
-        return None
-    now = look(process.pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):  # EINVAL: it was reaped during the call
+            return None
+        raise
+    try:
+        now = look(process.pid)
+    except OSError:
+        os.close(fd)
+        raise
     if now is None or now.start != process.start:
         os.close(fd)
         return None
     return fd
 
 
-def kill(process: Process) -> None:
-    """SIGKILL to exactly this process; nothing if it is gone."""
+def is_shortage(error: OSError) -> bool:
+    """Whether descriptors or memory were used up: looking at processes needs some, and may succeed later."""
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def kill(process: Process) -> bool:
+    """SIGKILL to exactly this process; nothing if it is gone. False: it lives, and we may not signal it.
+
+    That is one with another user, as `sudo` starts them. Its end can be waited for all the same.
+    OSError as of `open_pidfd`.
+    """
     fd = open_pidfd(process)
     if fd is None:
-        return
+        return True
     try:
         signal.pidfd_send_signal(fd, signal.SIGKILL)
     except ProcessLookupError:
         pass
+    except PermissionError:
+        return False
     finally:
         os.close(fd)
+    return True
 
 
 def reap(pid: int) -> bool:

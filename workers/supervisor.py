@@ -125,7 +125,7 @@ class Supervisor:
         )
         #: All and only the workers that are not reaped, by serial.
         self._children: dict[int, _Child] = {}
-        #: By pidfd: what the poller watches besides workers, all orphans of dead ones.
+        #: By pidfd: what the poller watches besides workers, orphans of dead ones: all, or enough of them.
         self._orphans: dict[int, processes.Process] = {}
         #: Reaped workers whose orphans are hunted: pid and status.
         self._dying: dict[int, tuple[int, int, Place]] = {}
@@ -367,12 +367,18 @@ class Supervisor:
                 break
         watched = {(each.pid, each.start) for each in self._orphans.values()}
         for orphan in orphans:
-            processes.kill(orphan)
-            if (orphan.pid, orphan.start) not in watched:
-                pidfd = processes.open_pidfd(orphan)
-                if pidfd is not None:
-                    self._orphans[pidfd] = orphan
-                    self._poller.register(pidfd, zmq.POLLIN)
+            is_ours = processes.kill(orphan)
+            if (orphan.pid, orphan.start) in watched or len(self._orphans) >= processes.ENOUGH:
+                continue
+            pidfd = processes.open_pidfd(orphan)
+            if pidfd is not None:
+                self._orphans[pidfd] = orphan
+                self._poller.register(pidfd, zmq.POLLIN)
+            if not is_ours:
+                text = "process %d (%s), left by a worker that died, can't be killed: %s; %s"
+                then = "the end of that worker is told when it has ended"
+                words = processes.command(orphan.pid)[:60]
+                _log.warning(text, orphan.pid, words, processes.NOT_OURS, then)
         if not orphans:
             self._report_dead()
 

@@ -5,14 +5,17 @@ import importlib
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any
 
 from quiesce.context import (
@@ -428,6 +431,47 @@ def start_slowly(folder: str) -> None:
         context.Process(target=signal.pause).start()
     finally:
         forkserver.read_signed = read
+
+
+def leave_foreign(folder: str) -> None:
+    """Return while a child process of another user goes on, as `sudo` starts them."""
+    child = subprocess.Popen(["sleep", "1000"], user=65534, group=65534)
+    mark(folder, "foreign", str(child.pid))
+    _kept.append(child)
+
+
+def had_a_child(folder: str) -> None:
+    """Run a child process, and then go on until there is a file."""
+    subprocess.run(["true"], check=True)
+    mark(folder, "had")
+    wait_for_file(f"{folder}/go")
+
+
+def leave_sleeping(count: int = 1) -> None:
+    """Return while child processes go on. Needs no descriptor."""
+    for _ in range(count):
+        os.posix_spawn("/bin/sleep", ["sleep", "1000"], os.environ)
+
+
+_kept: list[Any] = []
+
+
+def use_up_descriptors(folder: str) -> None:
+    """Leave none for anybody in this process, until there is a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    Path(folder, "eating").touch()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    eaten: list[int] = []
+    try:
+        while True:
+            eaten.append(os.dup(0))
+    except OSError:
+        os.rename(f"{folder}/eating", f"{folder}/eaten")
+        wait_for_file(f"{folder}/sick-of-it")
+    finally:
+        for fd in eaten:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # --- progress -------------------------------------------------------------------------------------
