@@ -166,6 +166,25 @@ def test_an_error_that_says_nothing_of_itself_is_an_end(
 
 
 @pytest.mark.parametrize(
+    ("fn", "text"),
+    [
+        (bodies.raise_classless, "ClasslessError()"),
+        (bodies.raise_nameless, "an error that can't be shown"),
+        (bodies.raise_deep, "Group"),
+    ],
+)
+def test_an_error_that_hides_what_it_is_is_an_end(
+    broker: FakeBroker, fn: Callable[..., object], text: str
+) -> None:
+    """It will not say what it is, or is wrapped so often that to ask takes too deep a stack."""
+    end = broker.await_end(broker.run(fn))
+    assert (end.outcome, end.evidence) == ("failed", "RETURNED")
+    assert text in end.text
+    assert broker.call(worker_bodies.add, 1, 1) == 2
+    assert not broker.exits
+
+
+@pytest.mark.parametrize(
     ("fn", "said", "fits"),
     [
         (bodies.async_convert, "RuntimeError: can't clean up", (4, 1)),
@@ -222,6 +241,22 @@ def test_a_worker_that_cannot_log_hears_requests_to_stop(
     finally:
         broker.call(bodies.filter_no_more)
     assert not broker.exits
+
+
+# --- streams
+
+
+def test_a_worker_ends_whatever_has_become_of_its_streams(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    try:
+        broker = pool.broker
+        peer = broker.await_peer()
+        broker.call(bodies.spoil_the_end)
+        broker.tell(broker.control, peer.control, to_worker.Exit(broker.epoch))
+        broker.wait(lambda: broker.exits, "the exit")
+        assert broker.exits[1].status == 0
+    finally:
+        pool.close()
 
 
 # --- signals

@@ -3,6 +3,7 @@
 import contextvars
 import sys
 import traceback
+from contextlib import suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -37,6 +38,8 @@ class Verdict(NamedTuple):
     result: bytes
 
 
+#: What a group holds, whatever its class makes of that.
+_EXCEPTIONS: Final[Any] = BaseExceptionGroup.__dict__["exceptions"]
 #: Of a body that returned None.
 NOTHING: Final = Verdict(Outcome.COMPLETED, "", pack_value(None))
 
@@ -122,10 +125,10 @@ def judge(error: BaseException | None, asked: bool, forced: bool = False) -> Out
     if forced:
         return Outcome.CANCELLED  # whatever it has made of what was raised in it
     leaves, ends = _leaves(error), _ends()
-    if all(isinstance(leaf, ends) for leaf in leaves):
+    if all(issubclass(leaf, ends) for leaf in leaves):
         # Raised though nobody asked: its own doing, and no end that anybody waits for.
         return Outcome.CANCELLED if asked else Outcome.FAILED
-    if any(not isinstance(leaf, (Exception, *ends)) for leaf in leaves):
+    if any(not issubclass(leaf, (Exception, *ends)) for leaf in leaves):
         return Outcome.CRASHED
     return Outcome.FAILED
 
@@ -137,20 +140,33 @@ def _ends() -> tuple[type[BaseException], ...]:
     return ShutdownRequested, cancelled
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
-    """What a group holds: a TaskGroup wraps even a ShutdownRequested of its children."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in _leaves(each)]
-    return [error]
+def _leaves(error: BaseException) -> set[type[BaseException]]:
+    """The types of what a group holds: a TaskGroup wraps even a ShutdownRequested of its children.
+
+    However deep that is, and whatever the errors say of themselves: `isinstance` would ask them.
+    """
+    leaves: set[type[BaseException]] = set()
+    left = [error]
+    while left:
+        each = left.pop()
+        if issubclass(type(each), BaseExceptionGroup):
+            left += _EXCEPTIONS.__get__(each)
+        else:
+            leaves.add(type(each))
+    return leaves
 
 
 def bare_verdict(error: BaseException, asked: bool, forced: bool) -> Verdict:
     """On an error that can't be packed or formatted: what can be said without its help."""
-    try:
-        text = ascii(error)
-    except BaseException:
+    text = "an error that can't be shown"
+    with suppress(BaseException):
         text = type(error).__name__
-    return Verdict(judge(error, asked, forced), text, b"")
+        text = ascii(error)
+    try:
+        outcome = judge(error, asked, forced)
+    except BaseException:  # of memory, say: its end is told all the same
+        outcome = Outcome.FAILED
+    return Verdict(outcome, text, b"")
 
 
 def verdict_of(

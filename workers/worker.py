@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 import setproctitle
@@ -487,11 +488,10 @@ class Worker:
 
 
 def end_process(status: int) -> NoReturn:
-    """Threads of tasks do not keep the process alive, and nothing that runs at exit can hold it up."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass
-    os._exit(status)
+    """Threads of tasks do not keep the process alive, nor does anything that is to be done at its end."""
+    try:
+        for what, last in ((logging, "shutdown"), (sys.stdout, "flush"), (sys.stderr, "flush")):
+            with suppress(BaseException):  # a task may have put anything in their place
+                getattr(what, last)()
+    finally:
+        os._exit(status)

@@ -190,6 +190,40 @@ class UnspeakableError(Exception):
         raise RuntimeError
 
 
+class ClasslessError(Exception):
+    """Won't say what it is."""
+
+    @property  # type: ignore[misc]  # on purpose
+    def __class__(self) -> Any:
+        raise RuntimeError
+
+
+class _Nameless(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]  # on purpose
+        raise RuntimeError
+
+
+class NamelessError(UnspeakableError, metaclass=_Nameless):
+    """Not even its type has a name."""
+
+
+def raise_classless() -> None:
+    raise ClasslessError
+
+
+def raise_nameless() -> None:
+    raise NamelessError
+
+
+def raise_deep() -> None:
+    """A group in a group in a group..."""
+    error: Exception = ValueError("deep down")
+    for _ in range(3000):
+        error = ExceptionGroup("group", [error])
+    raise error
+
+
 def raise_unspeakable() -> None:
     raise UnspeakableError
 
@@ -224,6 +258,21 @@ async def async_convert(folder: str) -> None:
         await asyncio.Event().wait()
     except asyncio.CancelledError as ending:
         raise RuntimeError("can't clean up") from ending
+
+
+# --- streams that are gone ------------------------------------------------------------------------
+
+
+class _Spoilt(logging.Handler):
+    def flush(self) -> None:
+        raise RuntimeError("no more")
+
+
+def spoil_the_end() -> None:
+    """Leave nothing that can be flushed or shut down."""
+    sys.stdout = None  # a daemon's habit
+    sys.stderr = object()  # a poor imitation
+    logging.getLogger("spoilt").addHandler(_Spoilt())
 
 
 # --- logging that fails ---------------------------------------------------------------------------
