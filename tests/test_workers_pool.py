@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quiesce.protocol import from_supervisor, from_worker, to_supervisor, to_worker
-from quiesce.testing import worker_bodies as bodies
+from quiesce.testing import leftover_bodies, worker_bodies as bodies
 from quiesce.workers import predecessor, processes
 from quiesce.workers.table import PoolTable
 from workers_fakes import FakeBroker, Key, Pool, value_of
@@ -366,6 +366,24 @@ def test_workers_die_with_their_supervisor(start: Start, tmp_path: Path) -> None
     assert successor.broker.supervisor_hellos[0].predecessor == told
     successor.close()
     table.close()
+
+
+@pytest.mark.parametrize("fn", [leftover_bodies.change_user, leftover_bodies.outlive_parent])
+def test_a_worker_dies_with_its_supervisor_whatever_a_task_has_become(
+    start: Start, tmp_path: Path, fn: Callable[..., object]
+) -> None:
+    """The kernel forgets that it shall when the credentials of a process change."""
+    if fn is leftover_bodies.change_user and os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    pool = start(slots=1)
+    broker = pool.broker
+    pid = broker.await_peer().hello.pid
+    key = broker.run(fn, str(tmp_path))
+    broker.await_file(tmp_path / "changed")
+    broker.stacks(key)  # by then its control thread has had a turn
+    pool.process.kill()
+    broker.wait(lambda: not alive(pid), "the worker's end")
+    processes.reap(pid)
 
 
 def test_a_supervisor_dies_with_its_parent(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The control thread of a worker: what must never wait behind a body or a payload.
 
 It owns the control socket, acts on requests to stop and on force, keeps the session's time, watches the lease
-of the pool, and waits for the child processes of attempts that close.
+of the pool, sees to it that the worker ends with its supervisor, and waits for the child processes of attempts that
+close.
 """
 
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -20,7 +22,7 @@ from quiesce.protocol.sizes import CONTROL_LIMIT
 from quiesce.workers import logs
 from quiesce.workers.attempt import Attempt
 from quiesce.workers.hands import Hands
-from quiesce.workers.kernel import Wake
+from quiesce.workers.kernel import Wake, die_with_parent
 from quiesce.workers.link import Link
 from quiesce.workers.runner import leave_child
 from quiesce.workers.scope import CALLBACKS
@@ -58,6 +60,8 @@ class ControlThread:
         self._poller = zmq.Poller()
         self._sweeper = Sweeper(worker.nursery, self._poller, worker.running)
         self._sweep_due = False
+        #: With which we end. (Nothing of a task has run yet that could outlive it.)
+        self._supervisor = os.getppid()
         #: When to look at what closing attempts wait for; infinite while there are none.
         self._look_at = math.inf
         #: It wakes up to look at the lease of the pool: since there is one.
@@ -174,6 +178,8 @@ class ControlThread:
 
     def _on_time(self) -> None:
         worker = self._worker
+        # Again and again: the kernel forgets it when a task has changed its user or group.
+        die_with_parent(self._supervisor)
         worker.look_at_lease()
         while self._asking:
             self.ask_to_stop(self._asking.popleft())

@@ -24,6 +24,9 @@ def die_with_parent(parent_pid: int) -> None:
 
     The comparison closes the gap between our start and this call: who has lost its parent by then is the
     child of somebody else, and would never be told.
+
+    Each thread of this process has a setting of its own, any of which is enough; a thread's is forgotten when its
+    credentials change (`os.seteuid` does that to all threads).
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:

@@ -1,6 +1,7 @@
 """Task bodies that leave callbacks, timers and the like behind; each leaves signs in files."""
 
 import asyncio
+import ctypes
 import importlib
 import logging
 import multiprocessing
@@ -521,6 +522,24 @@ def use_up_descriptors(folder: str) -> None:
         for fd in eaten:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# --- credentials ----------------------------------------------------------------------------------
+
+
+def change_user(folder: str) -> None:
+    """Be another user for a moment; then go on."""
+    os.seteuid(65534)
+    os.seteuid(0)
+    mark(folder, "changed")
+    wait_for_file(f"{folder}/go")
+
+
+def outlive_parent(folder: str) -> None:
+    """As far as this thread knows, the process may outlive its parent; then go on."""
+    ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # PR_SET_PDEATHSIG
+    mark(folder, "changed")
+    wait_for_file(f"{folder}/go")
 
 
 # --- progress -------------------------------------------------------------------------------------
