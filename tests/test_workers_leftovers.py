@@ -338,3 +338,31 @@ def test_an_interrupt_hides_no_process_that_just_begins(tmp_path: Path) -> None:
         assert not is_running(pid)
     finally:
         pool.close()
+
+
+# --- forked children that come back
+
+
+@pytest.mark.parametrize(("how", "status"), [("returns", 0), ("leaves", 3), ("raises", 1)])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        bodies.fork_in_coroutine,
+        bodies.fork_in_child_task,
+        bodies.fork_in_to_thread,
+        bodies.fork_in_thread,
+        bodies.fork_in_plain_thread,
+    ],
+)
+def test_a_forked_child_that_comes_back_ends(
+    broker: FakeBroker, fn: Callable[..., object], how: str, status: int
+) -> None:
+    """It is no worker, wherever it was forked; what runs beside it goes on."""
+    assert broker.call(fn, how) == status
+    assert broker.call(worker_bodies.async_add, 1, 1) == 2
+    assert not broker.exits
+
+
+def test_a_forked_child_that_waits_on_the_loop_ends(broker: FakeBroker) -> None:
+    """Nothing can come that it waits for: the descriptors and timers of the loop are the worker's."""
+    assert broker.call(bodies.fork_in_child_task, "waits") == 0

@@ -21,10 +21,10 @@ from quiesce.protocol import from_worker
 from quiesce.protocol.sizes import CONTROL_LIMIT
 from quiesce.workers import logs
 from quiesce.workers.attempt import Attempt
+from quiesce.workers.forked import leave_child
 from quiesce.workers.hands import Hands
 from quiesce.workers.kernel import Wake, die_with_parent
 from quiesce.workers.link import Link
-from quiesce.workers.runner import leave_child
 from quiesce.workers.scope import CALLBACKS
 from quiesce.workers.stacks import stacks_of
 from quiesce.workers.sweeper import Sweeper

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from quiesce.context import current_context
-from quiesce.workers import tracing
+from quiesce.workers import forked, tracing
 from quiesce.workers.births import watch_processes
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.scope import Scope, name_of
@@ -76,7 +76,7 @@ def _watch_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> No
             try:
                 scope.threads[_thread.get_ident()] = self.name
                 try:
-                    tracing.apart(inside.run, _traced, original)
+                    tracing.apart(forked.call, nursery, inside.run, _traced, original)
                 except BaseException:
                     # Here, since what `threading.excepthook` does is part of the attempt, too.
                     inside.run(self._invoke_excepthook, self)  # type: ignore[attr-defined]  # the same since 3.8
@@ -111,7 +111,7 @@ def _watch_raw_threads(nursery: Nursery, shield: AbstractContextManager[None]) -
             try:
                 scope.threads[_thread.get_ident()] = name_of(function)
                 call = functools.partial(_traced, function, *args, **(kwargs or {}))
-                tracing.apart(inside.run, call)
+                tracing.apart(forked.call, nursery, inside.run, call)
             finally:
                 scope.threads.pop(_thread.get_ident(), None)
                 scope.release(mark)
@@ -191,7 +191,8 @@ def _watch_executors(nursery: Nursery, shield: AbstractContextManager[None]) -> 
         def call() -> Any:
             try:
                 scope.threads[_thread.get_ident()] = threading.current_thread().name
-                return tracing.apart(functools.partial(inside.run, fn, *args, **kwargs))
+                work = functools.partial(inside.run, fn, *args, **kwargs)
+                return tracing.apart(forked.call, nursery, work)
             finally:
                 scope.threads.pop(_thread.get_ident(), None)
 

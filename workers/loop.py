@@ -6,6 +6,7 @@ it takes as long as all of ZeroMQ.
 
 import contextvars
 import logging
+import os
 import threading
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 from quiesce.context import TaskContext, _current
 from quiesce.errors import ShutdownRequested
 from quiesce.workers import logs
+from quiesce.workers.forked import leave_child
 from quiesce.workers.hands import start_own
 from quiesce.workers.loop_state import make_own, own_factory, own_handler
+from quiesce.workers.nursery import Nursery
 from quiesce.workers.scope import Scope
 
 if TYPE_CHECKING:
@@ -28,8 +31,9 @@ _log: Final = logging.getLogger("quiesce.worker")
 class LoopThread:
     """An event loop that outlives whatever its tasks raise."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, nursery: Nursery, threads: int) -> None:
         """`threads`: of its default executor, which `asyncio.to_thread` uses."""
+        self._nursery = nursery
         self._threads = threads
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,10 +67,24 @@ class LoopThread:
                 start_own(thread)
                 self.ident = thread.ident or 0
                 self._loop = loop
+                os.register_at_fork(after_in_child=self._forked)
             return self._loop
 
-    @staticmethod
-    def _run(loop: "asyncio.AbstractEventLoop") -> None:
+    def _forked(self) -> None:
+        """In a child that a coroutine forks: nothing of its neighbours goes on there.
+
+        Nor does it look at descriptors, which it shares with the worker: to read what wakes the loop would make
+        the worker miss that. The private parts are those of `purge`.
+        """
+        loop: Any = self._loop
+        if threading.get_ident() != self.ident or not hasattr(loop, "_selector"):
+            return
+        loop._ready.clear()
+        loop._scheduled.clear()
+        loop._selector = _Blind()
+        loop.call_soon(_end_child, loop, context=contextvars.Context())
+
+    def _run(self, loop: "asyncio.AbstractEventLoop") -> None:
         import asyncio
 
         asyncio.set_event_loop(loop)
@@ -75,8 +93,25 @@ class LoopThread:
             try:
                 loop.run_forever()
             except BaseException as escaped:
+                if self._nursery.in_child:
+                    leave_child(escaped)
                 name = type(escaped).__name__
                 logs.say(_log.debug, "%s left the event loop; it goes on", name)
+
+
+class _Blind:
+    """The selector of a loop in a forked child."""
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        return []
+
+
+def _end_child(loop: Any) -> None:
+    """In a forked child: let go on what it began itself; when all of that waits, nothing can wake it any more."""
+    if loop._ready:
+        loop.call_soon(_end_child, loop, context=contextvars.Context())
+    else:
+        leave_child(None)
 
 
 def make_root(

@@ -8,10 +8,7 @@ An attempt may be stopped until it begins, so both the load and the body ask fir
 """
 
 import logging
-import os
-import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Sized
 from functools import partial
@@ -23,6 +20,7 @@ from quiesce.protocol.frames import Frame, payload_view
 from quiesce.registry.states import Outcome
 from quiesce.workers import logs, loop as loops, task_logs, tracing
 from quiesce.workers.attempt import NOTHING, Attempt, Verdict, Where, bare_verdict, verdict_of
+from quiesce.workers.forked import leave_child
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.nursery import Nursery
@@ -81,7 +79,7 @@ class Runner:
         self._hands = Hands("quiesce-slot")
         #: Attempts that have used the loop and are over, but for what they have left there. Any thread appends.
         self._to_purge: deque[Attempt] = deque()
-        self.loop = loops.LoopThread(threads=4 * slots + 32)
+        self.loop = loops.LoopThread(nursery, threads=4 * slots + 32)
 
     # --- the body ---------------------------------------------------------------------------------
 
@@ -158,7 +156,11 @@ class Runner:
         del body  # the arguments are the body's alone
         before = tracing.now()
         try:
-            return await coro
+            value = await coro
+        except BaseException as error:
+            if self._nursery.in_child:
+                leave_child(error)
+            raise
         finally:
             while True:
                 try:
@@ -166,6 +168,9 @@ class Runner:
                     break
                 except BaseException:  # see there
                     continue
+        if self._nursery.in_child:
+            leave_child(None)
+        return value
 
     def _on_root_done(self, attempt: Attempt, root: "asyncio.Task[Any]") -> None:
         """On the loop's thread: what the body left behind is cancelled, and awaited by the scope."""
@@ -326,21 +331,6 @@ def guarded(
             interrupt.disarm()
         error = late if error is None else error
     return value, error
-
-
-def leave_child(error: BaseException | None) -> None:
-    """The body forked, and its child came back to us: it is no worker, and must not act as one."""
-    status = 0
-    try:
-        if isinstance(error, SystemExit):
-            status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        elif error is not None:
-            status = 1
-            traceback.print_exception(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:  # also where nobody can read that
-        os._exit(status)
 
 
 def _tell(attempt: Attempt, verdict: Verdict) -> None:

@@ -1,5 +1,6 @@
 """Task bodies that leave callbacks, timers and the like behind; each leaves signs in files."""
 
+import _thread
 import asyncio
 import ctypes
 import importlib
@@ -17,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from quiesce.context import (
@@ -522,6 +524,60 @@ def use_up_descriptors(folder: str) -> None:
         for fd in eaten:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# --- forked children that come back ---------------------------------------------------------------
+
+
+def _status(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _fork(how: str) -> int:
+    """The child's pid; the child comes back from here, in one way or another."""
+    pid = os.fork()
+    if pid == 0 and how == "leaves":
+        sys.exit(3)
+    if pid == 0 and how == "raises":
+        raise ValueError("in the child")
+    return pid
+
+
+async def fork_in_coroutine(how: str) -> int:
+    """The status of the child."""
+    pid = _fork(how)
+    if pid == 0:
+        return 0
+    return await asyncio.to_thread(_status, pid)
+
+
+async def fork_in_child_task(how: str) -> int:
+    async def fork() -> int:
+        return _fork(how)
+
+    never = asyncio.get_running_loop().create_future()
+    pid = await asyncio.create_task(fork())
+    if pid == 0 and how == "waits":
+        await never
+    return 0 if pid == 0 else await asyncio.to_thread(_status, pid)
+
+
+async def fork_in_to_thread(how: str) -> int:
+    return await asyncio.to_thread(_status, await asyncio.to_thread(_fork, how))
+
+
+def fork_in_thread(how: str) -> int:
+    pids: list[int] = []
+    thread = threading.Thread(target=lambda: pids.append(_fork(how)))
+    thread.start()
+    thread.join()
+    return _status(pids[0])
+
+
+def fork_in_plain_thread(how: str) -> int:
+    pids: SimpleQueue[int] = SimpleQueue()
+    _thread.start_new_thread(lambda: pids.put(_fork(how)), ())
+    return _status(pids.get())
 
 
 # --- credentials ----------------------------------------------------------------------------------
