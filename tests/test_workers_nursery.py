@@ -112,3 +112,26 @@ def test_what_was_seen_below_a_fork_server_is_whose_it_is_said_to_be() -> None:
         """
     )
     assert said == "True"
+
+
+def test_a_process_that_has_lost_its_first_thread_lives() -> None:
+    """Its line in /proc is that of a zombie."""
+    said = answer(
+        """
+        import ctypes, threading
+
+        def lose_first_thread():
+            threading.Thread(target=signal.pause).start()
+            ctypes.CDLL(None).pthread_exit(None)
+
+        with nursery.lock:
+            child = begin(lose_first_thread)
+            nursery.add(child, KEY)
+        assert hear() == child
+        while open(f"/proc/{child}/stat").read().split()[2] != "Z":
+            pass
+        print(found() == {child: KEY})
+        end(child)
+        """
+    )
+    assert said == "True"

@@ -31,11 +31,12 @@ class Process(NamedTuple):
     state: str
     cpu_seconds: float
     memory_bytes: int
+    threads: int
 
     @property
     def is_zombie(self) -> bool:
-        """Dead, and its parent has not waited for it."""
-        return self.state in "ZX"
+        """Dead, and its parent has not waited for it. Who has lost its first thread only is shown as one, and lives."""
+        return self.state in "ZX" and self.threads <= 1
 
 
 def look(pid: int) -> Process | None:
@@ -59,6 +60,7 @@ def look(pid: int) -> Process | None:
         state=fields[0].decode(),
         cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICK,
         memory_bytes=int(fields[21]) * _PAGE,
+        threads=int(fields[17]),
     )
 
 
