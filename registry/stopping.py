@@ -260,7 +260,7 @@ def _end(turn: Turn, stop: Stop, *, timed_out: bool) -> None:
         turn.log(
             "INFO",
             f"stop {stop.id} of [{_target(stop)}] {'timed out' if timed_out else 'is complete'} after "
-            f"{turn.now.wall - stop.at:.1f} s: {len(stop.rows)} tasks ended{left}",
+            f"{turn.now.wall - stop.at:.1f} s: {_many(len(stop.rows))} ended{left}",
         )
     waiting = [waiting_for(turn.state, turn.state.tasks[member]) for member in sorted(stop.held)]
     turn.emit(facts.StopEnded(stop.id, timed_out, max(turn.now.wall, stop.at), waiting))
@@ -286,6 +286,10 @@ def _answer(turn: Turn, stop: Stop) -> None:
             ),
         )
     )
+
+
+def _many(tasks: int) -> str:
+    return f"{tasks} task{'s' * (tasks != 1)}"
 
 
 def _target(stop: Stop) -> str:

@@ -35,7 +35,7 @@ class Process(NamedTuple):
 
     @property
     def is_zombie(self) -> bool:
-        """Dead, and its parent has not waited for it. Who has lost its first thread only is shown as one, and lives."""
+        """Dead, and its parent has not waited for it. Who has lost its first thread alone looks like it."""
         return self.state in "ZX" and self.threads <= 1
 
 

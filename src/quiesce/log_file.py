@@ -3,11 +3,10 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from logging.handlers import WatchedFileHandler
 from typing import Final
-
-from quiesce import logs
 
 #: Seconds after which it is said again that the file can't be written.
 _AGAIN: Final = 60.0
@@ -16,12 +15,12 @@ _AGAIN: Final = 60.0
 class LogFile(WatchedFileHandler):
     """Begins a new file when its own was moved away, with the next record.
 
-    While it can't be written, records go to standard error, and one more each minute says so. Whoever logs never
-    fails because of it.
+    While it can't be written, lines go elsewhere, and one more each minute says so. Whoever logs never fails by it.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, elsewhere: Callable[[str], None]) -> None:
         super().__init__(file, encoding="utf-8", errors="backslashreplace")
+        self._elsewhere = elsewhere
         self._say_at = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -32,7 +31,7 @@ class LogFile(WatchedFileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is the base's
-        """What the file does not take goes to standard error; what can't be formatted is shown as ever."""
+        """What the file does not take goes elsewhere; what can't be formatted is shown as ever."""
         error = sys.exception()
         if not isinstance(error, OSError):
             super().handleError(record)
@@ -51,8 +50,8 @@ class LogFile(WatchedFileHandler):
         now = time.monotonic()
         if now >= self._say_at:
             self._say_at = now + _AGAIN
-            logs.write(self.format(self._trouble(error)))
-        logs.write(line)
+            self._elsewhere(self.format(self._trouble(error)))
+        self._elsewhere(line)
 
     def _trouble(self, error: OSError) -> logging.LogRecord:
         text = (

@@ -91,7 +91,7 @@ def handler(log_format: str, process: str, console: str, file: str = "") -> logg
     if file:
         from quiesce.log_file import LogFile  # it brings much, and few want it
 
-        made = LogFile(file)
+        made = LogFile(file, write)
     else:
         made = logging.StreamHandler(sys.stderr)
     made.setFormatter(_formatter(log_format, process, console))
