@@ -247,7 +247,7 @@ def test_at_its_timeout_a_stop_says_what_remains(stubborn: Desk) -> None:
     assert (row.id, row.outcome, row.evidence, row.stopped_at) == (1, None, None, None)
     assert (row.requested_at, row.delivered_at) == (WALL, WALL)
     assert stubborn.take(effects.Log)[-1] == effects.Log(
-        "INFO", "stop 1 of [tenant_id=x] timed out after 3.0 s: 1 tasks ended, 1 are left"
+        "INFO", "stop 1 of [tenant_id=x] timed out after 3.0 s: 1 task ended, 1 are left"
     )
 
 

@@ -326,7 +326,7 @@ def test_what_a_stop_waits_for_is_said_after_a_second_of_silence_then_each_minut
     desk.expect(effects.Log("INFO", said), look)
     desk.obey(worker, 1)
     assert desk.take(effects.Log) == [
-        effects.Log("INFO", "stop 1 of [tenant_id=x] is complete after 61.1 s: 1 tasks ended")
+        effects.Log("INFO", "stop 1 of [tenant_id=x] is complete after 61.1 s: 1 task ended")
     ]
     desk.wait(100.0)
     desk.expect()
