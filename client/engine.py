@@ -7,23 +7,25 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from functools import partial
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from quiesce.client import outcomes, remote
+from quiesce.client import outcomes, remote, sharing
+from quiesce.client.calls import Call, Ended, Message, ShutDown, Stopped
 from quiesce.client.checks import caller, name_of
 from quiesce.client.client import Client
 from quiesce.client.handle import failure
+from quiesce.client.mailbox import PROCESS
 from quiesce.client.private_broker import PrivateBroker
 from quiesce.client.records import SpawnRecord, log
+from quiesce.client.sharing import Sharing
 from quiesce.client.task_future import TaskFuture, original, rebuilt
-from quiesce.client.waiting import Waitable, Waker
+from quiesce.client.waiting import Waitable, Waker, wait_for
 from quiesce.errors import BrokerUnavailableError, QuiesceError, ScopeClosedError
 from quiesce.protocol.callables import is_async, pack_arguments
-from quiesce.registry.ids import Attempt, TaskId
 from quiesce.registry.scope import Scope
 
 #: Seconds for a private broker to answer.
@@ -35,44 +37,10 @@ _SILENCE: Final = 30.0
 _AHEAD: Final = 1
 _AHEAD_SECONDS: Final = 0.004
 _AHEAD_MOST: Final = 64
-#: Of a `map`, the calls that may share a task, and what runs them then; so many at most, and no more behind so
-#: many bytes of arguments.
-_CHUNKS: Final = {remote.chunk: remote.chunks, remote.chunk_async: remote.chunks_async}
-_SHARE_MOST: Final = 64
-_SHARE_BYTES: Final = 64 * 1024
 
 AFTER_SHUTDOWN: Final = "cannot schedule new futures after shutdown"
 _AT_EXIT: Final = "cannot schedule new futures after interpreter shutdown"
 _ENDED: Final = "cannot schedule new futures: the executor has ended"
-
-
-class _Call(NamedTuple):
-    """`number`: in the order of all calls. `parent`: the attempt that made it."""
-
-    number: int
-    parent: tuple[TaskId, Attempt] | None
-    future: "Future[Any]"
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class _Ended(NamedTuple):
-    """A task. `chunks`: those that share it, for what it leaves undone; otherwise it is one call."""
-
-    futures: "tuple[Future[Any], ...]"
-    chunks: tuple[_Call, ...]
-    record: SpawnRecord
-
-
-class ShutDown(NamedTuple):
-    """No more calls come."""
-
-    cancel_futures: bool
-
-
-class _Stopped(NamedTuple):
-    """A stop has overtaken the calls that are held back."""
 
 
 class Engine:
@@ -98,7 +66,7 @@ class Engine:
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
     ) -> None:
-        self.inbox: queue.SimpleQueue[_Call | _Ended | _Stopped | ShutDown] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         started = threading.Event()
         self._trouble: BaseException | None = None
         self._client = client
@@ -109,9 +77,7 @@ class Engine:
         #: When the last call ended, and seconds from one end to the next: slow ones count at once.
         self._ended_at = 0.0
         self._pace = 1.0
-        #: So many chunks of this function (by its identity) a task does in its time.
-        self._share = 1
-        self._share_of = 0
+        self._sharing = Sharing(max_workers)
         self._runtime = runtime
         self._kind = kind
         self._tenant_id = tenant_id
@@ -121,8 +87,10 @@ class Engine:
             if initializer is None
             else remote.Initializer(uuid.uuid4().hex, initializer, initargs)
         )
-        self._pending: deque[_Call] = deque()
+        self._pending: deque[Call] = deque()
         self._running: set[tuple[Future[Any], ...]] = set()
+        #: Those that are just being begun or resolved, and so may be in neither.
+        self._at: Sequence[Future[Any]] = ()
         self._broken: str | None = None
         #: Why no more calls are taken; "" while they are. Guarded by `lock`, as is the putting of calls.
         self._closed = ""
@@ -133,17 +101,22 @@ class Engine:
         #: Over once the thread has nothing left to do; guarded by `lock`.
         self.ended = Waitable()
         self.lock = threading.Lock()
+        self._pid = PROCESS.pid
         self.thread = threading.Thread(
             target=self._main,
             args=(started, contextvars.copy_context()),
             name="quiesce-executor",
             daemon=True,
         )
-        self.thread.start()
-        started.wait()
-        self._raise_trouble()
-        # After the client's own: run before it.
-        atexit.register(self.at_exit)
+        try:
+            self.thread.start()
+            started.wait()
+            self._raise_trouble()
+            # After the client's own: run before it.
+            atexit.register(self.at_exit)
+        except BaseException:  # a KeyboardInterrupt, too: nobody will ever have this
+            self.inbox.put(ShutDown(False))
+            raise
 
     def _raise_trouble(self) -> None:
         if self._trouble is not None:
@@ -158,10 +131,21 @@ class Engine:
 
     # --- from any thread ---------------------------------------------------------------------
 
+    @property
+    def forked(self) -> bool:
+        """This is a copy in a forked process, where the thread does not exist."""
+        # Asked before the lock is taken, which a thread that didn't survive may have held.
+        return PROCESS.pid != self._pid
+
     def submit(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> "Future[Any]":
-        """Take a call. RuntimeError: it is shut down, or has ended. BrokenExecutor: its initializer failed."""
+        """Take a call. RuntimeError: it is shut down, or has ended. BrokenExecutor: nothing more can be run."""
+        if self.forked:
+            raise RuntimeError(
+                f"this executor was made in process {self._pid} and does not survive a fork: make a new one in "
+                f"process {PROCESS.pid}"
+            )
         future = TaskFuture()
         # Through another client it may be another broker, which knows nothing of this attempt.
         parent = caller() if self.client._is_of_worker else None
@@ -170,10 +154,9 @@ class Engine:
                 raise BrokenExecutor(self._broken)
             if self._closed:
                 raise RuntimeError(self._closed)
-            if not self.thread.is_alive():  # a forked copy
-                raise RuntimeError(_ENDED)
             self._taken += 1
-            self.inbox.put(_Call(self._taken, parent, future, fn, args, kwargs))
+            shared = sharing.together(fn)
+            self.inbox.put(Call(self._taken, parent, future, fn, args, kwargs, shared))
         return future
 
     def on_stop(self, scope: Scope) -> None:
@@ -181,15 +164,17 @@ class Engine:
 
         It waits for nothing that this thread does: a callback of a future may wait for whoever asks.
         """
-        if not scope.matches(self._kind, self._tenant_id, None, self._runtime):
+        if self.forked or not scope.matches(self._kind, self._tenant_id, None, self._runtime):
             return
         with self.lock:
             self._stopped_through = self._taken
             self._stopped_by = str(scope)
-            self.inbox.put(_Stopped())
+            self.inbox.put(Stopped())
 
     def close(self, *, cancel_futures: bool, why: str = AFTER_SHUTDOWN) -> None:
         """Take no more calls."""
+        if self.forked:
+            return
         with self.lock:
             self._closed = self._closed or why
             self.inbox.put(ShutDown(cancel_futures))
@@ -197,8 +182,8 @@ class Engine:
     def at_exit(self) -> None:
         """The interpreter ends: what was submitted is still run, as long as there is a broker to run it."""
         self.close(cancel_futures=False, why=_AT_EXIT)
-        while self.thread.is_alive():
-            self.thread.join(_SILENCE / 6)
+        # Not by `is_alive`: a KeyboardInterrupt in one of these takes a thread that lives for one that has ended.
+        while not (self.forked or wait_for(self.ended, self.lock, _SILENCE / 6)):
             silence = None if self._client is None else self._client._driver.silence()
             if silence is not None and silence > _SILENCE:
                 log.warning("a QuiesceExecutor gives up its calls: no broker for %.0f s", silence)
@@ -255,16 +240,17 @@ class Engine:
         shut_down = False
         while not (shut_down and not self._pending and not self._running):
             message = self.inbox.get()
-            if isinstance(message, _Call):
+            if isinstance(message, Call):
                 self._pending.append(message)
-            elif isinstance(message, _Ended):
+            elif isinstance(message, Ended):
+                self._at = message.futures
                 self._running.discard(message.futures)
                 self._adapt()
                 if message.chunks:
                     self._resolve_chunks(message.chunks, message.record)
                 else:
                     self._resolve(message.futures[0], message.record)
-            elif isinstance(message, _Stopped):
+            elif isinstance(message, Stopped):
                 self._refuse_stopped()
             else:
                 shut_down = True
@@ -273,6 +259,7 @@ class Engine:
             del message  # nothing of it may live through the next wait
             while self._pending and self._has_room(self._pending[0]):
                 self._begin_next(client)
+            self._at = ()
 
     def _adapt(self) -> None:
         """A call has ended: by the pace of the last ones, how many chunks may be handed over ahead."""
@@ -283,39 +270,40 @@ class Engine:
         if self._pace < _AHEAD_SECONDS:
             self._ahead = min(_AHEAD_MOST, _AHEAD + int(_AHEAD_SECONDS / max(self._pace, 1e-6)))
 
-    def _has_room(self, call: _Call) -> bool:
+    def _has_room(self, call: Call) -> bool:
         """Whether this call may be handed over now. Nobody but `map` has the futures of its chunks.
 
         More than a few are only if their task is full: those that wait a little travel together.
         """
-        full = call.fn in _CHUNKS and len(self._pending) >= self._share_for(call)
+        waiting = len(self._pending)
+        full = call.together is not None and waiting >= self._sharing.share_for(call, waiting)
         return len(self._running) < self._workers + (self._ahead if full else _AHEAD)
 
     def _begin_next(self, client: Client) -> None:
-        if self._pending[0].fn in _CHUNKS:
-            self._begin_chunks(client)
+        call = self._pending[0]
+        if call.together is not None:
+            self._begin_chunks(client, call.together)
             return
-        call = self._pending.popleft()
+        self._at = (call.future,)
+        self._pending.popleft()
         if self._takes(call.future):
-            self._begin(client, call, call.fn, call.args, call.kwargs, name_of(call.fn))
+            self._begin(client, call, call.fn, call.args, call.kwargs, call.fn)
 
-    def _share_for(self, call: _Call) -> int:
-        """How many chunks may be in the task of this one: not those for which another worker may be idle."""
-        if id(call.args[0]) != self._share_of:
-            return 1
-        return min(self._share, -(-len(self._pending) // self._workers))
-
-    def _begin_chunks(self, client: Client) -> None:
+    def _begin_chunks(self, client: Client, together: Callable[..., Any]) -> None:
         """The next chunk, and those behind it that may share its task."""
-        run, (fn, _), parent = self._pending[0].fn, self._pending[0].args, self._pending[0].parent
-        share = self._share_for(self._pending[0])
-        chunks: list[_Call] = []
+        first, limit = self._pending[0], client._driver.payload_limit
+        fn = first.args[0]
+        share = self._sharing.share_for(first, len(self._pending))
+        room = sharing.argument_room(limit)
+        self._at = futures = list[Future[Any]]()
+        chunks: list[Call] = []
         packed: list[bytes] = []
-        room = _SHARE_BYTES
         while len(chunks) < share and self._pending:
             call = self._pending[0]
-            if call.fn is not run or call.args[0] is not fn or call.parent != parent:
+            alike = call.together is together and call.args[0] is fn
+            if not alike or call.parent != first.parent:
                 break
+            futures.append(call.future)
             try:
                 data = pack_arguments(call.args) if self._takes(call.future) else b""
             except BaseException as error:  # of this chunk alone: unpicklable
@@ -329,7 +317,8 @@ class Engine:
                 packed.append(data)
                 room -= len(data)
         if chunks:
-            self._begin(client, chunks[0], _CHUNKS[run], (packed,), {}, name_of(fn), tuple(chunks))
+            args = (packed, sharing.result_room(limit), limit)
+            self._begin(client, chunks[0], together, args, {}, fn, tuple(chunks))
 
     def _takes(self, future: "Future[Any]") -> bool:
         """Whether it is to be run: it was not cancelled, nor is the executor broken."""
@@ -343,19 +332,20 @@ class Engine:
     def _begin(
         self,
         client: Client,
-        call: _Call,
+        call: Call,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        name: str,
-        chunks: tuple[_Call, ...] = (),
+        named: Callable[..., Any],
+        chunks: tuple[Call, ...] = (),
     ) -> None:
-        """`call`: the only one of this task, or the first of its chunks."""
+        """`call`: the only one of this task, or the first of its chunks. `named`: what the task is called after."""
         futures = tuple(each.future for each in chunks) or (call.future,)
-        if self._initializer is not None:
-            args, kwargs = (self._initializer, fn, args, kwargs), {}
-            fn = remote.call_async if is_async(fn) else remote.call
         try:
+            name = name_of(named)
+            if self._initializer is not None:
+                args, kwargs = (self._initializer, fn, args, kwargs), {}
+                fn = remote.call_async if is_async(fn) else remote.call
             asked = (
                 self._runtime,
                 self._kind,
@@ -374,7 +364,7 @@ class Engine:
                 overtaken = call.number <= self._stopped_through
                 if not overtaken:
                     client._hand_over(record)
-        except BaseException as error:  # of these alone: unpicklable, the client closed
+        except BaseException as error:  # of these alone: unpicklable, odd, the client closed
             for future in futures:
                 future.set_exception(error.with_traceback(None))
             return
@@ -383,7 +373,7 @@ class Engine:
             self._refuse_stopped()
             return
         self._running.add(futures)
-        ended = _Ended(futures, chunks, record)
+        ended = Ended(futures, chunks, record)
         if not record.add_waker(client._driver.lock, partial(self.inbox.put, ended)):
             self.inbox.put(ended)
 
@@ -398,16 +388,14 @@ class Engine:
                 error = unreadable.with_traceback(None)
         self._fail(future, error)
 
-    def _resolve_chunks(self, chunks: tuple[_Call, ...], record: SpawnRecord) -> None:
+    def _resolve_chunks(self, chunks: tuple[Call, ...], record: SpawnRecord) -> None:
         """Each gets what is its own; those that were not begun go first in the next tasks."""
         error = _failure(record)
         if error is None:
             assert record.result is not None
             done: remote.Done = outcomes.value_of(record.result, record.name)
             results, rest = done.results, list(chunks[len(done.results) :])
-            each = done.seconds / len(results)
-            self._share = min(_SHARE_MOST, 1 + int(remote.SECONDS / max(each, 1e-6)))
-            self._share_of = id(chunks[0].args[0])
+            self._sharing.learn(chunks[0], done)
         elif isinstance(error.__cause__, remote.PartlyDoneError):
             results = error.__cause__.results
             failed, *rest = chunks[len(results) :]
@@ -427,7 +415,8 @@ class Engine:
 
     def _fail(self, future: "Future[Any]", error: BaseException) -> None:
         error = original(error)
-        if self._initializer is not None and isinstance(error, BrokenExecutor):
+        own = self._initializer
+        if isinstance(error, remote.InitializerFailedError) and own and error.key == own.key:
             self._break(str(error))
         future.set_exception(error)
 
@@ -464,13 +453,15 @@ class Engine:
             self._closed = self._closed or _ENDED
         while not self.inbox.empty():
             message = self.inbox.get()
-            if isinstance(message, _Call):
+            if isinstance(message, Call):
                 self._pending.append(message)
-        if self._pending or self._running:
+        left = [*chain(self._at, *self._running)]
+        if self._pending or left:
             why = self._broken or "the executor has ended"
             self._break(why)
-            for future in chain.from_iterable(self._running):
-                future.set_exception(BrokenExecutor(why))
+            for future in left:
+                if not future.done():
+                    future.set_exception(BrokenExecutor(why))
             self._running.clear()
 
 

@@ -28,7 +28,7 @@ class _Process:
         self.pid = os.getpid()
 
 
-_process: Final = _Process()
+PROCESS: Final = _Process()
 
 #: Takes events, or None for the end; answers whether it wants more.
 Listener = Callable[[list[PublicEvent] | None], bool]
@@ -77,7 +77,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.pid = _process.pid
+        self.pid = PROCESS.pid
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.commands: deque[Command] = deque()
         #: Nothing new is taken, and the I/O thread is to end by then; monotonic.
@@ -91,16 +91,16 @@ class Mailbox:
 
     def check_process(self) -> None:
         """RuntimeError in a forked copy. Before the lock: a thread that didn't survive may have held it."""
-        if _process.pid != self.pid:
+        if PROCESS.pid != self.pid:
             raise RuntimeError(
                 f"this client was made in process {self.pid} and does not survive a fork: make a new "
-                f"one in process {_process.pid}"
+                f"one in process {PROCESS.pid}"
             )
 
     @property
     def forked(self) -> bool:
         """This is a copy in a forked process, where the thread does not exist, and the sockets are the parent's."""
-        return _process.pid != self.pid
+        return PROCESS.pid != self.pid
 
     def check_open(self) -> None:
         """Under the lock. RuntimeError: closed. Or what has broken it."""

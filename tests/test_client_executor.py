@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from client_fakes import FakeBroker, ended
 from quiesce.client.async_client import AsyncClient
 from quiesce.client.client import Client
+from quiesce.client.engine import Engine
 from quiesce.client.executor import QuiesceExecutor
-from quiesce.client.remote import Done, Initializer, call, chunk
+from quiesce.client.remote import Done, Initializer, InitializerFailedError, call, chunk
 from quiesce.client.steps import DATA
 from quiesce.errors import QuiesceError, ScopeClosedError, TaskCrashedError, TaskFailedError
 from quiesce.protocol import from_client, to_client
@@ -157,6 +159,111 @@ def test_callbacks_may_submit_and_bad_arguments_fail_their_call_alone(broker: Fa
     executor.shutdown()
 
 
+@dataclass
+class Unhashable:
+    number: int
+
+    def __call__(self) -> None:
+        pass
+
+
+class Incomparable:
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("this can't be compared")
+
+    def __call__(self) -> None:
+        pass
+
+
+class Unbound:
+    """As the proxies of some libraries are outside of what they are for."""
+
+    def __call__(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"no {name}: not bound")
+
+
+@pytest.mark.parametrize("initializer", [None, print])
+def test_odd_callables_are_called_or_fail_alone(broker: FakeBroker, initializer: Any) -> None:
+    executor = QuiesceExecutor(2, address=broker.address, initializer=initializer)
+    callables: tuple[Callable[[], None], ...] = (Unhashable(1), Incomparable())
+    for number, odd in enumerate(callables, 1):
+        future = executor.submit(odd)
+        finish(broker, number, result=pack_value(number))
+        assert future.result(10) == number
+    with pytest.raises(RuntimeError, match="not bound"):
+        executor.submit(Unbound()).result(10)
+    last = executor.submit(work)
+    finish(broker, 3, result=pack_value(3))
+    assert last.result(10) == 3
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("step", ["_begin", "_resolve"])
+def test_an_executor_that_fails_inside_leaves_no_future_open(
+    broker: FakeBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+) -> None:
+    """Neither the one that it was just about, beginning or ending it, nor the others."""
+
+    def fail(*_: object) -> None:
+        raise SystemError("a bug")
+
+    executor = QuiesceExecutor(2, address=broker.address)
+    other = executor.submit(work)
+    broker.answer(1, 1)
+    monkeypatch.setattr(Engine, step, fail)
+    future = executor.submit(work)
+    if step == "_resolve":
+        finish(broker, 2, result=pack_value(2))
+    for each in (future, other):
+        with pytest.raises(BrokenExecutor, match="failed inside"):
+            each.result(10)
+    executor.shutdown()
+    assert "a QuiesceExecutor has failed" in caplog.text
+
+
+def test_a_thread_that_python_takes_for_ended_is_given_calls(broker: FakeBroker) -> None:
+    """As after a KeyboardInterrupt in `Thread.is_alive` or `join`."""
+    executor = QuiesceExecutor(1, address=broker.address)
+    executor._engine.thread.is_alive = lambda: False  # type: ignore[method-assign]  # that of CPython
+    future = executor.submit(work)
+    finish(broker, 1, result=pack_value(1))
+    assert future.result(10) == 1
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("wait", [1, 2])
+def test_an_executor_whose_making_is_interrupted_ends(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, wait: int
+) -> None:
+    """In each of the waits: for the thread to have begun, and for it to be connected."""
+    before = set(threading.enumerate())
+    waits: list[threading.Event] = []
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if threading.current_thread() is threading.main_thread():
+                waits.append(self)
+                if len(waits) == wait:
+                    raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Event", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            QuiesceExecutor(1, address=broker.address)
+    assert len(waits) == wait
+    broker.take(from_client.Goodbye)
+    assert broker.until(lambda: set(threading.enumerate()) <= before)
+
+
 def leave_once(done: list[int]) -> None:
     done.append(3)
     sys.exit(3)
@@ -191,11 +298,21 @@ def test_the_initializer_runs_once_in_a_process_and_may_break_the_executor(
             call(Initializer("third", leave_once, (done,)), max, (1, 2), {})
     assert done == [1, 3]
     executor = QuiesceExecutor(1, address=broker.address, initializer=divmod, initargs=(1, 0))
+    initializer = executor._engine._initializer
+    assert initializer is not None
+    # Calls may have pools of their own that are broken, also by an initializer.
+    errors = [BrokenExecutor("of the call"), InitializerFailedError("of its pool", "other")]
+    for number, own in enumerate(errors, 1):
+        future = executor.submit(work)
+        finish(broker, number, outcome="failed", result=pack_exception(own))
+        with pytest.raises(type(own), match="of"):
+            future.result(10)
     future = executor.submit(work)
-    finish(broker, 1, outcome="failed", result=pack_exception(BrokenExecutor("no")))
-    with pytest.raises(BrokenExecutor):
+    ours = InitializerFailedError("no", initializer.key)
+    finish(broker, 3, outcome="failed", result=pack_exception(ours))
+    with pytest.raises(BrokenExecutor, match="no"):
         future.result(10)
-    with pytest.raises(BrokenExecutor):
+    with pytest.raises(BrokenExecutor, match="no"):
         executor.submit(work)
     executor.shutdown()
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from client_fakes import FakeBroker, ended
-from quiesce.client import engine, remote
+from quiesce import Client
+from quiesce.client import remote, sharing
 from quiesce.client.executor import QuiesceExecutor
 from quiesce.client.steps import DATA
-from quiesce.errors import ShutdownRequested, TaskCrashedError
+from quiesce.errors import PayloadTooLargeError, ShutdownRequested, TaskCrashedError
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.callables import (
     pack_arguments,
@@ -22,10 +23,22 @@ from quiesce.protocol.callables import (
     unpack_value,
 )
 from quiesce.registry.rows import SpawnRow
+from quiesce.testing import Cluster
+
+#: More room and a higher limit than any results here come to.
+AMPLE = (2**20, 2**30)
 
 
 def inverse(number: int) -> float:
     return 1 / number
+
+
+def ends(error: type[BaseException]) -> None:
+    raise error
+
+
+async def ends_async(error: type[BaseException]) -> None:
+    raise error
 
 
 async def inverse_async(number: int) -> float:
@@ -47,19 +60,15 @@ def test_what_a_task_does_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None
     """All, or as many as there was time for, and room for what they gave; one at least."""
     chunks = packed(inverse, [1, 2], [4])
     monkeypatch.setattr(remote, "SECONDS", 60.0)
-    done = remote.chunks(chunks)
+    done = remote.chunks(chunks, *AMPLE)
     assert results(done) == [[1.0, 0.5], [0.25]]
     assert 0 <= done.seconds < 60
-    assert results(asyncio.run(remote.chunks_async(packed(inverse_async, [1], [2])))) == [
-        [1],
-        [0.5],
-    ]
+    done = asyncio.run(remote.chunks_async(packed(inverse_async, [1], [2]), *AMPLE))
+    assert results(done) == [[1], [0.5]]
     with monkeypatch.context() as patch:
         patch.setattr(remote, "SECONDS", 0.0)
-        assert results(remote.chunks(chunks)) == [[1.0, 0.5]]
-    with monkeypatch.context() as patch:
-        patch.setattr(remote, "_BYTES", 1)
-        assert results(remote.chunks(chunks)) == [[1.0, 0.5]]
+        assert results(remote.chunks(chunks, *AMPLE)) == [[1.0, 0.5]]
+    assert results(remote.chunks(chunks, 1, 2**30)) == [[1.0, 0.5]]
 
 
 def test_a_chunk_that_fails_behind_others_keeps_what_they_gave(
@@ -67,14 +76,61 @@ def test_a_chunk_that_fails_behind_others_keeps_what_they_gave(
 ) -> None:
     monkeypatch.setattr(remote, "SECONDS", 60.0)
     with pytest.raises(remote.PartlyDoneError, match="1 chunks") as caught:
-        remote.chunks(packed(inverse, [1], [2, 0], [3]))
+        remote.chunks(packed(inverse, [1], [2, 0], [3]), *AMPLE)
     assert [unpack_value(each) for each in caught.value.results] == [[1.0]]
     assert type(caught.value.__cause__) is ZeroDivisionError
     with pytest.raises(remote.PartlyDoneError) as caught:
-        asyncio.run(remote.chunks_async(packed(inverse_async, [0], [1])))
+        asyncio.run(remote.chunks_async(packed(inverse_async, [0], [1]), *AMPLE))
     assert caught.value.results == []
     with pytest.raises(ZeroDivisionError):  # alone in its task, it is as any call
-        remote.chunks(packed(inverse, [0]))
+        remote.chunks(packed(inverse, [0]), *AMPLE)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_chunk_may_raise_what_ends_programs(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    monkeypatch.setattr(remote, "SECONDS", 60.0)
+    both = [*packed(inverse, [1]), pack_arguments((ends, ((error,),)))]
+    with pytest.raises(remote.PartlyDoneError) as caught:
+        remote.chunks(both, *AMPLE)
+    assert [unpack_value(each) for each in caught.value.results] == [[1.0]]
+    assert type(caught.value.__cause__) is error
+
+
+def test_what_stops_a_task_is_no_failure_of_its_chunk() -> None:
+    asked = [pack_arguments((ends, ((ShutdownRequested,),))), *packed(inverse, [1])]
+    with pytest.raises(ShutdownRequested):
+        remote.chunks(asked, *AMPLE)
+    cancelled = [pack_arguments((ends_async, ((asyncio.CancelledError,),)))] * 2
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(remote.chunks_async(cancelled, *AMPLE))
+
+
+def test_a_result_that_does_not_fit_beside_others_fails_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "SECONDS", 60.0)
+    with pytest.raises(remote.PartlyDoneError) as caught:
+        remote.chunks(packed(bytes, [1], [4000]), 1000, 4096)
+    assert [unpack_value(each) for each in caught.value.results] == [[bytes(1)]]
+    assert type(caught.value.__cause__) is PayloadTooLargeError
+    # Alone it is as any call: whoever packs it says whether it is too large.
+    assert results(remote.chunks(packed(bytes, [5000], [1]), 1000, 4096)) == [[bytes(5000)]]
+
+
+@pytest.mark.slow
+def test_what_fits_alone_fits_with_others() -> None:
+    """Arguments and results near the limit of their broker."""
+    with (
+        Cluster(
+            runtimes={"background": {"processes": 1, "slots": 1}}, payload_limit=16384
+        ) as cluster,
+        Client(cluster.address) as client,
+        QuiesceExecutor(1, client=client) as executor,
+    ):
+        assert set(executor.map(len, [bytes(3000)] * 400, chunksize=4)) == {3000}
+        assert set(executor.map(bytes, [3000] * 400, chunksize=4)) == {bytes(3000)}
 
 
 def test_no_chunk_is_begun_in_a_task_that_is_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,9 +139,9 @@ def test_no_chunk_is_begun_in_a_task_that_is_asked_to_stop(monkeypatch: pytest.M
 
     monkeypatch.setattr(remote, "SECONDS", 60.0)
     monkeypatch.setattr(remote, "raise_if_asked", asked)
-    assert results(remote.chunks(packed(inverse, [1]))) == [[1.0]]
+    assert results(remote.chunks(packed(inverse, [1]), *AMPLE)) == [[1.0]]
     with pytest.raises(ShutdownRequested):
-        remote.chunks(packed(inverse, [1], [2]))
+        remote.chunks(packed(inverse, [1], [2]), *AMPLE)
 
 
 # --- in the client
@@ -99,13 +155,15 @@ class Played:
         self.workers = workers
         self.executor = QuiesceExecutor(workers, address=address)
         self._rows: list[SpawnRow] = []
+        #: What the last task was told of its room.
+        self.bounds: list[int] = []
 
     def task(self) -> tuple[int, list[bytes]]:
         """The next task: its number and its chunks."""
         if not self._rows:
             self._rows += self.broker.take(from_client.Spawn).rows
         row = self._rows.pop(0)
-        (chunks,), _ = unpack_arguments(bytes(row.arguments))  # type: ignore[call-overload]  # bytes here
+        (chunks, *self.bounds), _ = unpack_arguments(bytes(row.arguments))  # type: ignore[call-overload]  # bytes here
         return row.number, chunks
 
     def finish(self, number: int, **how: Any) -> None:
@@ -115,7 +173,7 @@ class Played:
     def run(self, number: int, chunks: list[bytes], *, only: int | None = None) -> None:
         """As the worker does it; `only` so many of its chunks."""
         try:
-            done = remote.chunks(chunks[:only])
+            done = remote.chunks(chunks[:only], *self.bounds)
         except remote.PartlyDoneError as error:
             self.finish(number, outcome="failed", text="there", result=pack_exception(error))
         else:
@@ -182,7 +240,7 @@ def test_what_a_task_gives_back_is_handed_over_again(played: Played) -> None:
     found = played.executor.map(inverse, range(1, 21), chunksize=2)
     played.run_one_each()
     number, chunks = played.task()
-    done = remote.Done(remote.chunks(chunks[:1]).results, 1e9)  # they have become long
+    done = remote.Done(remote.chunks(chunks[:1], *AMPLE).results, 1e9)  # they have become long
     played.finish(number, result=pack_value(done))
     again = [played.task() for _ in range(2)]
     played.executor.shutdown(wait=False, cancel_futures=True)
@@ -221,7 +279,7 @@ def test_a_dead_process_takes_the_chunks_of_its_task(played: Played) -> None:
 
 
 def test_large_chunks_do_not_share_one(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_SHARE_BYTES", 1000)
+    monkeypatch.setattr(sharing, "_BYTES", 1000)
     chunk = tuple((number,) for number in range(1, 301))
     futures = [played.executor.submit(remote.chunk, inverse, chunk) for _ in range(6)]
     played.run_one_each()
