@@ -42,4 +42,10 @@ class ShutDown(NamedTuple):
     cancel_futures: bool
 
 
-Message = Call | Ended | Stopped | ShutDown
+class PoolEnded(NamedTuple):
+    """The private pool has, though nobody asked it to: nothing more can be run, for this reason."""
+
+    why: str
+
+
+Message = Call | Ended | Stopped | ShutDown | PoolEnded

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, Final
 
 from quiesce.client import outcomes, remote, sharing
-from quiesce.client.calls import Call, Ended, Message, ShutDown, Stopped
+from quiesce.client.calls import Call, Ended, Message, PoolEnded, ShutDown, Stopped
 from quiesce.client.checks import caller, name_of
 from quiesce.client.client import Client
 from quiesce.client.handle import failure
@@ -24,12 +24,10 @@ from quiesce.client.records import SpawnRecord, log
 from quiesce.client.sharing import Sharing
 from quiesce.client.task_future import TaskFuture, original, rebuilt
 from quiesce.client.waiting import Waitable, Waker, wait_for
-from quiesce.errors import BrokerUnavailableError, QuiesceError, ScopeClosedError
+from quiesce.errors import QuiesceError, ScopeClosedError
 from quiesce.protocol.callables import is_async, pack_arguments
 from quiesce.registry.scope import Scope
 
-#: Seconds for a private broker to answer.
-_START_TIMEOUT: Final = 60.0
 #: At the interpreter's end: seconds without an answer of the broker after which it is not waited for any more.
 _SILENCE: Final = 30.0
 #: Beyond one per worker, so that none is idle while the next call is on its way; of short chunks more, as many as
@@ -132,6 +130,11 @@ class Engine:
     # --- from any thread ---------------------------------------------------------------------
 
     @property
+    def is_broken(self) -> bool:
+        """Nothing more can be run: its private pool has ended, its initializer has failed, or it has itself."""
+        return self._broken is not None
+
+    @property
     def forked(self) -> bool:
         """This is a copy in a forked process, where the thread does not exist."""
         # Asked before the lock is taken, which a thread that didn't survive may have held.
@@ -199,7 +202,8 @@ class Engine:
                     # This thread belongs to no task. What it starts here belongs to the one that wanted it, if any,
                     # which so ends only when all of it has.
                     private = maker.run(PrivateBroker, self._workers, self._env)
-                    self._client = _connect(private)
+                    self._client = private.connect()
+                    private.watch(lambda why: self.inbox.put(PoolEnded(why)))
                 elif self._client is None:
                     self._client = Client(self._address)
                 self._client._before_stop.add(self.on_stop)
@@ -221,7 +225,9 @@ class Engine:
             self._give_up()
             if self._client is not None:
                 self._client._before_stop.discard(self.on_stop)
-            if self._own_client and self._client is not None:
+            if private is not None and self._client is not None and private.failure() is not None:
+                self._client._end(0)  # nobody is there to answer
+            elif self._own_client and self._client is not None:
                 self._client.close()
         except QuiesceError as error:
             log.warning("a QuiesceExecutor could not close its client: %s", error)
@@ -252,6 +258,9 @@ class Engine:
                     self._resolve(message.futures[0], message.record)
             elif isinstance(message, Stopped):
                 self._refuse_stopped()
+            elif isinstance(message, PoolEnded):
+                self._break(message.why)
+                return
             else:
                 shut_down = True
                 if message.cancel_futures:
@@ -471,18 +480,3 @@ def _failure(record: SpawnRecord) -> QuiesceError | None:
         return rebuilt(failure, record)
     except QuiesceError as unreadable:
         return unreadable.with_traceback(None)
-
-
-def _connect(private: PrivateBroker) -> Client:
-    """A client of it, as soon as it answers; at once the reason if it ends instead."""
-    waited = 0.0
-    while True:
-        try:
-            return Client(private.address, timeout=1.0)
-        except BrokerUnavailableError:
-            ended = private.unavailable()
-            if ended is not None:
-                raise ended from None
-            waited += 1.0
-            if waited >= _START_TIMEOUT:
-                raise

@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from quiesce.client import mapping, requests
+from quiesce.client.calls import ShutDown
 from quiesce.client.checks import name_of
 from quiesce.client.client import Client
-from quiesce.client.engine import Engine, ShutDown
+from quiesce.client.engine import Engine
 from quiesce.client.private_broker import KIND, RUNTIME
 from quiesce.client.progress import Meter, Show, checked, counting
 from quiesce.client.waiting import wait_for
@@ -56,7 +57,8 @@ class QuiesceExecutor(Executor):
     With `client` or `address` it uses that broker. With neither it starts a private `quiesce up` with one
     pool of `max_workers` processes, one call at a time in each, and ends both with itself. A future raises
     the exception that its call raised, as this interface promises (a TaskHandle raises TaskFailedError from
-    it); TaskCrashedError if the call's process died. One dead process loses its own call and no other.
+    it); TaskCrashedError if the call's process died. One dead worker process loses its own call and no other; if
+    the private `quiesce up` itself is killed, all calls end with BrokenExecutor, and no more are taken.
     Made inside a task, a private pool is part of it: the task ends when the pool has.
     A KeyboardInterrupt that leaves the block of a private pool stops the calls that run, and cancels the others.
     `Future.cancel` works until a call is handed to the pool, which at most `max_workers` + 1 are at a time;
@@ -154,7 +156,7 @@ class QuiesceExecutor(Executor):
 
         Raises:
             RuntimeError: the executor has been shut down, or the interpreter ends.
-            BrokenExecutor: its initializer has failed.
+            BrokenExecutor: its initializer has failed, or its private pool has ended by itself.
         """
         return self._engine.submit(fn, args, kwargs)
 
@@ -225,7 +227,8 @@ class QuiesceExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with `wait`, return when all have been run and everything has ended.
 
-        Without `wait` they are run all the same, also when the interpreter ends meanwhile.
+        Without `wait` they are run all the same, also when the interpreter ends meanwhile. In a forked copy of the
+        process, whose calls they aren't, it does nothing.
 
         `cancel_futures`: cancel those that have not been handed to the pool.
 
@@ -234,6 +237,8 @@ class QuiesceExecutor(Executor):
                 the pool are cancelled then, the others go on.
         """
         engine = self._engine
+        if engine.forked:
+            return
         engine.close(cancel_futures=cancel_futures)
         if wait and threading.current_thread() is not engine.thread:
             try:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future, as_completed
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 from quiesce import Client, QuiesceExecutor, TaskCrashedError, current_client
+from quiesce.client import private_broker
 from quiesce.testing import bodies, leaks, wait_until
+from quiesce.workers import processes
 from system import System, until
 
 pytestmark = pytest.mark.slow
@@ -32,9 +35,14 @@ def executor() -> Iterator[QuiesceExecutor]:
         yield executor
 
 
-def run_program(text: str, timeout: float = 90) -> tuple[int, str, str]:
+def run_program(text: str, *flags: str, cwd: str | None = None) -> tuple[int, str, str]:
     ran = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *flags, "-c", text],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        cwd=cwd,
     )
     return ran.returncode, ran.stdout, ran.stderr
 
@@ -277,7 +285,156 @@ def test_an_initializer_that_fails_breaks_its_executor_alone() -> None:
         assert private.submit(pow, 2, 3).result(60) == 8
 
 
+# --- what its workers have of their owner
+
+
+FLAGS = """
+import os, sys
+from quiesce import QuiesceExecutor
+def flags():
+    given = [getattr(sys.flags, name) for name in ("optimize", "utf8_mode", "dev_mode", "dont_write_bytecode")]
+    variables = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+    return given, sys.warnoptions, [entry or os.getcwd() for entry in sys.path], variables
+here = flags()
+with QuiesceExecutor(1) as executor:
+    there = executor.submit(flags).result()
+print(here == there or (here, there))
+"""
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("-OO", "-X", "utf8", "-B", "-W", "error::ImportWarning"), ("-X", "utf8=0")]
+)
+def test_flags_of_the_interpreter_hold_in_the_workers(flags: tuple[str, ...]) -> None:
+    """And the variables by which they get them are not those of what a task starts."""
+    assert run_program(FLAGS, *flags) == (0, "True\n", "")
+
+
+SHADOWED = """
+import helper
+from quiesce import QuiesceExecutor
+if __name__ == "__main__":
+    with QuiesceExecutor(1) as executor:
+        print(helper.who(), executor.submit(helper.who).result())
+"""
+
+
+def test_workers_import_what_their_owner_does(tmp_path: Path) -> None:
+    """Not what has the same name in the current folder, be it a module of the standard library's."""
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "helper.py").write_text("def who(): return 'program'")
+    (tmp_path / "program" / "main.py").write_text(SHADOWED)
+    (tmp_path / "current").mkdir()
+    (tmp_path / "current" / "helper.py").write_text("def who(): return 'current folder'")
+    (tmp_path / "current" / "ctypes.py").write_text("raise RuntimeError('this is not ctypes')")
+    ran = subprocess.run(
+        [sys.executable, "../program/main.py"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        cwd=tmp_path / "current",
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "program program\n", "")
+
+
+POWER = """
+import os, pathlib, sys
+{before}
+from quiesce import QuiesceExecutor
+with QuiesceExecutor(1) as executor:
+    print(executor.submit(pow, 2, 3).result())
+"""
+
+
+@pytest.mark.parametrize("name", ["a 'folder'\N{GRINNING FACE}\x7f\\", "not \udcff utf-8", "gone"])
+def test_a_private_pool_starts_in_any_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    program = POWER.format(before="os.rmdir(os.getcwd())" if name == "gone" else "")
+    assert run_program(program, cwd=str(folder)) == (0, "8\n", "")
+
+
+def test_what_is_no_text_in_the_import_path_is_ignored() -> None:
+    program = POWER.format(before="sys.path.append(pathlib.Path('/tmp'))")
+    assert run_program(program) == (0, "8\n", "")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_a_program_without_standard_streams_has_workers(tmp_path: Path, closed: str) -> None:
+    program = POWER.format(before="sys.stdout = open('found', 'w')")
+    ran = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program],
+        timeout=90,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (ran.returncode, (tmp_path / "found").read_text()) == (0, "8\n")
+
+
+def test_a_private_pool_that_can_not_start_leaves_nothing(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no")
+
+    folder = run_folder / "pool"
+
+    def make(**_: str) -> str:
+        folder.mkdir()
+        return str(folder)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make)
+    monkeypatch.setattr(private_broker, "_import_path", fail)
+    with pytest.raises(OSError, match="no"):
+        QuiesceExecutor(1)
+    assert not folder.exists()
+
+
 # --- its ends
+
+
+def test_a_private_pool_that_is_killed_breaks_its_executor() -> None:
+    """What ran, what waited, and what comes; also what goes through its client."""
+    with QuiesceExecutor(1) as executor:
+        client = executor.client
+        other = QuiesceExecutor(1, client=client, runtime="executor", kind="executor")
+        futures = [executor.submit(time.sleep, 1000) for _ in range(5)]
+        until(lambda: client.tasks(state="running"))
+        theirs = other.submit(time.sleep, 1000)
+        broker = processes.look(client.broker_info().pid)
+        assert broker is not None
+        os.kill(broker.parent, signal.SIGKILL)
+        for future in futures:
+            error = future.exception(60)
+            assert type(error) is BrokenExecutor
+            assert "the private pool of this executor has ended" in str(error)
+            assert "ended with signal 9" in str(error)
+        with pytest.raises(BrokenExecutor, match="Make a new executor"):
+            executor.submit(pow, 2, 3)
+        assert theirs.exception(60) is not None
+        other.shutdown()
+    assert not Path(client.address.removeprefix("ipc://")).parent.exists()
+
+
+FORKED = """
+import os, sys
+from quiesce import QuiesceExecutor
+with QuiesceExecutor(1) as executor:
+    print(executor.submit(pow, 2, 3).result(), flush=True)
+    child = os.fork()
+    if not child:
+        try:
+            executor.submit(pow, 2, 3)
+        except RuntimeError as error:
+            print("does not survive a fork" in str(error), flush=True)
+        sys.exit(3)  # leaves the block, and comes to what is done at exit
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), executor.submit(pow, 2, 4).result())
+"""
+
+
+def test_a_forked_copy_ends_no_executor_and_waits_for_none() -> None:
+    assert run_program(FORKED) == (0, "8\nTrue\n3 16\n", "")
 
 
 PROGRAM = """
@@ -297,6 +454,9 @@ executor = QuiesceExecutor(1)
         "executor.submit(say, 0.2, 'one'); executor.submit(say, 0, 'two')",
         "executor.submit(say, 0.2, 'one'); executor.submit(say, 0, 'two'); executor.shutdown(wait=False)",
         "executor.submit(say, 0.2, 'one'); executor.submit(say, 0, 'two'); del executor",
+        # As CPython takes the thread after a KeyboardInterrupt in `is_alive` or `join`.
+        """executor.submit(say, 0.2, 'one'); executor.submit(say, 0, 'two')
+executor._engine.thread.is_alive = lambda: False""",
     ],
 )
 def test_what_was_submitted_is_run_and_prints_where_its_owner_does(rest: str) -> None:
