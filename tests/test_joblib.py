@@ -3,14 +3,17 @@
 import gc
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quiesce import Client
+from quiesce import Client, QuiesceError
 from quiesce.testing import leaks
+from quiesce.workers import processes
 from system import System, until, workers_of
 
 joblib: Any = pytest.importorskip("joblib", reason="joblib is not installed (extra: joblib)")
@@ -43,6 +46,40 @@ def test_a_private_pool_is_kept_through_a_block_and_ended_with_it() -> None:
     del config
     gc.collect()  # the traceback of the error holds the frames of joblib, and these the backend
     until(lambda: any(map(leaks.is_running, first | second)), lambda left: not left)
+
+
+# That is what is tested.
+@pytest.mark.filterwarnings("ignore:.*gc'ed in an unexpected thread")
+@pytest.mark.filterwarnings("ignore:.*have been cancelled")
+def test_a_generator_dropped_in_another_thread_ends_no_other_call() -> None:
+    """joblib gives it up in a thread of its own, while the next call on the same pool is under way."""
+    with joblib.parallel_config(backend="quiesce", n_jobs=2):
+        for _ in range(3):
+            sleeps = (joblib.delayed(time.sleep)(0.01) for _ in range(50))
+            box = [joblib.Parallel(return_as="generator")(sleeps)]
+            next(box[0])
+            dropping = threading.Thread(target=box.clear)
+            dropping.start()
+            dropping.join()
+            squares = joblib.Parallel(timeout=60)(joblib.delayed(pow)(n, 2) for n in range(100))
+            assert squares == [n * n for n in range(100)]
+            for thread in threading.enumerate():
+                if thread.name == "GeneratorExitThread":
+                    thread.join()
+
+
+def test_a_pool_that_was_killed_fails_its_call_and_is_replaced_for_the_next() -> None:
+    def kill_pool() -> None:
+        supervisor = processes.look(os.getppid())
+        assert supervisor is not None
+        os.kill(supervisor.parent, signal.SIGKILL)
+
+    with joblib.parallel_config(backend="quiesce", n_jobs=2) as config:
+        with pytest.raises(QuiesceError):
+            joblib.Parallel()(joblib.delayed(kill_pool)() for _ in range(4))
+        assert joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(5)) == [0, 1, 4, 9, 16]
+    del config
+    gc.collect()  # as above
 
 
 def test_nested_calls_know_it() -> None:

@@ -53,6 +53,38 @@ def run(batch: Callable[[], list[Any]]) -> list[Any]:
             pool.shutdown(wait=True, kill_workers=True)
 
 
+class _Pool:
+    """Where calls go: the broker of `client` or at `address`; with neither a private pool, once it is wanted."""
+
+    def __init__(self, client: Client | None, address: str | None) -> None:
+        self.client = client
+        self.address = address
+        #: The private pool, and how many processes it has.
+        self._private: QuiesceExecutor | None = None
+        self._private_for: tuple[int, dict[str, str]] | None = None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it is nobody's but ours."""
+        return self.client is None and self.address is None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is a private one that somebody has killed: then nothing runs there any more."""
+        return self._private is not None and self._private._engine.is_broken
+
+    def connected(self, n_jobs: int, env: dict[str, str]) -> Client:
+        """A client of it; a private one has `n_jobs` processes with these variables."""
+        if self.client is None and self.address is not None:
+            self.client = Client(self.address)
+        if self.client is not None:
+            return self.client
+        if self._private is None or self.is_broken or self._private_for != (n_jobs, env):
+            self._private = QuiesceExecutor(n_jobs, env=env)
+            self._private_for = (n_jobs, env)
+        return self._private.client
+
+
 class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
     """The backend "quiesce". Its options are given to `parallel_config`, or with `Parallel(backend=...)`.
 
@@ -89,15 +121,15 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         )
         self.parallel: Any = None
         self._choose(client, address, runtime, kind)
-        #: The private pool, and how many processes it has.
-        self._private: QuiesceExecutor | None = None
-        self._private_for: tuple[int, dict[str, str]] | None = None
+        #: It is one Parallel's own. Those of a block share what joblib has for all of them, and its pool; but the
+        #: end of one call, which may come late and from another thread, must not be taken for that of the next.
+        self._is_own = False
         #: For one configuration by joblib: a tenant of its own on the pool. (joblib's tests know this name.)
         self._workers: QuiesceExecutor | None = None
         self._tenant = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.nesting_level, self._address, self._runtime, self._kind)
+        return _rebuilt, (self.nesting_level, self._pool.address, self._runtime, self._kind)
 
     # --- what joblib asks ----------------------------------------------------------------------
 
@@ -120,6 +152,8 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         **more: Any,
     ) -> int:
         """Be ready for `n_jobs` calls at once. What is given to Parallel itself arrives here."""
+        if not self._is_own:
+            raise FallbackToBackend(self._own())
         broker = [more.pop(name, None) for name in ("client", "address", "runtime", "kind")]
         if any(value is not None for value in broker):
             self._choose(*broker)
@@ -133,8 +167,8 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._workers = QuiesceExecutor(
             n_jobs,
             client=client,
-            runtime=self._runtime if self._private is None else RUNTIME,
-            kind=self._kind if self._private is None else KIND,
+            runtime=RUNTIME if self._pool.is_private else self._runtime,
+            kind=KIND if self._pool.is_private else self._kind,
             tenant_id=self._tenant,
             initializer=options.get("initializer"),
             initargs=options.get("initargs", ()),
@@ -142,10 +176,17 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         return n_jobs
 
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> Future[list[Any]]:
-        """Hand over one batch."""
-        if self._workers is None:
-            raise RuntimeError("this backend is not configured, or has been terminated")
-        future = self._workers.submit(run, func)
+        """Hand over one batch. Too late, its future fails: after an error here joblib would wait on."""
+        workers = self._workers
+        future: Future[list[Any]] = Future()
+        if workers is None:
+            text = "this call has been given up: its backend is not configured any more"
+            future.set_exception(RuntimeError(text))
+        else:
+            try:
+                future = workers.submit(run, func)
+            except RuntimeError as error:  # shut down meanwhile, or its pool has been killed
+                future.set_exception(error)
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -171,8 +212,9 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             return
         self._workers = None
         workers.shutdown(wait=False, cancel_futures=True)
-        # Outside of the task that this may be in: a task that is asked to stop must be able to clean up.
-        contextvars.Context().run(_stop, workers.client, self._tenant)
+        if not self._pool.is_broken:
+            # Outside of the task that this may be in: a task that is asked to stop must be able to clean up.
+            contextvars.Context().run(_stop, workers.client, self._tenant)
         if ensure_ready:
             self.configure(n_jobs=parallel.n_jobs, parallel=parallel, **parallel._backend_kwargs)
 
@@ -183,25 +225,23 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     ) -> None:
         if client is None and address is None and (runtime is not None or kind is not None):
             raise ValueError("runtime and kind are a broker's: give its client or address too")
-        self._client = client
-        self._address = address
+        self._pool = _Pool(client, address)
         self._runtime = runtime or "background"
         self._kind = kind
 
+    def _own(self) -> "QuiesceBackend":
+        """One for a Parallel, on the same pool."""
+        own = type(self)(self.nesting_level, self.inner_max_num_threads, **self.backend_kwargs)
+        own._pool, own._runtime, own._kind = self._pool, self._runtime, self._kind
+        own._is_own = True
+        return own
+
     def _connected(self, n_jobs: int) -> Client:
-        if self._client is None and self._address is not None:
-            self._client = Client(self._address)
-        if self._client is not None:
-            return self._client
-        env = self._prepare_worker_env(n_jobs=n_jobs)
-        if self._private is None or self._private_for != (n_jobs, env):
-            self._private = QuiesceExecutor(n_jobs, env=env)
-            self._private_for = (n_jobs, env)
-        return self._private.client
+        return self._pool.connected(n_jobs, self._prepare_worker_env(n_jobs=n_jobs))
 
     def _places(self) -> int:
         """How many calls could run at once."""
-        if self._client is None and self._address is None:
+        if self._pool.is_private:
             return int(cpu_count())
         runtime = self._connected(1).statistics()["runtimes"].get(self._runtime, {})
         return max(int(runtime.get("slots", 1)) * int(runtime.get("processes", 1)), 1)
