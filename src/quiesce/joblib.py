@@ -53,7 +53,7 @@ def run(batch: Callable[[], list[Any]]) -> list[Any]:
             pool.shutdown(wait=True, kill_workers=True)
 
 
-class _Pool:
+class _Target:
     """Where calls go: the broker of `client` or at `address`; with neither a private pool, once it is wanted."""
 
     def __init__(self, client: Client | None, address: str | None) -> None:
@@ -129,7 +129,7 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._tenant = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.nesting_level, self._pool.address, self._runtime, self._kind)
+        return _rebuilt, (self.nesting_level, self._target.address, self._runtime, self._kind)
 
     # --- what joblib asks ----------------------------------------------------------------------
 
@@ -167,8 +167,8 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._workers = QuiesceExecutor(
             n_jobs,
             client=client,
-            runtime=RUNTIME if self._pool.is_private else self._runtime,
-            kind=KIND if self._pool.is_private else self._kind,
+            runtime=RUNTIME if self._target.is_private else self._runtime,
+            kind=KIND if self._target.is_private else self._kind,
             tenant_id=self._tenant,
             initializer=options.get("initializer"),
             initargs=options.get("initargs", ()),
@@ -212,7 +212,7 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             return
         self._workers = None
         workers.shutdown(wait=False, cancel_futures=True)
-        if not self._pool.is_broken:
+        if not self._target.is_broken:
             # Outside of the task that this may be in: a task that is asked to stop must be able to clean up.
             contextvars.Context().run(_stop, workers.client, self._tenant)
         if ensure_ready:
@@ -225,23 +225,24 @@ class QuiesceBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     ) -> None:
         if client is None and address is None and (runtime is not None or kind is not None):
             raise ValueError("runtime and kind are a broker's: give its client or address too")
-        self._pool = _Pool(client, address)
+        # Not `_pool`, by which joblib's tests know the workers of its own backends.
+        self._target = _Target(client, address)
         self._runtime = runtime or "background"
         self._kind = kind
 
     def _own(self) -> "QuiesceBackend":
         """One for a Parallel, on the same pool."""
         own = type(self)(self.nesting_level, self.inner_max_num_threads, **self.backend_kwargs)
-        own._pool, own._runtime, own._kind = self._pool, self._runtime, self._kind
+        own._target, own._runtime, own._kind = self._target, self._runtime, self._kind
         own._is_own = True
         return own
 
     def _connected(self, n_jobs: int) -> Client:
-        return self._pool.connected(n_jobs, self._prepare_worker_env(n_jobs=n_jobs))
+        return self._target.connected(n_jobs, self._prepare_worker_env(n_jobs=n_jobs))
 
     def _places(self) -> int:
         """How many calls could run at once."""
-        if self._pool.is_private:
+        if self._target.is_private:
             return int(cpu_count())
         runtime = self._connected(1).statistics()["runtimes"].get(self._runtime, {})
         return max(int(runtime.get("slots", 1)) * int(runtime.get("processes", 1)), 1)
