@@ -149,7 +149,8 @@ class Walk:
             self._until_printed(command, wanted, self._news)
         elif command.split()[:2] == ["quiesce", "up"]:
             self.up(*shlex.split(command)[2:])
-            self._until_printed(command, wanted, self._news)
+            # What it prints and what is logged come on two ways, in any order.
+            self._until_printed(command, [*wanted, "…"], self._news)
         elif command.startswith(LOOKS):
             self._until_printed(command, wanted, lambda: self.run(command, must=False))
         else:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from quiesce.protocol import from_worker
-from quiesce.testing import leftover_bodies as bodies, worker_bodies
+from quiesce.testing import leftover_processes as bodies, worker_bodies
 from quiesce.testing.leaks import is_running
 from workers_fakes import FakeBroker, Key, Pool
 

@@ -7,7 +7,7 @@ import pytest
 
 from quiesce.protocol import from_worker, to_worker
 from quiesce.registry.rows import EndedRow
-from quiesce.testing import leftover_bodies as bodies, worker_bodies
+from quiesce.testing import leftover_bodies as bodies, leftover_processes, worker_bodies
 from quiesce.testing.leaks import is_running
 from workers_fakes import FakeBroker, Key, Pool, value_of
 
@@ -328,7 +328,7 @@ def test_an_interrupt_hides_no_process_that_just_begins(tmp_path: Path) -> None:
     pool = Pool(tmp_path, slots=1)  # the server stays, and goes with the worker
     try:
         broker = pool.broker
-        key = broker.run(bodies.start_slowly, str(tmp_path))
+        key = broker.run(leftover_processes.start_slowly, str(tmp_path))
         pid = int(broker.await_file(tmp_path / "begun"))
         broker.stop(key)
         broker.force(key)
@@ -347,11 +347,11 @@ def test_an_interrupt_hides_no_process_that_just_begins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fn",
     [
-        bodies.fork_in_coroutine,
-        bodies.fork_in_child_task,
-        bodies.fork_in_to_thread,
-        bodies.fork_in_thread,
-        bodies.fork_in_plain_thread,
+        leftover_processes.fork_in_coroutine,
+        leftover_processes.fork_in_child_task,
+        leftover_processes.fork_in_to_thread,
+        leftover_processes.fork_in_thread,
+        leftover_processes.fork_in_plain_thread,
     ],
 )
 def test_a_forked_child_that_comes_back_ends(
@@ -365,4 +365,4 @@ def test_a_forked_child_that_comes_back_ends(
 
 def test_a_forked_child_that_waits_on_the_loop_ends(broker: FakeBroker) -> None:
     """Nothing can come that it waits for: the descriptors and timers of the loop are the worker's."""
-    assert broker.call(bodies.fork_in_child_task, "waits") == 0
+    assert broker.call(leftover_processes.fork_in_child_task, "waits") == 0

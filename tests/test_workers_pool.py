@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quiesce.protocol import from_supervisor, from_worker, to_supervisor, to_worker
-from quiesce.testing import leftover_bodies, worker_bodies as bodies
+from quiesce.testing import leftover_bodies, leftover_processes, worker_bodies as bodies
 from quiesce.workers import predecessor, processes
 from quiesce.workers.table import PoolTable
 from workers_fakes import FakeBroker, Key, Pool, value_of
@@ -81,6 +81,37 @@ def test_a_dead_worker_is_reported_and_replaced(
     assert broker.await_peer(2).hello.serial == 2
     assert broker.call(bodies.add, 1, 2) == 3
     assert f"ended with status {status} and is replaced" in pool.log()
+
+
+def test_a_process_in_which_an_import_was_interrupted_is_replaced(
+    start: Start, tmp_path: Path
+) -> None:
+    """What is there of the package already would not be put into it again: no later import of it could succeed."""
+    package = tmp_path / "half"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from .first import *\nfrom .second import *\nnames = first.names + second.names\n"
+    )
+    (package / "first.py").write_text("names = ['first']\n")
+    (package / "second.py").write_text(
+        "from quiesce.testing.worker_bodies import mark, wait_for_file\n"
+        f"mark({str(tmp_path)!r}, 'begun')\n"
+        f"wait_for_file({str(tmp_path / 'go')!r})\n"
+        "names = ['second']\n"
+    )
+    pool = start(slots=1)
+    broker = pool.broker
+    key = broker.run(leftover_bodies.import_names, str(tmp_path), "half")
+    broker.await_file(tmp_path / "begun")
+    broker.stop(key)
+    broker.force(key)
+    assert broker.await_end(key).outcome == "cancelled"
+    (tmp_path / "go").touch()
+    peer = broker.await_peer(2)
+    row = broker.row(peer, leftover_bodies.import_names, str(tmp_path), "half")
+    broker.assign(peer, row)
+    assert value_of(broker.await_end((row.task_id, row.attempt))) == ["first", "second"]
+    assert "an import was interrupted" in pool.log()
 
 
 def test_the_children_of_a_dead_worker_are_dead_before_it_is_reported(
@@ -368,12 +399,12 @@ def test_workers_die_with_their_supervisor(start: Start, tmp_path: Path) -> None
     table.close()
 
 
-@pytest.mark.parametrize("fn", [leftover_bodies.change_user, leftover_bodies.outlive_parent])
+@pytest.mark.parametrize("fn", [leftover_processes.change_user, leftover_processes.outlive_parent])
 def test_a_worker_dies_with_its_supervisor_whatever_a_task_has_become(
     start: Start, tmp_path: Path, fn: Callable[..., object]
 ) -> None:
     """The kernel forgets that it shall when the credentials of a process change."""
-    if fn is leftover_bodies.change_user and os.geteuid() != 0:
+    if fn is leftover_processes.change_user and os.geteuid() != 0:
         pytest.skip("only root can become another user")
     pool = start(slots=1)
     broker = pool.broker

@@ -76,6 +76,7 @@ class ControlThread:
         self._closing: deque[Attempt] = deque()
         #: The process was asked to end by SIGTERM; set by the signal handler.
         self.terminated = False
+        self._retired = False
         #: How many attempts had begun when it last fell asleep.
         self._begun = 0
         #: Until when this thread sleeps at most; infinite while it works that out. Who makes something due
@@ -88,6 +89,11 @@ class ControlThread:
         if threading.get_ident() == self.thread.ident:
             return  # it looks by itself before it falls asleep
         self.asleep_until = 0.0
+        self.wake.set()
+
+    def retire(self) -> None:
+        """This process runs what it has begun, and ends; another one takes its place. Also in a signal handler."""
+        self._retired = True
         self.wake.set()
 
     def close_processes(self, attempt: Attempt) -> None:
@@ -186,6 +192,12 @@ class ControlThread:
         if self.terminated:
             self.terminated = False
             worker.say(WorkerSession.exit_asking, "the pool is going")
+        if self._retired:
+            self._retired = False
+            logs.say(
+                _log.info, "an import was interrupted: this process takes no more tasks, and ends"
+            )
+            worker.say(WorkerSession.exit)
         while self._closing:
             self._sweeper.close(self._closing.popleft())
             self._sweep_due = True

@@ -4,7 +4,9 @@ It must hit the body that it is meant for, and nothing else: not the next body, 
 """
 
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -43,8 +45,12 @@ class Shield:
 class Interrupt:
     """Made in the main thread."""
 
-    def __init__(self, nursery: Nursery) -> None:
+    def __init__(self, nursery: Nursery, on_spoilt: Callable[[], None]) -> None:
+        """`on_spoilt`: an import is interrupted. What it has loaded so far stays, and may be no use to any later
+        import in this process: a package whose submodules are there already is not put together again.
+        """
         self._nursery = nursery
+        self._on_spoilt = on_spoilt
         #: The attempt whose body runs in the main thread now. Written by the main thread alone.
         self.target: Attempt | None = None
         #: The attempt that an interrupt is meant for. Written by the control thread, cleared by the handler.
@@ -88,5 +94,15 @@ class Interrupt:
         if self.shield.depth:
             return  # `wanted` stays: leaving the shield looks at it
         self.wanted = None
+        if _is_importing(frame or sys._getframe()):
+            self._on_spoilt()
         reason = wanted.task.root.reason
         raise ShutdownRequested(f"forced{': ' + reason if reason else ''}")
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False

@@ -138,7 +138,7 @@ class Worker:
 
         self._loaded = False
         self.nursery = Nursery()
-        self._interrupt = Interrupt(self.nursery)
+        self._interrupt = Interrupt(self.nursery, lambda: self._control.retire())  # noqa: PLW0108 - it is made later
         hooks.install(self.nursery, self._interrupt.shield)
         self._interrupt.signals.watch(lambda: self._interrupt.target is not None)
         self.runner = Runner(
