@@ -340,8 +340,8 @@ def test_workers_import_what_their_owner_does(tmp_path: Path) -> None:
 
 POWER = """
 import os, pathlib, sys
-{before}
 from quiesce import QuiesceExecutor
+{before}
 with QuiesceExecutor(1) as executor:
     print(executor.submit(pow, 2, 3).result())
 """
@@ -418,8 +418,9 @@ def test_a_private_pool_that_is_killed_breaks_its_executor() -> None:
 
 
 FORKED = """
-import os, sys
+import os, sys, warnings
 from quiesce import QuiesceExecutor
+warnings.filterwarnings("ignore", ".*use of fork")  # since Python 3.12 it is warned of
 with QuiesceExecutor(1) as executor:
     print(executor.submit(pow, 2, 3).result(), flush=True)
     child = os.fork()
