@@ -103,9 +103,8 @@ def spawn(
     ):
         options.refuse_empty(option, value, advice)
         options.refuse_bytes(option, value)
-    if (
-        not 0 <= retries <= options.MAX_RETRIES
-    ):  # said here, for each version of Typer says it in other words
+    # Said here, for each version of Typer says it in other words.
+    if not 0 <= retries <= options.MAX_RETRIES:
         raise typer.BadParameter(
             f"expected a whole number from 0 to {options.MAX_RETRIES}, got {retries}",
             param_hint="--retries",

@@ -192,9 +192,8 @@ def failure(record: SpawnRecord) -> QuiesceError | None:
     """Why the spawn of a record that is over has no result; None if it has one."""
     if record.trouble is not None:
         return record.error()
-    row = (
-        record.result
-    )  # before the look at the value, which is there before this loses the packed one
+    # Before the look at the value, which is there before this loses the packed one.
+    row = record.result
     if record.value is not None:
         return None
     assert row is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from quiesce.testing.leaks import LeakCheck, become_subreaper, sockets_and_locks
+from system import System, running
 from workers_fakes import FakeBroker, Pool
 
 
@@ -78,6 +79,16 @@ def run_folder() -> Iterator[Path]:
 def _report(whose: str, left: list[str]) -> None:
     if left:
         pytest.fail(f"left behind by {whose}:\n  " + "\n  ".join(left), pytrace=False)
+
+
+# --- for tests against a whole system
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    """One as `quiesce up` starts it, for all tests of a module. Who needs another overrides this."""
+    with running() as system:
+        yield system
 
 
 # --- for tests of what bodies do in real workers

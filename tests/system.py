@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +102,20 @@ def until(read: Callable[[], T], wanted: Callable[[T], Any] = bool, timeout: flo
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout} s it was still {seen!r}")
         time.sleep(0.005)
+
+
+@contextmanager
+def running(broker: str = "") -> Iterator[System]:
+    """One in a folder of its own, up in full, so that what it starts is no leak of a test; it must end in order."""
+    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
+        system = System(Path(folder), broker=broker)
+        try:
+            with system.client() as client:
+                until(client.workers, lambda workers: len(workers) == 5)
+                until(client.workers, lambda workers: {w.state for w in workers} == {"ready"})
+            yield system
+        finally:
+            assert system.stop() == 0, system.text()
 
 
 def workers_of(client: Client, runtime: str) -> list[WorkerInfo]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,9 @@ import pytest
 
 from quiesce import AsyncClient, Outcome, ScopeClosedError, TaskCancelledError, TaskFailedError
 from quiesce.testing import Witness, bodies
-from system import System, until
+from system import System
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        system = System(Path(folder))
-        try:
-            with system.client() as client:
-                until(client.workers, lambda them: [w.state for w in them] == ["ready"] * 5)
-            yield system
-        finally:
-            assert system.stop() == 0, system.text()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,23 +23,16 @@ from quiesce.cli.metrics_process import MetricsProcess
 from quiesce.cli.metrics_serve import Exporter
 from quiesce.errors import ConfigurationError
 from quiesce.testing import bodies
-from system import System, until
+from system import System, running, until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[System]:
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        system = System(Path(folder), broker='metrics = "127.0.0.1:0"')
-        try:
-            with system.client() as client:
-                until(client.workers, lambda workers: len(workers) == 5)
-                until(client.workers, lambda workers: {w.state for w in workers} == {"ready"})
-            endpoint(system)
-            yield system
-        finally:
-            assert system.stop() == 0, system.text()
+    with running(broker='metrics = "127.0.0.1:0"') as system:
+        endpoint(system)
+        yield system
 
 
 def endpoint(system: System, number: int = 0) -> str:

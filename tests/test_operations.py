@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,20 +28,6 @@ from quiesce import (
 )
 from quiesce.testing import Witness, bodies
 from system import System, until, workers_of
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        system = System(Path(folder))
-        try:
-            with system.client() as client:
-                # Up in full before the first test, so that what it starts is nobody's leak.
-                until(client.workers, lambda workers: len(workers) == 5)
-                until(client.workers, lambda workers: {w.state for w in workers} == {"ready"})
-            yield system
-        finally:
-            assert system.stop() == 0, system.text()
 
 
 @pytest.fixture

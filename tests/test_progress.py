@@ -4,7 +4,6 @@ import os
 import pty
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,19 +22,6 @@ from quiesce.client.progress import Meter, counting, follow
 from quiesce.testing import Witness, bodies, leftover_bodies
 from quiesce.values import Progress
 from system import System, until
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        system = System(Path(folder))
-        try:
-            with system.client() as client:
-                until(client.workers, lambda workers: len(workers) == 5)
-                until(client.workers, lambda workers: {w.state for w in workers} == {"ready"})
-            yield system
-        finally:
-            assert system.stop() == 0, system.text()
 
 
 @pytest.fixture

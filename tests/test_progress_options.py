@@ -1,9 +1,7 @@
 """The option `progress=` of the client's verbs, and of `QuiesceExecutor.map`."""
 
 import asyncio
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,19 +10,6 @@ from quiesce import AsyncClient, Client, QuiesceExecutor
 from quiesce.testing import bodies
 from quiesce.values import Progress
 from system import System, until
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        system = System(Path(folder))
-        try:
-            with system.client() as client:
-                until(client.workers, lambda workers: len(workers) == 5)
-                until(client.workers, lambda workers: {w.state for w in workers} == {"ready"})
-            yield system
-        finally:
-            assert system.stop() == 0, system.text()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +14,6 @@ from quiesce import Client, TaskCrashedError, TaskHandle
 from quiesce.protocol import from_client, to_client
 from quiesce.testing import Witness, bodies
 from system import System, freeze, until
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        system = System(Path(folder))
-        try:
-            with system.client() as client:
-                until(client.workers, lambda workers: len(workers) == 5)
-                until(client.workers, lambda workers: {w.state for w in workers} == {"ready"})
-            yield system
-        finally:
-            assert system.stop() == 0, system.text()
 
 
 @pytest.fixture

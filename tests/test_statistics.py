@@ -1,7 +1,6 @@
 """What `statistics()` and `events()` say: all that somebody who shows the system needs to know."""
 
 import json
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,19 +24,6 @@ from quiesce.testing import Witness, bodies
 from quiesce.testing.fuzz import Ears
 from registry_helpers import Desk, configuration, spawn_row
 from system import System, until
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        system = System(Path(folder))
-        try:
-            with system.client() as client:
-                until(client.workers, lambda workers: len(workers) == 5)
-                until(client.workers, lambda workers: {w.state for w in workers} == {"ready"})
-            yield system
-        finally:
-            assert system.stop() == 0, system.text()
 
 
 @pytest.fixture

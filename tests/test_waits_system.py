@@ -1,7 +1,6 @@
 """Tasks that wait for others: shown while they do, and let go when they are asked to stop. On a real system."""
 
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +11,6 @@ import pytest
 from quiesce import Client, Evidence, Outcome, TaskCancelledError, TaskHandle, TaskInfo
 from quiesce.testing import Witness, bodies, waiting_bodies
 from system import System, until
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        system = System(Path(folder))
-        try:
-            with system.client() as client:
-                until(client.workers, lambda workers: len(workers) == 5)
-                until(client.workers, lambda workers: {w.state for w in workers} == {"ready"})
-            yield system
-        finally:
-            assert system.stop() == 0, system.text()
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Nursery:
     def _note(self, pid: int, key: AttemptKey | None) -> None:
         process = processes.look(pid)
         if process is not None:
-            who = (pid, process.start)
+            who = process.who
             if self._born.get(who) is None:
                 self._born[who] = key
             self._own.add(who)
@@ -86,8 +86,8 @@ class Nursery:
                 del self._unseen[pid]
             while True:
                 below = self._look()
-                known: set[_Who] = {(each.pid, each.start) for each in below.values()}
-                dead = {(each.pid, each.start) for each in below.values() if each.is_zombie}
+                known: set[_Who] = {each.who for each in below.values()}
+                dead = {each.who for each in below.values() if each.is_zombie}
                 dead &= self._own
                 if self._own <= known and dead <= self._dead:
                     break
@@ -105,7 +105,7 @@ class Nursery:
                     found[process] = key
                 # Nobody's is only what is below such a process: whose it is may be told in a moment (`add`).
                 if key is not None:
-                    self._born.setdefault((process.pid, process.start), key)
+                    self._born.setdefault(process.who, key)
             return found
 
     def _look(self) -> dict[int, Process]:
@@ -116,9 +116,7 @@ class Nursery:
             reaped = sum(
                 processes.reap(each.pid)
                 for each in below.values()
-                if each.is_zombie
-                and each.parent == here
-                and (each.pid, each.start) not in self._own
+                if each.is_zombie and each.parent == here and each.who not in self._own
             )
             if not reaped:
                 return below
@@ -133,8 +131,8 @@ class Nursery:
             line.append(at)
             at = below.get(at.parent)
         for each in line:
-            if (each.pid, each.start) in self._born:
-                key = self._born[(each.pid, each.start)]
+            if each.who in self._born:
+                key = self._born[each.who]
                 return key is not None, key
         for each in line:
             marker = processes.environment(each.pid).get(ATTEMPT_MARKER, "")

@@ -146,9 +146,8 @@ class Port:
 
 
 def _number(what: str, value: float) -> float:
-    if isinstance(value, bool) or not hasattr(
-        type(value), "__float__"
-    ):  # a string is read by float(), too
+    # A string is read by float(), too.
+    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{what} must be a number, not {value!r}")
     try:
         number = float(value)

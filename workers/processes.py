@@ -34,6 +34,11 @@ class Process(NamedTuple):
     threads: int
 
     @property
+    def who(self) -> tuple[int, int]:
+        """What names it for ever: its (pid, start)."""
+        return self.pid, self.start
+
+    @property
     def is_zombie(self) -> bool:
         """Dead, and its parent has not waited for it. Who has lost its first thread alone looks like it."""
         return self.state in "ZX" and self.threads <= 1

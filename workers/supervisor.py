@@ -365,10 +365,10 @@ class Supervisor:
             orphans = [each for each in processes.children(os.getpid()) if each.pid not in own]
             if not sum(each.is_zombie and processes.reap(each.pid) for each in orphans):
                 break
-        watched = {(each.pid, each.start) for each in self._orphans.values()}
+        watched = {each.who for each in self._orphans.values()}
         for orphan in orphans:
             is_ours = processes.kill(orphan)
-            if (orphan.pid, orphan.start) in watched or len(self._orphans) >= processes.ENOUGH:
+            if orphan.who in watched or len(self._orphans) >= processes.ENOUGH:
                 continue
             pidfd = processes.open_pidfd(orphan)
             if pidfd is not None:

@@ -117,13 +117,12 @@ class Sweeper:
             self.words.setdefault(key, f"child processes, which can't be looked at: {error}")
 
     def _kill(self, key: AttemptKey, found: dict[Process, AttemptKey | None]) -> None:
-        self._foreign &= {(each.pid, each.start) for each in found}
+        self._foreign &= {each.who for each in found}
         for process, of in found.items():
             if of != key and not (of is None and self._is_only_parent(key)):
                 continue
-            who = (process.pid, process.start)
-            if not kill(process) and who not in self._foreign:
-                self._foreign.add(who)
+            if not kill(process) and process.who not in self._foreign:
+                self._foreign.add(process.who)
                 text = "child process %d (%s) of task %d.%d can't be killed: %s; the task has not ended before it"
                 logs.say(_log.warning, text, process.pid, _command(process), *key, NOT_OURS)
 
@@ -134,10 +133,10 @@ class Sweeper:
     def _wait_for(self, attempt: Attempt, mine: list[Process]) -> bool:
         """Watch these, or enough of them. True if one has died meanwhile, so that a new look is due."""
         self._describe(attempt.key, mine)
-        watched = {(each.pid, each.start) for each in self._watched.values()}
+        watched = {each.who for each in self._watched.values()}
         died = False
         for process in mine[:ENOUGH]:
-            if (process.pid, process.start) in watched:
+            if process.who in watched:
                 continue
             fd = open_pidfd(process)
             if fd is None:
@@ -150,7 +149,7 @@ class Sweeper:
     def _describe(self, key: AttemptKey, mine: list[Process]) -> None:
         shown = []
         for each in mine[:3]:
-            note = f"; {NOT_OURS}" if (each.pid, each.start) in self._foreign else ""
+            note = f"; {NOT_OURS}" if each.who in self._foreign else ""
             shown.append(f"{each.pid} ({_command(each)}{note})")
         more = f" and {len(mine) - 3} more" if len(mine) > 3 else ""
         self.words[key] = f"child process {', '.join(shown)}{more}"

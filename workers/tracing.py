@@ -81,7 +81,8 @@ def now() -> tuple[Any, Any]:
 def put_back(before: tuple[Any, Any]) -> None:
     """Let this thread have no others. What a function raises that is there still, leaves this: call it again.
 
-    One that raises is gone by that, as the interpreter has it.
+    One that raises is gone by that, as the interpreter has it. The caller is the one to catch it: such a function
+    is called as this begins, too, before any `try` in here.
     """
     trace, profile = before
     if sys.getprofile() is not profile:  # first: one is called for each of these calls, too
