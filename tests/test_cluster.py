@@ -19,7 +19,9 @@ from quiesce.testing import (
     NotInTimeError,
     Witness,
     bodies,
+    cluster_life,
     is_running,
+    network,
     no_leaks,
     wait_until,
 )
@@ -128,6 +130,19 @@ def test_a_failing_block_has_the_end_of_the_log_and_leaves_nothing() -> None:
         (note,) = raised.value.__notes__
         assert "the log of the cluster ends so:" in note
         assert not cluster.folder.exists()
+
+
+def test_a_link_takes_no_port_of_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn before the broker has bound its own."""
+    draw = network.free_tcp_address
+    drawn = draw()
+    port = int(drawn.rpartition(":")[2])
+    answers = [drawn, f"tcp://127.0.0.1:{port - 1}", f"tcp://127.0.0.1:{port + 1}"]
+    monkeypatch.setattr(cluster_life, "free_tcp_address", lambda: drawn)
+    monkeypatch.setattr(network, "free_tcp_address", lambda: answers.pop(0) if answers else draw())
+    with Cluster(runtimes=SMALL, tcp=True, network=True) as cluster:
+        assert cluster.client().workers()
+    assert not answers
 
 
 def test_tcp() -> None:

@@ -71,6 +71,8 @@ class Network:
         while True:
             address = f"ipc://{folder}" if to.folder is not None else free_tcp_address()
             at = endpoints(address)
+            if {at.control, at.data} & {to.control, to.data}:
+                continue  # the broker's, which it has not bound yet
             answer = self._order(
                 order="link",
                 name=name,
