@@ -411,8 +411,8 @@ MUTANTS: Final = (
     Mutant(
         "what is handed over begins although it was stopped",
         "workers/worker_session.py",
-        "        if self.handed.pop(key, None) is not None:\n            self._hold_unbegun(key, now)\n",
-        "        if key in self.handed:\n            self._hold_unbegun(key, now)\n",
+        "        if self.handed.pop(key, None) is not None:\n            self.hold_unbegun(key, now)\n",
+        "        if key in self.handed:\n            self.hold_unbegun(key, now)\n",
     ),
     Mutant(
         "an assignment that comes again is taken again",
@@ -422,7 +422,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "an end is said once only",
-        "workers/worker_session.py",
+        "workers/worker_ends.py",
         "        if everything or now >= self.resend_at:\n",
         "        if False:\n",
     ),
@@ -443,6 +443,72 @@ MUTANTS: Final = (
         "workers/worker_gives_back.py",
         "        self.received = {}\n        self.given_back.update",
         "        self.given_back.update",
+    ),
+    Mutant(
+        "what the main thread has announced has not begun",
+        "workers/worker.py",
+        "        if current is not None and self._is_handed(current):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "the main thread does not look whether somebody had the lock",
+        "workers/main_thread.py",
+        "        if turn % 2 or turn != streak.turn or",
+        "        if",
+    ),
+    Mutant(
+        "the main thread does not look whether somebody has the lock now",
+        "workers/main_thread.py",
+        "        if turn % 2 or turn != streak.turn or",
+        "        if turn != streak.turn or",
+    ),
+    Mutant(
+        "the main thread does not look at the lease",
+        "workers/main_thread.py",
+        " or self._place.words[LEASE_TURNS] != worker.lease_turns:\n            streak",
+        ":\n            streak",
+    ),
+    Mutant(
+        "the main thread asks whether something may begin of which it has said that it has begun",
+        "workers/main_thread.py",
+        "            streak.current = None\n            worker.runner.start(attempt)\n",
+        "            worker.runner.start(attempt)\n            streak.current = None\n",
+    ),
+    Mutant(
+        "an attempt of a row that was withdrawn begins",
+        "workers/worker.py",
+        "        return self.attempts.get(key) is attempt and self._session.handed.get(key) is attempt.row\n",
+        "        return self.attempts.get(key) is attempt\n",
+    ),
+    Mutant(
+        "what is withdrawn stays in the row",
+        "workers/streak.py",
+        "                    self.rows.remove(row)\n",
+        "                    pass\n",
+    ),
+    Mutant(
+        "who begins has copies of itself in the row",
+        "workers/worker.py",
+        "        self.main.streak.rows.clear()\n",
+        "",
+    ),
+    Mutant(
+        "the entry of an attempt is freed before it is dropped",
+        "workers/worker.py",
+        "                    self.attempts.pop(key, None)\n                    self._place.free(key)\n",
+        "                    self._place.free(key)\n                    self.attempts.pop(key, None)\n",
+    ),
+    Mutant(
+        "what follows one that runs is not withdrawn",
+        "workers/worker_session.py",
+        "        return self.take_back()  # what was handed in a row with it\n",
+        "        return []\n",
+    ),
+    Mutant(
+        "a row is as long as what waits",
+        "workers/worker_session.py",
+        "        free = self.identity.capacity - busy - len(self.held)\n",
+        "        free = len(self.received)\n",
     ),
     Mutant(
         "a supervisor says a death once only",
@@ -467,6 +533,7 @@ SUITES: Final = (
         (
             *(f"tests/{each.name}" for each in sorted((ROOT / "tests").glob("test_registry_*.py"))),
             "tests/test_workers_session.py",
+            "tests/test_workers_streak.py",
             "tests/test_workers_supervisor_session.py",
             "tests/test_client_session.py",
             "--deselect=tests/test_registry_random.py",

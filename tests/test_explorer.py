@@ -8,7 +8,7 @@ from quiesce.testing.explorer.__main__ import main
 from quiesce.testing.explorer.model import Step
 from quiesce.testing.explorer.plants import PLANTS, planted
 from quiesce.testing.explorer.rules import BrokenRule
-from quiesce.testing.explorer.scenario import Faults, Scenario, Spawn, Stop
+from quiesce.testing.explorer.scenario import Batch, Faults, Scenario, Spawn, Stop
 from quiesce.testing.explorer.scenarios import SCENARIOS
 from quiesce.testing.explorer.search import Explored, explore
 from quiesce.testing.explorer.trace import pasteable, replay, story
@@ -28,6 +28,13 @@ def test_one_stop_of_two_tasks_holds_whatever_happens() -> None:
     explored = whole(SCENARIOS["one-stop"])
     assert explored.states > 20_000
     assert explored.transitions > 2 * explored.states
+
+
+def test_a_worker_that_runs_in_a_row_holds_whatever_happens() -> None:
+    """Two tasks of the three of the scenario "in-a-row"."""
+    few = Batch((Spawn("a"), Spawn("b")))
+    scenario = replace(SCENARIOS["in-a-row"], clients=((few, Stop(tenant="T")),))
+    assert whole(scenario).states > 10_000
 
 
 @pytest.mark.parametrize("name", ["associate", "pool-death", "late-notice"])

@@ -37,7 +37,7 @@ def test_every_stop_that_returns_is_true(durability: str) -> None:
 @pytest.mark.parametrize("durability", DURABILITIES)
 def test_every_stop_that_returns_is_true_in_a_storm(durability: str) -> None:
     world = World(15, Plan(durability=durability, weights=STORM))
-    world.run(6.0)
+    world.run(7.0)
     world.heal()
     assert world.engine.faults.total() > 500
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import zmq
@@ -160,7 +161,7 @@ def test_of_a_long_traceback_the_beginning_and_the_end_are_told() -> None:
 
 def test_of_very_many_stacks_some_are_told() -> None:
     async def look() -> list[str]:
-        scope = Scope((TaskId(1), Attempt(1)), lambda key: None, lambda key: None)
+        scope = Scope((TaskId(1), Attempt(1)), Mock())
         for _ in range(50):
             scope.add_task(asyncio.create_task(asyncio.sleep(100)))
         await asyncio.sleep(0)

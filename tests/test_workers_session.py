@@ -20,7 +20,9 @@ from quiesce.workers.worker_effects import (
     Limit,
     Look,
     Quit,
+    Ran,
     Settle,
+    Withdraw,
 )
 from quiesce.workers.worker_gives_back import GIVE_BACK
 from quiesce.workers.worker_session import BEGUN_AFTER, WorkerSession
@@ -83,8 +85,8 @@ def never_ran(task: int, age: float = 0.0) -> EndedRow:
 class Driver:
     """A session at a moment; thaws what it froze before each event, so that nothing hides elsewhere."""
 
-    def __init__(self) -> None:
-        self.session = WorkerSession(IDENTITY)
+    def __init__(self, identity: Identity = IDENTITY) -> None:
+        self.session = WorkerSession(identity)
         self.now = 100.0
 
     def __call__(self, message: Any) -> list[Any]:
@@ -94,11 +96,12 @@ class Driver:
         return self.tell(event, *args, self.now)
 
     def tell(self, event: str, *args: Any) -> list[Any]:
-        self.session = WorkerSession.thaw(IDENTITY, self.session.freeze())
+        identity = self.session.identity
+        self.session = WorkerSession.thaw(identity, self.session.freeze())
         effects: list[Any] = getattr(self.session, event)(*args)
         self.session.check()
         frozen = self.session.freeze()
-        assert WorkerSession.thaw(IDENTITY, frozen).freeze() == frozen
+        assert WorkerSession.thaw(identity, frozen).freeze() == frozen
         hash(str(frozen))
         return effects
 
@@ -141,7 +144,7 @@ def run(worker: Driver, *rows: AssignRow) -> None:
     """Assign, and begin what is handed over."""
     for effect in worker(assign(*rows)):
         if isinstance(effect, Hand):
-            begin(worker, effect.row.task_id)
+            begin(worker, *(each.task_id for each in effect.rows))
 
 
 def end(worker: Driver, task: int, outcome: Outcome = Outcome.COMPLETED) -> list[Any]:
@@ -193,7 +196,7 @@ def test_a_reconnection_tells_everything_again(worker: Driver) -> None:
     worker.session.linger(key(2), "thread 'x'")
     worker.now += 2.0
     # Task 3 begins in the place of task 1, and nothing is sent.
-    assert end(worker, 1) == [Hand(row(3, 3))]
+    assert end(worker, 1) == [Hand([row(3, 3)])]
     assert worker.do("begin", key(3)) == []
     assert worker.do("tick") == []
     request, effects = worker.session.associate(key(2), "t", None)
@@ -231,18 +234,18 @@ def test_a_new_incarnation_numbers_anew(worker: Driver) -> None:
     worker(stop(2, 6))
     worker(to_worker.HelloWanted(4))
     worker(to_worker.Registered(PROTOCOL_VERSION, 4, 10, 1000))
-    assert worker(assign(row(1, 3), epoch=4)) == [Hand(row(1, 3))]
+    assert worker(assign(row(1, 3), epoch=4)) == [Hand([row(1, 3)])]
 
 
 # --- assignments ----------------------------------------------------------------------------------
 
 
 def test_slots_bound_what_runs(worker: Driver) -> None:
-    handed = [Hand(row(1, 1)), Hand(row(2, 2))]
+    handed = [Hand([row(1, 1), row(2, 2)])]
     assert worker(assign(row(1, 1), row(2, 2), row(3, 3))) == handed
     begin(worker, 1)
     worker.now += 5
-    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 5.0)])), Hand(row(3, 3))]
+    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 5.0)])), Hand([row(3, 3)])]
     # Those that have not begun have slots, too.
     assert worker(assign(row(4, 4))) == []
 
@@ -257,7 +260,7 @@ def test_capacity_bounds_what_is_held(worker: Driver) -> None:
     assert (list(worker.session.handed), worker.session.running) == ([key(4)], {})
     assert worker(to_worker.EndedTaken([key(1), key(2)])) == [
         Forget([key(1), key(2)]),
-        Hand(row(5, 5)),
+        Hand([row(5, 5)]),
     ]
 
 
@@ -265,7 +268,7 @@ def test_what_came_before_does_not_come_again(worker: Driver) -> None:
     worker(assign(row(1, 1)))
     assert worker(assign(row(1, 1))) == []
     # The numbers of one message need not be in order.
-    assert worker(assign(row(4, 4), row(3, 3))) == [Hand(row(4, 4))]
+    assert worker(assign(row(4, 4), row(3, 3))) == [Hand([row(4, 4)])]
     assert list(worker.session.received) == [key(3)]
 
 
@@ -330,11 +333,11 @@ def test_a_stop_of_what_has_not_begun(worker: Driver) -> None:
 def test_a_stop_overtakes_its_task(worker: Driver) -> None:
     assert worker(stop(2, 2)) == [seen(2, "never-began")]
     assert worker(stop(2, 2)) == [seen(2, "never-began")]
-    assert worker(assign(row(1, 1))) == [Hand(row(1, 1))]
+    assert worker(assign(row(1, 1))) == [Hand([row(1, 1)])]
     assert worker.session.tombstones == {key(2): 2}
     assert worker(assign(row(2, 2), row(3, 3))) == [
         Data(from_worker.Ended([never_ran(2)])),
-        Hand(row(3, 3)),
+        Hand([row(3, 3)]),
     ]
     assert worker.session.tombstones == {}
 
@@ -395,10 +398,10 @@ def test_a_stop_does_not_wait_until_it_can_begin(
 ) -> None:
     way(worker, 2.0)
     assert worker(message) == [
-        Forget([key(1)]),
+        Withdraw([key(1)]),
         *said,
         Data(from_worker.Ended([never_ran(1)])),
-        Hand(row(3, 3)),
+        Hand([row(3, 3)]),
     ]
     assert key(1) not in worker.session.handed
     assert worker(stop(1, 3)) == [seen(1, "never-began")]
@@ -433,7 +436,7 @@ def test_hello_lists_it_as_received(worker: Driver, way: Callable[[Driver, float
 def test_after_exit_it_never_begins(worker: Driver, way: Callable[[Driver, float], None]) -> None:
     way(worker, 0.0)
     begin(worker, 2)
-    assert worker(to_worker.Exit(3)) == [Forget([key(1)])]
+    assert worker(to_worker.Exit(3)) == [Withdraw([key(1)])]
     assert list(worker.session.received) == [key(1), key(3)]
     assert worker(to_worker.Exit(3)) == []
     assert end(worker, 2) == [Data(from_worker.Ended([ended(2, 0.0)]))]
@@ -447,7 +450,7 @@ def test_what_is_asked_while_it_loads_is_not_put_off(worker: Driver) -> None:
     assert list(worker.session.running) == [key(1)]
     assert end(worker, 1) == [
         Data(from_worker.Ended([ended(1, 0.0, 0.0, 0.0)])),
-        Hand(row(3, 3)),
+        Hand([row(3, 3)]),
     ]
 
 
@@ -517,7 +520,7 @@ def test_what_flows_is_not_given_back(worker: Driver) -> None:
     for task in (1, 2):
         worker.now += GIVE_BACK - 0.001
         assert worker.do("tick") == []
-        assert Hand(row(task + 2, task + 2)) in end(worker, task)
+        assert Hand([row(task + 2, task + 2)]) in end(worker, task)
         begin(worker, task + 2)
     assert list(worker.session.received) == [key(5)]
 
@@ -549,6 +552,109 @@ def test_a_worker_of_one_slot_gives_back_too() -> None:
     back = Data(from_worker.GivenBack([(2, 1, 2)]))
     assert session.tick(105.0) == [*begun(1, 5.0), back]
     assert session.received == {}
+
+
+# --- in a row -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def solo() -> Driver:
+    """Of one slot, registered; of four tasks the first has ended, and the others follow in a row."""
+    driver = Driver(IDENTITY._replace(slots=1, capacity=8))
+    driver.do("start")
+    driver(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000))
+    assert driver(assign(*(row(n, n) for n in range(1, 5)))) == [Hand([row(1, 1)])]
+    assert driver.do("ran", [ran(1, 99.5, 99.75)]) == [
+        Data(from_worker.Ended([ended(1, 0.5, 0.25)])),
+        Hand([row(2, 2), row(3, 3), row(4, 4)]),
+    ]
+    return driver
+
+
+def ran(task: int, begun_at: float, ended_at: float) -> Ran:
+    return Ran(key(task), begun_at, ended_at, Outcome.COMPLETED, "text", b"result")
+
+
+def test_those_that_ran_are_told_together(solo: Driver) -> None:
+    solo.now = 101.0
+    assert solo.do("ran", [ran(2, 100.0, 100.25), ran(3, 100.25, 100.5)]) == [
+        Data(from_worker.Ended([ended(2, 1.0, 0.75), ended(3, 0.75, 0.5)]))
+    ]
+    assert list(solo.session.handed) == [key(4)]
+    assert solo(assign(row(5, 5), row(6, 6))) == [], "one is still to come"
+    assert solo.do("ran", [ran(4, 100.5, 100.5)])[1:] == [Hand([row(5, 5), row(6, 6)])]
+
+
+def test_once_it_is_known_that_one_runs_the_others_are_withdrawn(solo: Driver) -> None:
+    solo.now = 100.5
+    assert solo.tell("begin", key(2), 100.25) == [Withdraw([key(3), key(4)])]
+    assert solo.session.running == {key(2): 100.25}
+    assert list(solo.session.received) == [key(3), key(4)]
+    assert solo(assign(row(5, 5))) == []
+    # It has lasted since it began, not since that was known.
+    assert solo.session.due() == 100.25 + BEGUN_AFTER
+    assert solo.session.flowed_at == 100.25
+    solo.now = 100.25 + GIVE_BACK
+    (begins, back) = solo.do("tick")
+    assert begins.message.rows == [(2, 1, pytest.approx(GIVE_BACK))]
+    assert back == Data(from_worker.GivenBack([(3, 1, 3), (4, 1, 4), (5, 1, 5)]))
+    assert solo.do("ran", [ran(2, 100.25, 100.25)])[1:] == []
+    assert solo.session.running == {}
+
+
+def test_it_is_asked_soon_whether_one_runs(solo: Driver) -> None:
+    assert solo.session.due() == 100.0 + BEGUN_AFTER
+    solo.now = 100.0 + BEGUN_AFTER
+    assert solo.do("tick") == []
+    assert solo.session.due() == solo.now + BEGUN_AFTER
+
+
+def test_a_stop_of_what_follows_in_a_row(solo: Driver) -> None:
+    assert solo(stop(3, 4)) == [
+        Withdraw([key(3)]),
+        seen(3, "never-began"),
+        Data(from_worker.Ended([never_ran(3)])),
+    ]
+    assert list(solo.session.handed) == [key(2), key(4)]
+
+
+def test_it_returned_while_the_request_came(solo: Driver) -> None:
+    """The end cannot be before the request, of which it is known that it came while it ran."""
+    solo.do("begin", key(2))
+    solo.now = 101.0
+    solo(stop(2, 4))
+    solo.now = 102.0
+    (told, _) = solo.do("ran", [ran(2, 100.0, 100.5)])
+    (end_row,) = told.message.rows
+    assert (end_row.ended_age, end_row.delivered_age) == (1.0, 1.0)
+
+
+def test_a_row_is_no_longer_than_there_is_room() -> None:
+    """Ends that the broker has not taken have their entries in the table."""
+    driver = Driver(IDENTITY._replace(slots=1, capacity=4))
+    driver.do("start")
+    driver(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000))
+    driver(assign(*(row(n, n) for n in range(1, 7))))
+    told = driver.do("ran", [ran(1, 100.0, 100.0)])
+    assert told[1:] == [Hand([row(2, 2), row(3, 3), row(4, 4)])]
+    assert driver.do("ran", [ran(n, 100.0, 100.0) for n in (2, 3, 4)])[1:] == []
+    assert driver(to_worker.EndedTaken([key(1), key(2)])) == [
+        Forget([key(1), key(2)]),
+        Hand([row(5, 5)]),
+    ]
+
+
+def test_what_ran_while_the_broker_was_away_is_told_once_it_is_back(solo: Driver) -> None:
+    solo.do("connection_lost")
+    assert solo.do("ran", [ran(2, 100.0, 100.0)]) == []
+    solo.do("connected")
+    told = solo(to_worker.Registered(PROTOCOL_VERSION, 3, 9, 1000))
+    assert Data(from_worker.Ended([ended(1, 0.5, 0.25), ended(2, 0.0)])) in told
+
+
+def test_of_several_slots_none_has_a_row(worker: Driver) -> None:
+    run(worker, *(row(n, n) for n in range(1, 5)))
+    assert end(worker, 1)[1:] == [Hand([row(3, 3)])]
 
 
 # --- what attempts ask ----------------------------------------------------------------------------
@@ -734,12 +840,12 @@ def test_nothing_begins_until_the_lease_is_back(
 ) -> None:
     way(worker, 0.0)
     begin(worker, 2)
-    assert worker.do("lease_half_over", "why") == [Forget([key(1)]), AskToStop(*key(2), "why")]
+    assert worker.do("lease_half_over", "why") == [Withdraw([key(1)]), AskToStop(*key(2), "why")]
     assert list(worker.session.received) == [key(1), key(3)]
     assert end(worker, 2) == [Data(from_worker.Ended([lease_ended(2)]))]
     assert worker(assign(row(4, 4))) == []
     assert worker.do("tick") == []
-    assert worker.do("lease_is_back") == [Hand(row(1, 1)), Hand(row(3, 3))]
+    assert worker.do("lease_is_back") == [Hand([row(1, 1), row(3, 3)])]
     begin(worker, 1, 3)
     assert end(worker, 1)[0] == Data(from_worker.Ended([ended(1, 0.0)]))
 
@@ -751,14 +857,14 @@ def test_what_was_taken_back_can_be_stopped(worker: Driver) -> None:
         seen(1, "never-began"),
         Data(from_worker.Ended([never_ran(1)])),
     ]
-    assert worker.do("lease_is_back") == [Hand(row(2, 2)), Hand(row(3, 3))]
+    assert worker.do("lease_is_back") == [Hand([row(2, 2), row(3, 3)])]
 
 
 def test_what_loads_while_the_lease_is_over_is_not_put_off(worker: Driver) -> None:
     handed(worker, 0.0)
     worker.do("load", key(1))
     assert worker.do("lease_half_over", "why") == [
-        Forget([key(2)]),
+        Withdraw([key(2)]),
         AskToStop(*key(1), "why"),
     ]
     assert worker.session.put_off(key(1)) == []

@@ -22,12 +22,20 @@ from quiesce.workers.worker_effects import Identity
 if TYPE_CHECKING:
     import asyncio  # see `loop`
 
-PHASES: Final = {
+_PHASES: Final = {
     Outcome.COMPLETED: Phase.COMPLETED,
     Outcome.FAILED: Phase.FAILED,
     Outcome.CANCELLED: Phase.CANCELLED,
     Outcome.CRASHED: Phase.CRASHED,
 }
+#: What most attempts come to: to look up a member of an enumeration, or to hash it, costs more than all else here.
+COMPLETED: Final = Outcome.COMPLETED
+_COMPLETED: Final = Phase.COMPLETED
+
+
+def phase_of(outcome: Outcome) -> Phase:
+    """What the table says of such an end."""
+    return _COMPLETED if outcome is COMPLETED else _PHASES[outcome]
 
 
 class Verdict(NamedTuple):
@@ -41,7 +49,7 @@ class Verdict(NamedTuple):
 #: What a group holds, whatever its class makes of that.
 _EXCEPTIONS: Final[Any] = BaseExceptionGroup.__dict__["exceptions"]
 #: Of a body that returned None.
-NOTHING: Final = Verdict(Outcome.COMPLETED, "", pack_value(None))
+NOTHING: Final = Verdict(COMPLETED, "", pack_value(None))
 
 
 class Where(Enum):
@@ -56,6 +64,7 @@ class Attempt:
     """One attempt in this process, from its Hand to its end."""
 
     __slots__ = (
+        "begun_at",
         "context",
         "forced",
         "has_passed",
@@ -75,6 +84,8 @@ class Attempt:
         self.scope = scope
         #: The body's context, in which `task` is the current one. Nothing else leaks between attempts.
         self.context: Final = contextvars.Context()
+        #: When it began, for one that the main thread has taken in a row.
+        self.begun_at = 0.0
         #: Where its body runs, once that has begun.
         self.where: Where | None = None
         #: The asyncio task of the body, if it runs on the loop.
@@ -100,7 +111,7 @@ class Attempt:
         )
 
 
-def info_of(row: AssignRow, identity: Identity, fence: Fence) -> TaskInfo:
+def info_of(row: AssignRow, identity: Identity, epoch: int, incarnation: int) -> TaskInfo:
     """An attempt as it sees itself when it begins; when that was, the worker tells it then."""
     return TaskInfo(
         id=row.task_id,
@@ -114,7 +125,7 @@ def info_of(row: AssignRow, identity: Identity, fence: Fence) -> TaskInfo:
         created_at=row.created_at,
         host=identity.host,
         worker_pid=identity.pid,
-        fence=fence,
+        fence=Fence(epoch, incarnation, row.attempt),
     )
 
 

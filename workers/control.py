@@ -138,7 +138,7 @@ class ControlThread:
             # Others are before them, and take long.
             self._see_to_callbacks(self._hands.hurry)
         self._on_time()
-        if self._worker.lending.tend(self._worker.hear) is not self._tends_data:
+        if self._worker.main.lending.tend(self._worker.hear) is not self._tends_data:
             self._tends_data = not self._tends_data
             if self._tends_data:
                 self._poller.register(self._data_fd, zmq.POLLIN)

@@ -19,7 +19,15 @@ from quiesce.protocol.callables import Loaded, known_function, load_function, un
 from quiesce.protocol.frames import Frame, payload_view
 from quiesce.registry.states import Outcome
 from quiesce.workers import logs, loop as loops, task_logs, tracing
-from quiesce.workers.attempt import NOTHING, Attempt, Verdict, Where, bare_verdict, verdict_of
+from quiesce.workers.attempt import (
+    COMPLETED,
+    NOTHING,
+    Attempt,
+    Verdict,
+    Where,
+    bare_verdict,
+    verdict_of,
+)
 from quiesce.workers.forked import leave_child
 from quiesce.workers.hands import Hands
 from quiesce.workers.interrupt import Interrupt
@@ -103,8 +111,14 @@ class Runner:
         known = known_function(attempt.row.function)
         # What needs neither to be loaded nor the loop begins at once.
         ask = self._gate.may_load if known is None or known[1] else self._gate.may_run
-        if not ask(attempt):
-            return
+        if ask(attempt):
+            self._run(attempt, known, where)
+
+    def run(self, attempt: Attempt, known: Loaded) -> None:
+        """Call a function that is known, and no coroutine's, in the main thread: the attempt has begun."""
+        self._run(attempt, known, Where.MAIN_THREAD)
+
+    def _run(self, attempt: Attempt, known: Loaded | None, where: Where) -> None:
         attempt.where = where
         ident = threading.get_ident()
         attempt.scope.threads[ident] = threading.current_thread().name
@@ -252,7 +266,8 @@ class Runner:
     def _end(self, attempt: Attempt) -> None:
         verdict = attempt.verdict
         assert verdict is not None, "the scope empties only after the body has ended"
-        if verdict.outcome not in _QUIET or _log.isEnabledFor(logging.DEBUG):
+        quiet = verdict.outcome is COMPLETED or verdict.outcome in _QUIET
+        if not quiet or _log.isEnabledFor(logging.DEBUG):
             attempt.context.copy().run(logs.say, _tell, attempt, verdict)
         self._finish(attempt, verdict)
 

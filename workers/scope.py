@@ -4,9 +4,9 @@ After neon's `Gate`, which counts guards; ours also names what each guard stands
 say what it still waits for.
 """
 
+import os
 from _thread import RLock
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.registry.ids import AttemptKey
 
@@ -19,39 +19,44 @@ PROCESSES: Final = "child processes"
 CALLBACKS: Final = "callbacks of its token"
 
 
-class Scope:
-    """What one attempt has begun. Thread-safe.
+#: Held for moments, by whoever changes a scope. One for all: what every attempt would make, and hardly any uses.
+#: Reentrant: the garbage collector may run user code in the midst of it, which may begin something.
+_lock: Final = RLock()
+os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # as threading's
+#: No asyncio tasks: of nearly all scopes.
+_NO_TASKS: Final[Any] = frozenset()
 
-    The body itself is the first hold. `on_empty` is called once, by whoever releases the last one. Both calls are
-    given the key of the attempt, which this does not refer to: what an attempt leaves behind goes with it, and
-    does not wait for the garbage collector.
+
+class Owner(Protocol):
+    """Who is to know what becomes of scopes. By the key of the attempt, which its scope does not refer to: what an
+    attempt leaves behind goes with it, and does not wait for the garbage collector.
     """
+
+    def on_empty(self, key: AttemptKey) -> None:
+        """All has ended, the body before the last of the others. Once, in whose thread that was."""
+
+    def on_processes(self, key: AttemptKey) -> None:
+        """The body has ended, and there may be child processes."""
+
+
+class Scope:
+    """What one attempt has begun. Thread-safe. The body itself is the first hold."""
 
     __slots__ = (
         "_body_over",
         "_empty",
         "_holds",
         "_key",
-        "_lock",
-        "_on_empty",
-        "_on_processes",
+        "_owner",
         "forks",
         "tasks",
         "threads",
         "used_loop",
     )
 
-    def __init__(
-        self,
-        key: AttemptKey,
-        on_empty: Callable[[AttemptKey], None],
-        on_processes: Callable[[AttemptKey], None],
-    ) -> None:
+    def __init__(self, key: AttemptKey, owner: Owner) -> None:
         self._key = key
-        # Reentrant: the garbage collector may run user code in here, which may begin something.
-        self._lock = RLock()
-        self._on_empty = on_empty
-        self._on_processes = on_processes
+        self._owner = owner
         #: All and only what goes on, each with words for people.
         self._holds: dict[object, str] = {}
         self._body_over = False
@@ -59,7 +64,7 @@ class Scope:
         #: By ident: the threads that run code of this attempt now, with their names.
         self.threads: dict[int, str] = {}
         #: The asyncio tasks of this attempt that are not done.
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] = _NO_TASKS
         #: It has had asyncio tasks: its callbacks may still be in the loop.
         self.used_loop = False
         #: How many child processes it has started or begun to start.
@@ -67,17 +72,17 @@ class Scope:
 
     def hold(self, what: object, words: str) -> bool:
         """Something has begun. False: all had ended before, and nothing of the attempt may begin any more."""
-        with self._lock:
+        with _lock:
             if not self._empty:
                 self._holds[what] = words
             return not self._empty
 
     def release(self, what: object) -> None:
         """It has ended. Twice is harmless."""
-        with self._lock:
+        with _lock:
             now_empty = self._drop(what)
         if now_empty:
-            self._on_empty(self._key)
+            self._owner.on_empty(self._key)
 
     def _drop(self, what: object) -> bool:
         self._holds.pop(what, None)
@@ -87,12 +92,12 @@ class Scope:
 
     def end_body(self) -> bool:
         """The body has ended. True if nothing else goes on: then `on_empty` is *not* called."""
-        with self._lock:
+        with _lock:
             self._body_over = True
             empty = self._empty = not self._holds
             sweep = PROCESSES in self._holds
         if sweep:
-            self._on_processes(self._key)
+            self._owner.on_processes(self._key)
         return empty  # not `self._empty`: by now another thread may have released the last one
 
     @property
@@ -103,31 +108,31 @@ class Scope:
     @property
     def is_bare(self) -> bool:
         """Whether nothing that it began goes on, besides the body."""
-        with self._lock:
+        with _lock:
             return not self._holds
 
     def fork(self) -> None:
         """A child process is about to be started."""
-        with self._lock:
+        with _lock:
             self.forks += 1
             self._holds[PROCESSES] = PROCESSES
             sweep = self._body_over
         if sweep:
-            self._on_processes(self._key)
+            self._owner.on_processes(self._key)
 
     def no_processes(self, forks: int) -> bool:
         """A sweep that began after `forks` starts has found none. False: one was started meanwhile."""
-        with self._lock:
+        with _lock:
             if self.forks != forks:
                 return False
             now_empty = self._drop(PROCESSES)
         if now_empty:
-            self._on_empty(self._key)
+            self._owner.on_empty(self._key)
         return True
 
     def words(self, processes: str = "") -> str:
         """What goes on, for people."""
-        with self._lock:
+        with _lock:
             held = [
                 processes if what is PROCESSES and processes else words
                 for what, words in self._holds.items()
@@ -138,6 +143,8 @@ class Scope:
     def add_task(self, task: "asyncio.Task[Any]") -> None:
         """An asyncio task of this attempt was made; on its loop's thread."""
         self.used_loop = True
+        if self.tasks is _NO_TASKS:
+            self.tasks = set()
         self.tasks.add(task)
         self.hold(task, f"coroutine {name_of(task.get_coro())}")
         task.add_done_callback(self._task_done)

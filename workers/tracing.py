@@ -93,13 +93,14 @@ def put_back(before: tuple[Any, Any]) -> None:
 
 def apart(call: Callable[..., T], *args: Any) -> T:
     """Call it; then the functions of this thread are as before."""
-    before = now()
+    trace, profile = sys.gettrace(), sys.getprofile()
     try:
         return call(*args)
     finally:
         while True:
             try:
-                put_back(before)
+                if sys.getprofile() is not profile or sys.gettrace() is not trace:
+                    put_back((trace, profile))
                 break
             except BaseException:  # see there
                 continue

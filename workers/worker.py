@@ -28,14 +28,13 @@ from quiesce.protocol.codec import Decoder
 from quiesce.protocol.frames import as_payload
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
-from quiesce.task_info import Fence
 from quiesce.workers import births, dumps, hooks, kernel, logs, task_logs
-from quiesce.workers.attempt import PHASES, Attempt, Verdict, info_of
+from quiesce.workers.attempt import Attempt, Verdict, info_of, phase_of
 from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.lease import half_over
-from quiesce.workers.lending import Lending
 from quiesce.workers.link import Link
+from quiesce.workers.main_thread import MainThread, nothing_new
 from quiesce.workers.nested import NestedClient
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.port import Port
@@ -56,15 +55,12 @@ from quiesce.workers.worker_effects import (
     Look,
     Quit,
     Settle,
+    Withdraw,
 )
 from quiesce.workers.worker_session import WorkerSession
 
 _log: Final = logging.getLogger("quiesce.worker")
 
-#: Milliseconds that an attempt may wait for a thread which is busy with another one.
-HURRY: Final = 1
-#: Seconds for which bodies follow each other in the main thread before it looks what has arrived.
-IN_A_ROW: Final = 0.002
 #: Seconds by which the control thread may be late.
 SOON: Final = 0.003
 
@@ -125,12 +121,12 @@ class Worker:
         self._speaker = 0
         self._deferred: deque[tuple[Event, tuple[Any, ...]]] = deque()
         #: The turns of the pool's lease that the session has been told.
-        self._lease_turns = 0
+        self.lease_turns = 0
         self._main = threading.get_ident()
-        #: All and only what `session.handed` and `.running` hold, while nobody has the lock.
+        #: All and only what `session.handed` and `.running` hold, but for what waits in the streak, while nobody
+        #: has the lock.
         self.attempts: dict[AttemptKey, Attempt] = {}
-        #: Handed over by the session; the main thread starts them.
-        self._to_start: deque[Attempt] = deque()
+        self._inline = settings.slots == 1
         #: How many attempts have begun here.
         self.begun = 0
         #: Set once: nothing runs any more, and the process ends with this status.
@@ -159,11 +155,7 @@ class Worker:
         decoder = Decoder(to_worker.MESSAGES)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=wire.IO_THREADS)
         self._data = Link(self._context, settings.data, decoder, wire.DATA_IO)
-        #: With one slot that link is lent while the main thread runs a body.
-        self.lending = Lending(self._data)
-        #: The function of the last body, if that was quick: then the next call of it is expected to be, too.
-        self._quick: object = None
-        self._wake = kernel.Wake()
+        self.main: Final = MainThread(self, place, self._data)
         self._control_link = Link(self._context, settings.control, decoder, wire.CONTROL_IO)
         self._control = ControlThread(self, self._control_link, self._data)
         signal.signal(signal.SIGTERM, self._on_terminate)
@@ -183,7 +175,7 @@ class Worker:
         self._loaded = True
         if self._session.registered:
             self._place.set_ready()
-        self._serve()
+        self.main.serve()
         self._data.flush()
         self._control.thread.join(timeout=2.0)
         if not self._control.thread.is_alive():
@@ -191,50 +183,6 @@ class Worker:
             self._context.term()
         quitting = self.quitting
         end_process(0 if quitting is None else quitting.status)
-
-    def _serve(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._data.socket, zmq.POLLIN)
-        poller.register(self._wake, zmq.POLLIN)
-        inline = self._settings.slots == 1
-        while not self.quitting:
-            patience = None if self._data.flush() else 50
-            if self._to_start and inline:
-                self._run_inline()
-                if not self._to_start:
-                    continue  # first of all, what has ended leaves
-                patience = 0
-            while self._to_start and not inline:
-                self.runner.start(self._to_start.popleft())
-            if self.runner.is_waiting:
-                patience = HURRY
-            ready = poller.poll(patience)
-            if not ready and self.runner.is_waiting:
-                self.runner.hurry()
-            for what, _ in ready:
-                if what is self._data.socket:
-                    for message in self._data.receive():
-                        self.hear(message)
-                else:
-                    self._wake.clear()
-
-    def _run_inline(self) -> None:
-        """Bodies, one after the other. What has ended before one that may take long has left."""
-        now = time.monotonic()
-        enough = now + IN_A_ROW
-        waiting, lending, outbox = self._to_start, self.lending, self._data.outbox
-        lending.lend(now)
-        while waiting and now < enough and not self.quitting:
-            function = waiting[0].row.function
-            if outbox and function != self._quick:
-                lending.take_back()
-                self._data.flush()
-                lending.lend(now)
-            lending.since = now
-            self.runner.start(waiting.popleft())
-            began, now = now, time.monotonic()
-            self._quick = function if now < began + IN_A_ROW else None
-        lending.take_back()
 
     def fail(self) -> NoReturn:
         """The control thread has failed, and said so."""
@@ -274,12 +222,15 @@ class Worker:
     def _say(self, me: int, event: Event, args: tuple[Any, ...]) -> Effects:
         later: Effects = []
         session, deferred = self._session, self._deferred
-        control = self._control
+        control, main, streak = self._control, self.main, self.main.streak
         with self._lock:
             self._speaker = me
+            streak.turn += 1
             try:
-                if self._place.words[LEASE_TURNS] != self._lease_turns:
-                    self._tell_lease()  # first: what has ended or begins is judged by it
+                if streak.current is not None or streak.over:
+                    later += self._queue(self._catch_up())
+                if self._place.words[LEASE_TURNS] != self.lease_turns:
+                    self._tell_lease()  # first: what ends or begins now is judged by it
                     deferred.append((event, args))
                     event, args = deferred.popleft()
                 while True:
@@ -292,9 +243,10 @@ class Worker:
                         break
                     event, args = deferred.popleft()
             finally:
+                streak.turn += 1
                 self._speaker = 0
-        if me != self._main and (self._data.outbox or self._to_start or self.quitting):
-            (control.wake if self.lending.since else self._wake).set()
+        if me != self._main and (self._data.outbox or main.has_work or self.quitting):
+            (control.wake if main.lending.since else main.wake).set()
         if (
             self._control_link.outbox
             or is_sooner
@@ -304,6 +256,24 @@ class Worker:
             control.rouse()
         return later
 
+    def _catch_up(self) -> Effects:
+        """Under the lock, before all else: tell the session what the main thread has begun and ended."""
+        streak, session = self.main.streak, self._session
+        current = streak.current  # first: what is over by then is in the list
+        over = streak.over[:]
+        del streak.over[: len(over)]
+        for ran in over:
+            del self.attempts[ran.key]
+        effects = session.ran(over, time.monotonic()) if over else []
+        if current is not None and self._is_handed(current):
+            effects += session.begin(current.key, current.begun_at)
+        return effects
+
+    def _is_handed(self, attempt: Attempt) -> bool:
+        """Under the lock. Not by its key alone: it may have been stopped, and be assigned to us again."""
+        key = attempt.key
+        return self.attempts.get(key) is attempt and self._session.handed.get(key) is attempt.row
+
     def _is_sooner(self) -> bool:
         """Under the lock: whether something is due before the control thread looks."""
         due = self._session.due()
@@ -312,9 +282,9 @@ class Worker:
     def _tell_lease(self) -> None:
         """Under the lock: each turn is told, since in each half lease the flags of all that ran were set."""
         reason = half_over(self._place.lease)
-        while self._lease_turns < self._place.lease_turns:
-            self._lease_turns += 1
-            if self._lease_turns % 2:
+        while self.lease_turns < self._place.lease_turns:
+            self.lease_turns += 1
+            if self.lease_turns % 2:
                 self._deferred.append((WorkerSession.lease_half_over, (reason,)))
             else:
                 self._deferred.append((WorkerSession.lease_is_back, ()))
@@ -327,11 +297,19 @@ class Worker:
             if kind is Data:
                 self._data.outbox.append(effect.message)
             elif kind is Hand:
-                self._hand(effect.row)
+                if self._inline:
+                    self.main.streak.rows.extend(effect.rows)
+                else:
+                    self.main.to_start.extend(map(self.make, effect.rows))
             elif kind is Forget:
                 for key in effect.keys:
                     self._place.free(key)
+            elif kind is Withdraw:
+                for key in effect.keys:
+                    # In this order: the main thread may be making it, and drops what it finds there.
                     self.attempts.pop(key, None)
+                    self._place.free(key)
+                self.main.streak.withdraw(effect.keys)
             elif kind is Control:
                 self._control_link.outbox.append(effect.message)
             elif kind is Quit:
@@ -362,8 +340,8 @@ class Worker:
 
     def look_at_lease(self) -> None:
         """Tell the session if the lease of the pool is half over, or back."""
-        if self._place.lease_turns != self._lease_turns:
-            self.say(lambda session, now: [])
+        if self._place.lease_turns != self.lease_turns:
+            self.say(nothing_new)
 
     def due(self) -> float | None:
         """When the session wants its tick."""
@@ -378,7 +356,7 @@ class Worker:
     def closing(self) -> list[Attempt]:
         """The attempts whose body has ended, and not all that it began."""
         with self._lock:
-            return [each for each in self.attempts.values() if each.scope.body_over]
+            return [each for each in list(self.attempts.values()) if each.scope.body_over]
 
     def find(self, task_id: int, number: int) -> Attempt | None:
         """An attempt that was handed over and has not ended."""
@@ -386,32 +364,33 @@ class Worker:
 
     # --- attempts ---------------------------------------------------------------------------------
 
-    def _hand(self, row: AssignRow) -> None:
-        """Under the lock: make the attempt; nothing of it has begun."""
+    def make(self, row: AssignRow) -> Attempt:
+        """Make an attempt of which nothing has begun: under the lock, or by the main thread with one slot."""
         key = (row.task_id, row.attempt)
         at = self._place.reserve(key)
         session = self._session
-        identity = session.identity
-        fence = (session.epoch, session.incarnation, row.attempt)
-        scope = Scope(key, self._on_empty, self._on_processes)
+        scope = Scope(key, self)
         task = TaskContext(
-            key=key,
-            describe=lambda: info_of(row, identity, Fence(*fence)),
-            port=self._port,
-            words=self._place.words,
-            flag_index=at + FLAG,
-            check_index=at + CHECKS,
-            flag_key=flag_key(*key),
-            scope=scope,
+            key,
+            self._port,
+            self._place.words,
+            at + FLAG,
+            at + CHECKS,
+            flag_key(row.task_id, row.attempt),
+            info_of,
+            (row, session.identity, session.epoch, session.incarnation),
+            scope,
         )
         attempt = self.attempts[key] = Attempt(key, row, task, scope)
-        self._to_start.append(attempt)
+        return attempt
 
-    def _on_empty(self, key: AttemptKey) -> None:
+    def on_empty(self, key: AttemptKey) -> None:
+        """See Owner."""
         if not self.nursery.in_child:  # whatever is released there, the attempt is not its own
             self.runner.on_empty(self.attempts[key])
 
-    def _on_processes(self, key: AttemptKey) -> None:
+    def on_processes(self, key: AttemptKey) -> None:
+        """See Owner."""
         attempt = self.attempts.get(key)
         # None: it has ended, and somebody has kept its context and used it.
         if attempt is not None:
@@ -441,16 +420,28 @@ class Worker:
         begin: Callable[[WorkerSession, AttemptKey, float], Effects],
         now: float,
     ) -> Effects:
-        """Under the lock. Not by its key alone: it may have been stopped, and be assigned to us again."""
+        """Under the lock."""
         key = attempt.key
-        attempt.has_passed = self.attempts.get(key) is attempt
+        is_handed = self._is_handed(attempt)
+        attempt.has_passed = is_handed or (
+            self.attempts.get(key) is attempt and key in session.running
+        )
         if not attempt.has_passed:
+            if self.attempts.get(key) is attempt:  # made of a row that was withdrawn before
+                del self.attempts[key]
+                self._place.free(key)
             return []
-        if key in session.handed:
-            self.begun += 1
-            self._place.begin(key)
-            attempt.task.began(time.time())
+        if is_handed or attempt.where is None:
+            self.note_beginning(attempt)
+        # What follows it is withdrawn. It may be there itself, if it was handed over anew when we had it already.
+        self.main.streak.rows.clear()
         return begin(session, key, now)
+
+    def note_beginning(self, attempt: Attempt) -> None:
+        """Before the first instruction of an attempt: it is in the table from now on."""
+        self.begun += 1
+        self._place.begin(attempt.key)
+        attempt.task.began(time.time())
 
     def may_wait(self, attempt: Attempt) -> bool:
         """See Gate. What has left a thread or a process behind has begun, and stays so."""
@@ -475,14 +466,15 @@ class Worker:
         self._client.wait_spawned(attempt.key)
         if attempt.scope.forks:
             births.bury(self.nursery, attempt.key)
-        self.say(self._end, attempt.key, verdict)
+        if threading.get_ident() != self._main or not self.main.ends(attempt, verdict):
+            self.say(self._end, attempt.key, verdict)
 
     def _end(
         self, session: WorkerSession, key: AttemptKey, verdict: Verdict, now: float
     ) -> Effects:
         """Under the lock."""
         outcome, text, result = verdict
-        self._place.end(key, PHASES[outcome])
+        self._place.end(key, phase_of(outcome))
         del self.attempts[key]
         return session.ended(key, outcome, text, as_payload(result), now)
 

@@ -4,9 +4,13 @@ from typing import Any, Final, NamedTuple
 
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow, EndedRow
+from quiesce.registry.states import Outcome
 
-#: Seconds until a message without an answer is sent again; doubles.
+#: Without the detour over the arguments of a named tuple.
+_new: Final[Any] = tuple.__new__
+#: Seconds until a message without an answer is sent again; doubles, up to the second.
 RESEND: Final = 1.0
+RESEND_SLOWEST: Final = 8.0
 
 
 class Identity(NamedTuple):
@@ -34,9 +38,9 @@ class Data(NamedTuple):
 
 
 class Hand(NamedTuple):
-    """Give this attempt to whoever is to run it, who asks before anything of it begins."""
+    """Give these attempts to whoever is to run them, who asks before anything of one begins."""
 
-    row: AssignRow
+    rows: list[AssignRow]
 
 
 class AskToStop(NamedTuple):
@@ -57,8 +61,14 @@ class ForceAttempt(NamedTuple):
     attempt: Attempt
 
 
+class Withdraw(NamedTuple):
+    """These attempts were handed over and must not begin, or not now: whoever has one learns that when it asks."""
+
+    keys: list[AttemptKey]
+
+
 class Forget(NamedTuple):
-    """The broker has the ends of these attempts, or they were handed over and must not begin: done with them."""
+    """The broker has the ends of these attempts: done with them."""
 
     keys: list[AttemptKey]
 
@@ -93,11 +103,34 @@ class Quit(NamedTuple):
     text: str
 
 
-Effect = Control | Data | Hand | AskToStop | ForceAttempt | Forget | Settle | Look | Limit | Quit
+Effect = (
+    Control
+    | Data
+    | Hand
+    | Withdraw
+    | AskToStop
+    | ForceAttempt
+    | Forget
+    | Settle
+    | Look
+    | Limit
+    | Quit
+)
 Effects = list[Effect]
 
 
 # --- records --------------------------------------------------------------------------------------
+
+
+class Ran(NamedTuple):
+    """A handed attempt that has begun and ended, and nothing else was to be said of it in between."""
+
+    key: AttemptKey
+    begun_at: float
+    ended_at: float
+    outcome: Outcome
+    text: str
+    result: Any
 
 
 class Asked(NamedTuple):
@@ -130,12 +163,20 @@ class Held(NamedTuple):
 
     def row(self, key: AttemptKey, now: float) -> EndedRow:
         """How it is told: what happened when, in seconds before now."""
-        outcome, evidence, begun_at, ended_at, delivered_at, observed_at, text, result, *_ = self
-        times = (
-            None if begun_at is None else now - begun_at,
-            now - ended_at,
-            None if delivered_at is None else now - delivered_at,
-            None if observed_at is None else now - observed_at,
+        outcome, evidence, begun_at, ended_at, delivered_at, observed_at, text, result, _, _ = self
+        row: EndedRow = _new(
+            EndedRow,
+            (
+                key[0],
+                key[1],
+                outcome,
+                evidence,
+                None if begun_at is None else now - begun_at,
+                now - ended_at,
+                None if delivered_at is None else now - delivered_at,
+                None if observed_at is None else now - observed_at,
+                text,
+                result,
+            ),
         )
-        row: EndedRow = tuple.__new__(EndedRow, (*key, outcome, evidence, *times, text, result))
         return row

@@ -1,6 +1,6 @@
 """The part of a worker's session that is about the lease of its pool."""
 
-from quiesce.workers.worker_effects import Asked, AskToStop, Effects, Forget
+from quiesce.workers.worker_effects import Asked, AskToStop, Effects, Withdraw
 from quiesce.workers.worker_state import WorkerState
 
 
@@ -24,7 +24,9 @@ class WorkerLease(WorkerState):
 
     def take_back(self) -> Effects:
         """What was handed over and has not begun is received, as before."""
-        forgotten: Effects = [Forget(list(self.handed))] if self.handed else []
+        if not self.handed:
+            return []
+        withdrawn = list(self.handed)
         self.received = {**self.handed, **self.received}
         self.handed = {}
-        return forgotten
+        return [Withdraw(withdrawn)]

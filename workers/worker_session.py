@@ -9,8 +9,12 @@ What an attempt goes through here:
 Whoever was handed an attempt asks before anything of it begins: the loop may be blocked by a neighbour for
 long, and a Stop does not wait for it. Loading a function runs user code, so it counts as running; a coroutine
 that is loaded and left nothing behind is handed over again, to the loop, as if it had not begun. What needs no
-loading, since its function is known and no coroutine's, begins at once. What was handed can be taken back by a
-Forget, and handed over anew: whoever has the old one learns that when it asks.
+loading, since its function is known and no coroutine's, begins at once. What was handed can be
+withdrawn, and handed over anew: whoever has the old one learns that when it asks.
+
+A worker of one slot is handed all that waits at once while what it runs is short: it runs them in a row, and tells
+us afterwards, all together, which of them `ran`. As soon as we know of one that runs, the others are withdrawn: so
+they can be given back while it lasts.
 
 A worker without registration (at its start, after a lost connection, when the broker does not know it) keeps
 what it has to say and says it once it is registered. Nothing that has begun depends on the broker being there.
@@ -18,17 +22,17 @@ No clock: `now` is an argument, in seconds on any clock that never goes back.
 """
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Final
 
 from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
-from quiesce.protocol.sizes import in_parts
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
-from quiesce.registry.rows import LEASE_OVER, EndedRow
-from quiesce.registry.states import Evidence, Outcome
+from quiesce.registry.states import Outcome
 from quiesce.workers.worker_asks import WorkerAsks
 from quiesce.workers.worker_effects import (
     RESEND,
+    RESEND_SLOWEST,
     Asked,
     AskToStop,
     Control,
@@ -37,29 +41,25 @@ from quiesce.workers.worker_effects import (
     ForceAttempt,
     Forget,
     Hand,
-    Held,
     Limit,
     Look,
     Quit,
+    Ran,
+    Withdraw,
 )
+from quiesce.workers.worker_ends import WorkerEnds
 from quiesce.workers.worker_gives_back import GIVE_BACK, WorkerGivesBack
 from quiesce.workers.worker_lease import WorkerLease
 from quiesce.workers.worker_waits import WorkerWaits
 
-#: What RESEND doubles up to.
-RESEND_SLOWEST: Final = 8.0
 #: Seconds after which the broker is told that an attempt has begun: of a body, and of what loads.
 BEGUN_AFTER: Final = 0.002
 LOADING: Final = 1.0
 #: Seconds that an exiting worker waits for the broker to take its last ends.
 LAST_ENDS: Final = 5.0
-#: Said of each end: to look up a member of an enumeration, and its value, costs more than all the rest of a row.
-_RETURNED: Final = Evidence.RETURNED.value
-#: Without the detour over the arguments of a named tuple.
-_new: Final[Any] = tuple.__new__
 
 
-class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
+class WorkerSession(WorkerAsks, WorkerEnds, WorkerWaits, WorkerGivesBack, WorkerLease):
     """One worker process. Every method takes the moment and gives what is to be done, in order."""
 
     # --- the connection ---------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         ]
         self.untold = {key: None for key in self.untold if key in self.loading}
         effects += self._say_begun([key for key in self.running if key not in self.untold], now)
-        effects += self._send_held(now, everything=True)
+        effects += self.send_held(now, everything=True)
         effects += self.say_given_back(list(self.given_back))
         effects += [
             Control(from_worker.Lingering(task, attempt, what))
@@ -199,30 +199,34 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
                 if number > self.last_assign and key not in ended
             }
         for key in ended:
-            self._hold_unbegun(key, now)
-        return [*self._send_held(now), *self._hand(now)]
+            self.hold_unbegun(key, now)
+        return [*self.send_held(now), *self._hand(now)]
 
-    def _hand(self, now: float) -> Effects:
-        """Hand over what the slots allow."""
+    def _hand(self, now: float, *, in_a_row: bool = False) -> Effects:
+        """Hand over what the slots allow; `in_a_row`: all that waits, to a slot that is free."""
         if not self.received or self.exiting_since is not None or self.lease_is_over:
             return []
-        effects: Effects = []
         busy = len(self.handed) + len(self.running)
-        free = min(self.identity.slots - busy, self.identity.capacity - busy - len(self.held))
-        while free > 0 and self.received:
-            free -= 1
-            key = next(iter(self.received))
-            row = self.handed[key] = self.received.pop(key)
-            effects.append(Hand(row))
-        if effects:
-            self.flowed_at = now
-        return effects
+        free = self.identity.capacity - busy - len(self.held)
+        if busy or not (in_a_row and self.identity.slots == 1):
+            free = min(free, self.identity.slots - busy)
+        if free <= 0:
+            return []
+        if free >= len(self.received):
+            rows, self.received = self.received, {}
+        else:
+            rows = dict(islice(self.received.items(), free))
+            for key in rows:
+                del self.received[key]
+        self.handed.update(rows)
+        self.flowed_at = now
+        self.look_at = now + BEGUN_AFTER
+        return [Hand(list(rows.values()))]
 
     def load(self, key: AttemptKey, now: float) -> Effects:
         """A handed attempt begins to load its function."""
         self.loading[key] = self.handed.pop(key)
-        self._has_begun(key, now)
-        return []
+        return self._has_begun(key, now)
 
     def put_off(self, key: AttemptKey) -> Effects:
         """A coroutine is loaded and nothing of it runs: it waits for the loop, unless it is asked to stop."""
@@ -236,16 +240,20 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         """The body of a handed or loading attempt begins."""
         self.loading.pop(key, None)
         if self.handed.pop(key, None) is not None:
-            self._has_begun(key, now)
-        elif key in self.untold:
+            return self._has_begun(key, now)
+        if key in self.untold:
             self.tell_at = min(self.tell_at, self._tell_by(key))
         return []
 
-    def _has_begun(self, key: AttemptKey, now: float) -> None:
+    def _has_begun(self, key: AttemptKey, now: float) -> Effects:
         """The broker is told if it lasts: of what has ended by then, its end says enough."""
         self.running[key] = now
         self.untold[key] = None
         self.tell_at = min(self.tell_at, self._tell_by(key))
+        if not self.handed or self.identity.slots > 1:
+            return []
+        self.flowed_at = now
+        return self.take_back()  # what was handed in a row with it
 
     def _tell_by(self, key: AttemptKey) -> float:
         """By when to tell that it has begun. What loads in a worker of many slots may have to wait again."""
@@ -270,69 +278,13 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         self, key: AttemptKey, outcome: Outcome, text: str, result: Any, now: float
     ) -> Effects:
         """A running attempt has ended, with all that it began, and its nested spawns are acknowledged."""
-        begun_at = self.running.pop(key)
-        asked = self.asked.pop(key, None)
-        self.untold.pop(key, None)
-        for others in (self.loading, self.waiting, self.lingering, self.progress):
-            if others:
-                others.pop(key, None)
-        delivered_at = observed_at = None
-        if asked is not None:
-            delivered_at, observed_at = asked.delivered_at, asked.observed_at
-            if asked.lease:
-                text = f"{LEASE_OVER}{asked.reason}\n{text}".rstrip()
-        send_at, interval = now, RESEND
-        if self.registered:
-            send_at, interval = self._again(result, RESEND, now)
-        else:
-            self.unsent.append(key)
-        fields = (str(outcome), _RETURNED, begun_at, now, delivered_at, observed_at, text, result)
-        held: Held = _new(Held, (*fields, send_at, interval))
-        self.held[key] = held
-        told: Effects = []
-        if self.registered:
-            told.append(Data(from_worker.Ended([held.row(key, now)])))
+        told = self.tell_ends([Ran(key, self.running[key], now, outcome, text, result)], now)
         return [*told, *self._hand(now), *self._leave(now)]
 
-    def _hold_unbegun(self, key: AttemptKey, now: float) -> None:
-        self.unsent.append(key)
-        self.held[key] = Held(
-            Outcome.CANCELLED.value,
-            Evidence.NEVER_RAN.value,
-            None,
-            now,
-            None,
-            None,
-            "asked to stop before it began",
-            b"",
-            now,
-            RESEND,
-        )
-
-    def _again(self, result: Sized, interval: float, now: float) -> tuple[float, float]:
-        """When an end that is sent now is sent again, and how long after that: later if its result is large."""
-        send_at = now + interval + len(result) / 8e6
-        self.resend_at = min(self.resend_at, send_at)
-        return send_at, min(RESEND_SLOWEST, 2 * interval)
-
-    def _send_held(self, now: float, *, everything: bool = False) -> Effects:
-        """Send the ends that are due."""
-        if not self.registered:
-            return []
-        keys: Iterable[AttemptKey] = self.unsent
-        if everything or now >= self.resend_at:
-            keys, self.resend_at = self.held, math.inf
-        rows: list[EndedRow] = []
-        for key in keys:
-            held = self.held[key]
-            if not everything and held.send_at > now:
-                self.resend_at = min(self.resend_at, held.send_at)
-                continue
-            at, interval = self._again(held.result, held.interval, now)
-            self.held[key] = held._replace(send_at=at, interval=interval)
-            rows.append(held.row(key, now))
-        self.unsent = []
-        return [Data(from_worker.Ended(part)) for part in in_parts(rows, self.identity.capacity)]
+    def ran(self, ends: list[Ran], now: float) -> Effects:
+        """These have ended, in this order, as in `ended`; what waits may follow them in a row."""
+        told = self.tell_ends(ends, now)
+        return [*told, *self._hand(now, in_a_row=True), *self._leave(now)]
 
     def _on_ended_taken(self, message: to_worker.EndedTaken, now: float) -> Effects:
         gone: list[AttemptKey] = []
@@ -361,7 +313,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
                 effects += self._bury(key, order.last_assign, now)
                 seen.append(from_worker.StopSeenRow(*key, "never-began", 0.0, None))
         acknowledged: Effects = [Control(from_worker.StopSeen(seen))] if seen else []
-        return [*effects, *acknowledged, *self._send_held(now), *self._hand(now)]
+        return [*effects, *acknowledged, *self.send_held(now), *self._hand(now)]
 
     def _bury(self, key: AttemptKey, last_assign: int, now: float) -> Effects:
         """Make sure that an attempt which has not begun never does.
@@ -372,12 +324,12 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         if key in self.held:
             return []
         if self.handed.pop(key, None) is not None:
-            self._hold_unbegun(key, now)
-            return [Forget([key])]
+            self.hold_unbegun(key, now)
+            return [Withdraw([key])]
         if self.received.pop(key, None) is None and last_assign > self.last_assign:
             self.tombstones[key] = last_assign
         else:
-            self._hold_unbegun(key, now)
+            self.hold_unbegun(key, now)
         return []
 
     def _ask(self, key: AttemptKey, reason: str, now: float) -> Effects:
@@ -417,7 +369,7 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         buried: Effects = []
         if key in self.received or key in self.handed:
             buried = self._bury(key, 0, now)
-        return [*buried, *self._send_held(now), *self._hand(now)]
+        return [*buried, *self.send_held(now), *self._hand(now)]
 
     # --- the lease of the pool --------------------------------------------------------------------
 
@@ -454,9 +406,10 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
     def tick(self, now: float) -> Effects:
         """What time brings. Call it when `due` has come; more often is harmless."""
         effects: Effects = []
+        self.look_at = now + BEGUN_AFTER
         if self.hello_at is not None and now >= self.hello_at:
             effects += self._hello(now)
-        effects += [*self._say_slow(now), *self._send_held(now), *self._send_progress(now)]
+        effects += [*self._say_slow(now), *self.send_held(now), *self._send_progress(now)]
         effects += self.give_back(now)
         return [*effects, *self._leave(now)]
 
@@ -465,6 +418,8 @@ class WorkerSession(WorkerAsks, WorkerWaits, WorkerGivesBack, WorkerLease):
         times = [] if self.hello_at is None else [self.hello_at]
         if self.untold:
             times.append(self.tell_at)
+        if self.handed and self.identity.slots == 1:
+            times.append(self.look_at)
         if self.is_stuck():
             times.append(self.flowed_at + GIVE_BACK)
         if self.registered:

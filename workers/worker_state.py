@@ -27,7 +27,8 @@ class WorkerState:
         self.last_assign = 0
         #: All and only the attempts that arrived and were neither handed over nor stopped, oldest first.
         self.received: dict[AttemptKey, AssignRow] = {}
-        #: All and only the attempts given to a thread or the loop of which nothing runs: each has a slot.
+        #: All and only the attempts given to a thread or the loop of which nothing runs, as far as is known. Each
+        #: has a slot; or, while nothing runs, they are to have the one slot in a row.
         self.handed: dict[AttemptKey, AssignRow] = {}
         #: All and only the attempts that have begun and not ended: when each began.
         self.running: dict[AttemptKey, float] = {}
@@ -53,8 +54,11 @@ class WorkerState:
         self.tombstones: dict[AttemptKey, int] = {}
         #: All and only the assignments that were given back and that the broker has not taken back yet.
         self.given_back: dict[tuple[int, int, int], None] = {}
-        #: When an attempt was last handed over, or one was received while none waited.
+        #: When an attempt was last handed over, or one was received while none waited, or one began that others
+        #: were to follow in a row.
         self.flowed_at = 0.0
+        #: With one slot: when to ask whether one of what was handed has begun, and lasts.
+        self.look_at = math.inf
         #: Calls of associate_with without an answer.
         self.associating: dict[int, from_worker.Associate] = {}
         self.last_request = 0
@@ -98,6 +102,7 @@ class WorkerState:
             self.flowed_at,
             tuple(self.untold),
             self.tell_at,
+            self.look_at,
         )
 
     @classmethod
@@ -132,6 +137,7 @@ class WorkerState:
             session.flowed_at,
             untold,
             session.tell_at,
+            session.look_at,
         ) = frozen
         session.given_back = dict.fromkeys(given_back)
         session.received = {key: AssignRow(*row) for key, row in received}
@@ -171,7 +177,10 @@ class WorkerState:
             for others in self.waiting.values()
         )
         assert self.lingering.keys() <= self.running.keys()
-        assert len(self.handed) + len(self.running) <= self.identity.slots
+        row_in_hand = self.identity.slots == 1 and not self.running
+        assert row_in_hand or len(self.handed) + len(self.running) <= self.identity.slots
+        begun = sum(held.begun_at is not None for held in self.held.values())
+        assert len(self.handed) + len(self.running) + begun <= self.identity.capacity
         assert not self.handed or (self.exiting_since is None and not self.lease_is_over)
         assert not any(asked.told and asked.lease for asked in self.asked.values())
         assert not self.lease_is_over or self.asked.keys() == self.running.keys()

@@ -6,6 +6,7 @@ attempt and hands in what reaches beyond the process: the port to the broker and
 """
 
 import dataclasses
+import os
 import warnings
 from _thread import RLock
 from collections.abc import Callable
@@ -21,6 +22,12 @@ from quiesce.token_tree import Node, run_callbacks
 
 if TYPE_CHECKING:
     from quiesce.client import Client
+
+
+#: Held for moments, while what a task sees of itself changes. One for all tasks: what every attempt would make, and
+#: hardly any uses. Reentrant: the garbage collector may run code of a task in the midst of a change.
+_changing: Final = RLock()
+os.register_at_fork(after_in_child=_changing._at_fork_reinit)  # type: ignore[attr-defined]  # as threading's
 
 
 class TaskPort(Protocol):
@@ -59,12 +66,13 @@ class TaskContext:
     """
 
     __slots__ = (
+        "_about",
         "_changes",
-        "_changing",
         "_describe",
         "_info",
         "_observed",
         "_root",
+        "_started_at",
         "_token",
         "check_index",
         "checks",
@@ -79,16 +87,17 @@ class TaskContext:
 
     def __init__(
         self,
-        *,
         key: tuple[TaskId, int],
-        describe: Callable[[], TaskInfo],
         port: TaskPort,
         words: Any,
         flag_index: int,
         check_index: int,
         flag_key: int,
+        describe: Callable[..., TaskInfo],
+        about: tuple[Any, ...] = (),
         scope: Any = None,
     ) -> None:
+        """`describe(*about)` gives what the task sees of itself when it begins."""
         #: Which attempt this is.
         self.key = key
         self.port = port
@@ -103,26 +112,26 @@ class TaskContext:
         self._root: CancellationToken | None = None
         self._token: CancellationToken | None = None
         self._describe = describe
+        self._about = about
         self._info: TaskInfo | None = None
-        #: What has changed while nobody had asked for the description.
-        self._changes: dict[str, Any] = {}
+        self._started_at: float | None = None
+        #: What else has changed while nobody had asked for the description; None for nothing.
+        self._changes: dict[str, Any] | None = None
         #: All that the attempt has begun; the worker's own, opaque here.
         self.scope = scope
         self._observed = False
-        # Reentrant: the garbage collector may run code of the task in the midst of a change.
-        self._changing = RLock()
 
     def began(self, at: float) -> None:
         """It begins; said before any code of the task can run, and again if it was put off."""
-        self._changes["started_at"] = at
+        self._started_at = at
         if self._info is not None:
             self.update(started_at=at)
 
     def update(self, **changes: Any) -> None:
         """Change what the task sees of itself. Any thread; no change is lost."""
-        with self._changing:
+        with _changing:
             if self._info is None:
-                self._changes.update(changes)
+                self._changes = {**(self._changes or {}), **changes}
             else:
                 self._info = dataclasses.replace(self._info, **changes)
 
@@ -130,16 +139,19 @@ class TaskContext:
     def info(self) -> TaskInfo:
         """What the task sees of itself, as it is now."""
         if self._info is None:
-            with self._changing:
+            with _changing:
                 if self._info is None:
-                    self._info = dataclasses.replace(self._describe(), **self._changes)
+                    changes = self._changes or {}
+                    if self._started_at is not None:
+                        changes = {"started_at": self._started_at, **changes}
+                    self._info = dataclasses.replace(self._describe(*self._about), **changes)
         return self._info
 
     @property
     def root(self) -> CancellationToken:
         """The runtime's own token."""
         if self._root is None:
-            with self._changing:
+            with _changing:
                 if self._root is None:
                     root = CancellationToken()
                     self.node = (
@@ -153,7 +165,7 @@ class TaskContext:
         """The task's token, always the same one."""
         if self._token is None:
             root = self.root
-            with self._changing:
+            with _changing:
                 if self._token is None:
                     self._token = root.child_token()
         return self._token

@@ -10,7 +10,7 @@ from quiesce.registry.ids import AttemptKey
 from quiesce.registry.states import Outcome as TaskOutcome
 from quiesce.testing.explorer.brokers import CLOCKED
 from quiesce.testing.explorer.moves import Moves
-from quiesce.testing.explorer.processes import Worker
+from quiesce.testing.explorer.process_states import Worker
 from quiesce.testing.explorer.rules import Truth
 from quiesce.testing.explorer.scenario import Associate, Call, Scenario
 from quiesce.testing.explorer.symmetry import Symmetry
@@ -169,6 +169,10 @@ class Model(Moves):
         view = self.processes.view(actor.state)
         for key, _ in view.handed:
             add(-1, "begins", place, key)
+            if view.takes:
+                add(-1, "takes", place, key)
+        if view.behind:
+            add(-1, "catches up", place)
         for key, asked in view.running:
             self._body_steps(world, place, actor, key, asked, add)
         if view.hello_due:
@@ -281,6 +285,8 @@ _TAKE: Final[dict[str, Any]] = {
     "says its ends again": lambda model, draft, place: model._tell(draft, place, "ends"),
     "says its reports again": lambda model, draft, place: model._tell(draft, place, "reports"),
     "begins": Model._begins,
+    "takes": lambda model, draft, place, key: model._begins(draft, place, key, by_itself=True),
+    "catches up": lambda model, draft, place: model._tell(draft, place, "catch_up"),
     "ends": Model._ends,
     "associates": Model._associates,
     "calls": Model._calls,

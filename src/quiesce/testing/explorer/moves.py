@@ -8,7 +8,7 @@ from quiesce.registry.states import Outcome as TaskOutcome
 from quiesce.testing.explorer import rules
 from quiesce.testing.explorer.clients import ASKED, Client
 from quiesce.testing.explorer.cluster import CHANNELS, Cluster
-from quiesce.testing.explorer.processes import Pool, Worker
+from quiesce.testing.explorer.process_states import Pool, Worker
 from quiesce.testing.explorer.rules import CANCELLED, COMPLETED, DIED, RUNS, BrokenRule
 from quiesce.testing.explorer.scenario import Associate, Call, Scenario, Spawn, Stop, scope_of
 from quiesce.testing.explorer.world import (
@@ -186,7 +186,9 @@ class Moves(Cluster):
         assert attempt is not None
         return self.scenario.spawns[attempt.spawn]
 
-    def _begins(self, draft: Draft, place: int, key: AttemptKey) -> None:
+    def _begins(
+        self, draft: Draft, place: int, key: AttemptKey, *, by_itself: bool = False
+    ) -> None:
         state = draft.actors[place].state
         name = dict(self.processes.view(state).handed)[key]
         number = self._numbers[name]
@@ -200,7 +202,7 @@ class Moves(Cluster):
             raise BrokenRule("when a stop returns, it is true", f"{words} begins after the report")
         labels = self._labels[self.scenario.spawns[number].labels]
         draft.truth = draft.truth.put(rules.Attempt(*key, RUNS, place, number, labels))
-        self._tell(draft, place, "begin", key)
+        self._tell(draft, place, "take" if by_itself else "begin", key)
 
     def _ends(self, draft: Draft, place: int, key: AttemptKey, outcome: str) -> None:
         attempt = draft.truth.find(*key)
@@ -210,7 +212,8 @@ class Moves(Cluster):
             self._bury(draft, client, GONE, 0, keep=True)
         how = COMPLETED if outcome == "completed" else CANCELLED
         draft.truth = draft.truth.put(attempt._replace(how=how, labels=-1))
-        self._tell(draft, place, "end", key, TaskOutcome(outcome))
+        untold = self.processes.view(draft.actors[place].state).ends_untold == key
+        self._tell(draft, place, "end_in_row" if untold else "end", key, TaskOutcome(outcome))
 
     def _associates(self, draft: Draft, place: int, key: AttemptKey) -> None:
         attempt = draft.truth.find(*key)

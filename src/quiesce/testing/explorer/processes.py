@@ -7,11 +7,21 @@ clock of leases.
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from quiesce.protocol import from_supervisor
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.states import Outcome
+from quiesce.testing.explorer.process_states import (
+    Body,
+    DeadPool,
+    DeadWorker,
+    Pool,
+    PoolView,
+    Result,
+    Worker,
+    WorkerView,
+)
 from quiesce.testing.explorer.rules import BrokenRule
 from quiesce.testing.explorer.scenario import Associate, Scenario
 from quiesce.testing.explorer.store import Memo, Store
@@ -34,6 +44,7 @@ from quiesce.workers.worker_effects import (
     Data,
     Identity,
     Quit,
+    Ran,
     Settle,
 )
 from quiesce.workers.worker_gives_back import GIVE_BACK
@@ -41,78 +52,10 @@ from quiesce.workers.worker_session import WorkerSession
 
 #: What is due at no time of its own: the explorer says when.
 FAR: Final = 1e9
+#: Steps of a worker of which its session is not told.
+_BY_ITSELF: Final = frozenset({"take", "end_in_row", "flag"})
 CONTROL: Final = 0
 DATA: Final = 1
-
-
-class Result(NamedTuple):
-    """`sent`: (channel, message). `caused`: what happens elsewhere, by name."""
-
-    state: int
-    sent: tuple[tuple[int, int], ...]
-    caused: tuple[tuple[Any, ...], ...]
-
-
-class Body(NamedTuple):
-    """A running attempt that does something: its place in its spawn's body, and the request that it waits for."""
-
-    key: AttemptKey
-    place: int
-    request: int
-
-
-class Worker(NamedTuple):
-    """A living worker process. `pool`: the actor that is its supervisor. `flags`: attempts whose flag is set."""
-
-    identity: Identity
-    pool: int
-    frozen: tuple[Any, ...]
-    flags: tuple[AttemptKey, ...]
-    bodies: tuple[Body, ...]
-
-
-class DeadWorker(NamedTuple):
-    """One that has not been reaped. `row`: what its supervisor will report."""
-
-    pool: int
-    serial: int
-    row: from_supervisor.WorkerExitedRow
-
-
-class Pool(NamedTuple):
-    """A living supervisor process."""
-
-    identity: PoolIdentity
-    frozen: tuple[Any, ...]
-
-
-class DeadPool(NamedTuple):
-    """One that was not buried yet; its workers died with it."""
-
-    identity: PoolIdentity
-    fenced: bool
-    rows: tuple[from_supervisor.WorkerExitedRow, ...]
-
-
-class WorkerView(NamedTuple):
-    """What a worker can do next, as far as it depends on itself. Attempts with the names of their spawns."""
-
-    handed: tuple[tuple[AttemptKey, str], ...]
-    running: tuple[tuple[AttemptKey, bool], ...]
-    hello_due: bool
-    ends_due: bool
-    leaving: bool
-    stuck: bool
-
-
-class PoolView(NamedTuple):
-    """What a supervisor can do next, as far as it depends on itself."""
-
-    hello_due: bool
-    reports_due: bool
-    ending: bool
-    due: float
-    dies_at: float
 
 
 class Processes:
@@ -141,8 +84,11 @@ class Processes:
         def make() -> Result:
             worker: Worker = self._store[state]
             session = WorkerSession.thaw(worker.identity, worker.frozen)
+            told: list[Any] = []
+            if what not in _BY_ITSELF:
+                worker, told = self._caught_up(worker, session)
             worker, effects = step(worker, session, *args)
-            return self._saved(worker, session, effects)
+            return self._saved(worker, session, [*told, *effects])
 
         return self.memo((state, what, args), make)  # type: ignore[no-any-return]  # of a memo
 
@@ -154,6 +100,32 @@ class Processes:
 
     def _worker_connected(self, worker: Worker, session: WorkerSession) -> Any:
         return worker, session.connected(0.0)
+
+    def _caught_up(self, worker: Worker, session: WorkerSession) -> tuple[Worker, list[Any]]:
+        """The session is told what the main thread has done by itself."""
+        effects: list[Any] = []
+        if worker.over:
+            ends = [Ran(key, 0.0, 0.0, outcome, "", b"") for key, outcome in worker.over]
+            effects += session.ran(ends, 0.0)
+        if worker.current is not None and worker.current in session.handed:
+            effects += session.begin(worker.current, 0.0)
+        return worker._replace(over=()), effects
+
+    def _worker_catch_up(self, worker: Worker, session: WorkerSession) -> Any:
+        del session
+        return worker, []
+
+    def _worker_take(self, worker: Worker, session: WorkerSession, key: AttemptKey) -> Any:
+        """Its main thread begins what it was handed, by itself."""
+        del session
+        return worker._replace(current=key), []
+
+    def _worker_end_in_row(
+        self, worker: Worker, session: WorkerSession, key: AttemptKey, outcome: Outcome
+    ) -> Any:
+        """What its main thread has begun has ended; it was not asked to stop."""
+        del session
+        return worker._replace(current=None, over=(*worker.over, (key, outcome))), []
 
     def _worker_begin(self, worker: Worker, session: WorkerSession, key: AttemptKey) -> Any:
         """The gate: its function is loaded and its body begins."""
@@ -170,7 +142,8 @@ class Processes:
             if body.key == key and body.request:
                 session.give_up(body.request)
         bodies = tuple(body for body in worker.bodies if body.key != key)
-        worker = worker._replace(bodies=bodies)
+        current = None if worker.current == key else worker.current
+        worker = worker._replace(bodies=bodies, current=current)
         return worker, session.ended(key, outcome, "", b"", 0.0)
 
     def _worker_associate(
@@ -188,7 +161,7 @@ class Processes:
     def _worker_flag(
         self, worker: Worker, session: WorkerSession, keys: tuple[AttemptKey, ...]
     ) -> Any:
-        here = {key for key in keys if key in session.running}
+        here = {key for key in keys if key in session.running or key == worker.current}
         return worker._replace(flags=tuple(sorted({*worker.flags, *here}))), []
 
     def _worker_hello(self, worker: Worker, session: WorkerSession) -> Any:
@@ -251,6 +224,7 @@ class Processes:
         session.hello_interval = WORKER_RESEND
         session.resend_at = FAR if session.held else math.inf
         session.flowed_at = 0.0
+        session.look_at = math.inf
         session.held = {
             key: held._replace(send_at=FAR, interval=WORKER_RESEND)
             for key, held in session.held.items()
@@ -259,7 +233,9 @@ class Processes:
             session.check()
         except AssertionError as error:
             raise BrokenRule("a worker session is as it says", repr(error)) from error
-        flags = tuple(key for key in worker.flags if key in session.running)
+        flags = tuple(
+            key for key in worker.flags if key in session.running or key == worker.current
+        )
         state = worker._replace(frozen=session.freeze(), flags=flags)
         return Result(self._store.put(state), tuple(sent), tuple(caused))
 
@@ -269,8 +245,21 @@ class Processes:
         def make() -> WorkerView:
             worker: Worker = self._store[state]
             session = WorkerSession.thaw(worker.identity, worker.frozen)
+            over = dict(worker.over)
+            untold = worker.current if worker.current in session.handed else None
+            waits = [
+                (key, row.name)
+                for key, row in session.handed.items()
+                if key not in over and key != untold
+            ]
+            if self._scenario.in_a_row:
+                waits = waits[:1] if untold is None else []
+            running = list(session.running) if untold is None else [*session.running, untold]
             return WorkerView(
-                tuple((key, row.name) for key, row in session.handed.items()),
+                tuple(waits),
+                self._scenario.in_a_row,
+                bool(over or untold),
+                untold if untold not in worker.flags else None,
                 tuple(
                     (
                         key,
@@ -278,7 +267,7 @@ class Processes:
                         or (key in session.asked and (asked := session.asked[key]).told)
                         or (key in session.asked and asked.lease),
                     )
-                    for key in session.running
+                    for key in running
                 ),
                 session.hello_at is not None,
                 session.registered and bool(session.held),
@@ -294,8 +283,10 @@ class Processes:
         def make() -> int:
             worker: Worker = self._store[state]
             session = WorkerSession.thaw(worker.identity, worker.frozen)
-            phases = [
-                from_supervisor.AttemptPhase(*key, "begun") for key in sorted(session.running)
+            running = set(session.running) | ({worker.current} if worker.current else set())
+            phases = [from_supervisor.AttemptPhase(*key, "begun") for key in sorted(running)]
+            phases += [
+                from_supervisor.AttemptPhase(*key, outcome.value) for key, outcome in worker.over
             ]
             phases += [
                 from_supervisor.AttemptPhase(*key, held.outcome)

@@ -112,7 +112,9 @@ class Scenario:
     which is which. `eager`: what the broker sends to clients is there at once; None: once no more faults can
     come. `late_notice`: workers and supervisors may go on sending for a while on a connection that has broken;
     the next one gets it. `quick`: new workers count as quick, so that they are handed more than they have slots
-    for, and may give it back at any moment. `alike`: so many tasks of which the same is said make one fact.
+    for, and may give it back at any moment. `in_a_row`: workers of one slot run what they are handed by
+    themselves, and tell their session when something else happens, or at any moment. `alike`: so many tasks of
+    which the same is said make one fact.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Scenario:
     eager: bool | None = None
     late_notice: bool = False
     quick: bool = False
+    in_a_row: bool = False
     alike: int = ALIKE
     lease: float = 80_000.0
     lease_bound: float = 90_000.0

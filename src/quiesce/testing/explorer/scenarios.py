@@ -54,6 +54,17 @@ _ALL: Final = (
         eager=True,
     ),
     Scenario(
+        name="in-a-row",
+        words="a worker of one slot runs what it is handed in a row and tells it afterwards, and a stop comes",
+        clients=((Batch((Spawn("a"), Spawn("b"), Spawn("c"))), Stop(tenant="T")),),
+        faults=Faults(total=1, breaks=1, workers=1),
+        slots=1,
+        quick=True,
+        in_a_row=True,
+        alike=1,
+        eager=True,
+    ),
+    Scenario(
         name="two-stops",
         words="two workers, two clients that each spawn and stop the same scope",
         clients=(

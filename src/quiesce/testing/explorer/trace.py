@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from quiesce.testing.explorer.model import Model, Step
-from quiesce.testing.explorer.processes import Worker
+from quiesce.testing.explorer.process_states import Worker
 from quiesce.testing.explorer.scenarios import SCENARIOS
 from quiesce.testing.explorer.search import Broken
 from quiesce.testing.explorer.world import CLIENT, DEAD_POOL, DEAD_WORKER, POOL, WORKER, World

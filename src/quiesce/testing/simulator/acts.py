@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from quiesce.registry.scope import Scope
+from quiesce.testing.simulator.attempts import SHORT
 from quiesce.testing.simulator.client import Client, row
 from quiesce.testing.simulator.process import Clock
 from quiesce.testing.simulator.truths import Call, Labels
@@ -41,6 +42,10 @@ class ActiveClient(Client):
             )
         elif chance < 0.46:
             self.spawn_many(row(self._labels()), 1 + int(3 * random()))
+        elif chance < 0.48:
+            # In workers of one slot such follow each other in a row.
+            labels = ("scan", *self._labels()[1:3], "brief")
+            self.spawn_many(row(labels, function=SHORT), 5 + int(60 * random()))
         elif chance < 0.93:
             self._stop_scope()
         elif chance < 0.97:

@@ -6,7 +6,7 @@ from quiesce.registry.scope import Scope
 from quiesce.registry.states import Outcome
 
 if TYPE_CHECKING:
-    from quiesce.testing.simulator.worker import Attempt
+    from quiesce.testing.simulator.attempts import Attempt
     from quiesce.testing.simulator.world import World
 
 
@@ -46,7 +46,7 @@ class Bodies:
         chance = engine.random.random()
         if chance < 0.03 and not self.calm:
             worker = attempt.worker
-            worker.do(worker.session.extend_grace(attempt.key, 0.5))
+            worker.do(worker.caught_up().extend_grace(attempt.key, 0.5))
             engine.after(engine.random.random(), worker.close, attempt, Outcome.CANCELLED)
         elif chance < 0.15:
             engine.after(
@@ -91,7 +91,7 @@ class Bodies:
             worker, random = attempt.worker, self._engine.random
             tenant = self._world.tenant()
             timeline = random.choice((None, "main"))
-            attempt.request, effects = worker.session.associate(attempt.key, tenant, timeline)
+            attempt.request, effects = worker.caught_up().associate(attempt.key, tenant, timeline)
             worker.do(effects)
 
     def _spawn(self, attempt: "Attempt") -> None:

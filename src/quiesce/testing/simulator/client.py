@@ -290,6 +290,7 @@ def row(
     timeout: float | None = None,
     unique_key: str | None = None,
     parent: Any = None,
+    function: bytes = b"",
 ) -> SpawnRow:
     """One spawn."""
     kind, tenant, timeline, runtime = labels
@@ -306,6 +307,6 @@ def row(
         timeout,
         unique_key,
         parent,
-        b"",
+        function,
         b"",
     )

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from quiesce.broker.peers import Channel
 from quiesce.protocol import from_supervisor
+from quiesce.testing.simulator.attempts import Place
 from quiesce.testing.simulator.broker import Broker
 from quiesce.testing.simulator.disk import Disk
 from quiesce.testing.simulator.network import Link
 from quiesce.testing.simulator.process import Clock, Process
-from quiesce.testing.simulator.worker import Place, Worker
+from quiesce.testing.simulator.worker import Worker
 from quiesce.workers.lease import ArmLease, AskForLease, LeaseIsBack
 from quiesce.workers.supervisor_effects import (
     AskToEnd,

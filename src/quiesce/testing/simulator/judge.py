@@ -17,8 +17,8 @@ from quiesce.testing.simulator.engine import Engine, Violation
 from quiesce.testing.simulator.truths import Call, Closed, Labels, StopTruth, TaskTruth
 
 if TYPE_CHECKING:
+    from quiesce.testing.simulator.attempts import Attempt
     from quiesce.testing.simulator.client import Client
-    from quiesce.testing.simulator.worker import Attempt
 
 #: So many tasks that are over are remembered, for results and reports that come late.
 REMEMBERED: Final = 100_000

@@ -7,7 +7,8 @@ from quiesce.testing.simulator.client import Client, row
 from quiesce.testing.simulator.truths import Call
 
 if TYPE_CHECKING:
-    from quiesce.testing.simulator.worker import Attempt, Worker
+    from quiesce.testing.simulator.attempts import Attempt
+    from quiesce.testing.simulator.worker import Worker
 
 
 class NestedClient(Client):

@@ -7,7 +7,8 @@ from quiesce.registry import facts
 from quiesce.registry.scope import Scope
 
 if TYPE_CHECKING:
-    from quiesce.testing.simulator.worker import Attempt, Worker
+    from quiesce.testing.simulator.attempts import Attempt
+    from quiesce.testing.simulator.worker import Worker
 
 #: (kind, tenant, timeline, runtime)
 Labels = tuple[str, str | None, str | None, str]

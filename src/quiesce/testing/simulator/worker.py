@@ -5,16 +5,17 @@ and ends when it is asked, or does not look and must be forced; it may leave som
 take its whole process with it. What it really does, the judge is told; what the broker learns goes its way.
 """
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from quiesce.broker.peers import Channel
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.states import Outcome
+from quiesce.testing.simulator.attempts import SHORT, Attempt, Place
 from quiesce.testing.simulator.nested import NestedClient
 from quiesce.testing.simulator.network import Link
 from quiesce.testing.simulator.process import Process
-from quiesce.testing.simulator.truths import Labels, TaskTruth
 from quiesce.workers.lease import half_over
 from quiesce.workers.worker_effects import (
     AskToStop,
@@ -27,81 +28,14 @@ from quiesce.workers.worker_effects import (
     Identity,
     Limit,
     Quit,
+    Ran,
     Settle,
+    Withdraw,
 )
 from quiesce.workers.worker_session import WorkerSession
 
 if TYPE_CHECKING:
     from quiesce.testing.simulator.host import Supervisor
-
-
-class Place:
-    """One worker's part of the pool's table, which outlives it."""
-
-    __slots__ = ("phases", "pid", "ready", "serial", "worker")
-
-    def __init__(self) -> None:
-        self.serial = 0
-        self.pid = 0
-        self.ready = False
-        #: The phase of each attempt that has begun here and whose end the broker does not know yet.
-        self.phases: dict[AttemptKey, str] = {}
-        self.worker: Worker | None = None
-
-    def assign(self, serial: int) -> None:
-        """A new worker gets it."""
-        self.serial = serial
-        self.pid = 0
-        self.ready = False
-        self.phases = {}
-        self.worker = None
-
-
-class Attempt:
-    """One attempt in this process."""
-
-    __slots__ = (
-        "asked",
-        "deaf",
-        "forced",
-        "in_body",
-        "key",
-        "labels",
-        "over",
-        "reacting",
-        "request",
-        "row",
-        "stopping",
-        "truth",
-        "unanswered",
-        "worker",
-    )
-
-    def __init__(self, worker: "Worker", row: AssignRow) -> None:
-        self.worker = worker
-        self.row = row
-        self.key: AttemptKey = (row.task_id, row.attempt)
-        self.labels: Labels = (row.kind, row.tenant_id, row.timeline_id, worker.runtime)
-        #: What the judge knows of its task, once it has begun.
-        self.truth: TaskTruth | None = None
-        self.in_body = False
-        #: It knows, or can know, that it is asked to stop.
-        self.asked = False
-        #: It is on its way to look.
-        self.reacting = False
-        #: How often it must be forced; it looks if that is 0.
-        self.deaf = 0
-        self.forced = 0
-        #: Its call of associate_with that has no answer.
-        self.request = 0
-        #: Its nested spawns without an answer; whether it waits for a stop that it has called.
-        self.unanswered = 0
-        self.stopping = False
-        #: The outcome of its body, which has ended.
-        self.over: Outcome | None = None
-
-    def __str__(self) -> str:
-        return f"{self.key[0]}.{self.key[1]}"
 
 
 class Worker(Process):
@@ -120,6 +54,12 @@ class Worker(Process):
         self.judge = self.world.judge
         self.attempts: dict[AttemptKey, Attempt] = {}
         self.client: NestedClient | None = None
+        #: With one slot: what the main thread is to take in a row; what it has begun last; and what it has begun
+        #: and ended of which the session was not told.
+        self.rows: deque[AssignRow] = deque()
+        self.current: Attempt | None = None
+        self.over: list[Ran] = []
+        self._takes = False
         self._slots = pool.slots
         self._turns = 0
         self._lost: set[str] = set()
@@ -144,6 +84,18 @@ class Worker(Process):
 
     # --- the session ------------------------------------------------------------------------------
 
+    def caught_up(self) -> WorkerSession:
+        """The session, once it knows what the main thread has begun and ended by itself."""
+        current, over = self.current, self.over
+        self.over = []
+        for ran in over:
+            self.attempts.pop(ran.key, None)
+        if over:
+            self.do(self.session.ran(over, self.clock.read()))
+        if current is not None and current.key in self.session.handed:
+            self.do(self.session.begin(current.key, current.begun_at))
+        return self.session
+
     def hear(self, channel: Channel, message: Any) -> None:
         """A message of the broker."""
         if not self.alive:
@@ -152,26 +104,26 @@ class Worker(Process):
             self.engine.note(f"{self} hears {message!r:.300}")
         if self.table_lease.turns != self._turns:
             self.look_at_lease()
-        self.do(self.session.receive(message, self.clock.read()))
+        self.do(self.caught_up().receive(message, self.clock.read()))
 
     def lost(self, channel: Channel) -> None:
         """As the control thread hears it of its monitors."""
         if self.alive:
             self._lost.add(channel)
-            self.do(self.session.connection_lost(self.clock.read()))
+            self.do(self.caught_up().connection_lost(self.clock.read()))
 
     def back(self, channel: Channel) -> None:
         """Likewise."""
         if channel in self._lost:
             self._lost.discard(channel)
             if not self._lost:
-                self.do(self.session.connected(self.clock.read()))
+                self.do(self.caught_up().connected(self.clock.read()))
 
     def tick(self) -> None:
         """The session's time."""
         if self.table_lease.turns != self._turns:
             self.look_at_lease()
-        self.do(self.session.tick(self.clock.read()))
+        self.do(self.caught_up().tick(self.clock.read()))
 
     def look_at_lease(self) -> None:
         """It reads in the table how the lease of its pool stands."""
@@ -184,9 +136,10 @@ class Worker(Process):
             self._turns += 1
             now = self.clock.read()
             if self._turns % 2:
-                self.do(self.session.lease_half_over(half_over(self.table_lease.lease), now))
+                reason = half_over(self.table_lease.lease)
+                self.do(self.caught_up().lease_half_over(reason, now))
             else:
-                self.do(self.session.lease_is_back(now))
+                self.do(self.caught_up().lease_is_back(now))
 
     def terminate(self) -> None:
         """SIGTERM of its supervisor."""
@@ -195,7 +148,7 @@ class Worker(Process):
         if self.frozen or not self.links:
             self.defer(self.terminate)
             return
-        self.do(self.session.exit_asking("the pool is going", self.clock.read()))
+        self.do(self.caught_up().exit_asking("the pool is going", self.clock.read()))
 
     def do(self, effects: Effects) -> None:
         """What the session wants done."""
@@ -215,13 +168,21 @@ class Worker(Process):
 
     def _do(self, effect: Any) -> None:
         match effect:
-            case Hand(row):
-                attempt = self.attempts[(row.task_id, row.attempt)] = Attempt(self, row)
-                self.engine.after(0.0005 * self.engine.random.random(), self.load, attempt)
+            case Hand(rows) if self._slots == 1:
+                self.rows.extend(rows)
+                self._take_soon()
+            case Hand(rows):
+                for row in rows:
+                    attempt = self.attempts[(row.task_id, row.attempt)] = Attempt(self, row)
+                    self.engine.after(0.0005 * self.engine.random.random(), self.load, attempt)
             case Forget(keys):
+                for key in keys:
+                    self.table.phases.pop(key, None)
+            case Withdraw(keys):
                 for key in keys:
                     self.attempts.pop(key, None)
                     self.table.phases.pop(key, None)
+                self.rows = deque(row for row in self.rows if row[1:3] not in keys)
             case AskToStop(task_id, number):
                 found = self.attempts.get((task_id, number))
                 if found is not None:
@@ -236,6 +197,50 @@ class Worker(Process):
                 self.table.ready = True
             case Quit(status, _):
                 self.die(status, orderly=True)
+
+    # --- the main thread of a worker of one slot --------------------------------------------------
+
+    def _take_soon(self) -> None:
+        if not self._takes:
+            self._takes = True
+            self.engine.after(0.0001 * self.engine.random.random(), self.take)
+
+    def take(self) -> None:
+        """The next one: by itself, if its function is known."""
+        if not self.alive:
+            return
+        if self.frozen:
+            self.defer(self.take)
+            return
+        self._takes = False
+        if self.table_lease.turns != self._turns:
+            self.look_at_lease()
+        if not self.rows:
+            self.caught_up()
+            return
+        attempt = Attempt(self, self.rows.popleft())
+        self.attempts[attempt.key] = attempt
+        random = self.engine.random.random
+        if random() < 0.2:
+            self.load(attempt)
+            return
+        self.current = attempt
+        attempt.begun_at = self.clock.read()
+        self.table.phases[attempt.key] = "begun"
+        self.judge.begins(attempt)
+        attempt.in_body = True
+        if attempt.row.function == SHORT and random() < 0.998:
+            outcome = Outcome.COMPLETED if random() < 0.9 else Outcome.FAILED
+            self.engine.after(0.0001 * random(), self.close, attempt, outcome)
+        else:
+            self.world.bodies.begin(attempt)
+
+    def _finish_in_row(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Nobody needs to be told at once."""
+        times = attempt.begun_at, self.clock.read()
+        self.over.append(Ran(attempt.key, *times, outcome, "", b""))
+        self.current = None
+        self._take_soon()
 
     # --- the gate ---------------------------------------------------------------------------------
 
@@ -258,7 +263,7 @@ class Worker(Process):
             self.begin_body(attempt)
             return
         now = self.clock.read()
-        self.do(self.session.load(attempt.key, now))
+        self.do(self.caught_up().load(attempt.key, now))
         if chance < 0.8 or self._slots == 1:
             self.begin_body(attempt)
         elif chance < 0.9:
@@ -270,7 +275,7 @@ class Worker(Process):
     def _wait_for_loop(self, attempt: Attempt) -> None:
         """A coroutine is loaded: until the loop comes to it, it has not begun."""
         asked = attempt.key in self.session.asked
-        self.do(self.session.put_off(attempt.key))
+        self.do(self.caught_up().put_off(attempt.key))
         if attempt.key in self.session.handed:
             self.table.phases.pop(attempt.key, None)
             self.judge.is_put_off(attempt)
@@ -303,7 +308,7 @@ class Worker(Process):
             return
         if self.attempts.get(attempt.key) is not attempt:
             return
-        self.do(self.session.begin(attempt.key, self.clock.read()))
+        self.do(self.caught_up().begin(attempt.key, self.clock.read()))
         if self.is_dead():
             return
         attempt.in_body = True
@@ -346,7 +351,7 @@ class Worker(Process):
         attempt.reacting = False
         if self.attempts.get(attempt.key) is not attempt or attempt.over is not None:
             return
-        self.do(self.session.observed(attempt.key, self.clock.read()))
+        self.do(self.caught_up().observed(attempt.key, self.clock.read()))
         self.world.bodies.react(attempt)
 
     def force(self, attempt: Attempt) -> None:
@@ -374,6 +379,8 @@ class Worker(Process):
         attempt.over = outcome
         random = self.engine.random.random()
         if random < 0.02:
+            self.caught_up()
+            self.current = None
             self.engine.after(0.25, self.linger, attempt)
             self.engine.after(random * 100, self.finish, attempt)
         else:
@@ -382,7 +389,7 @@ class Worker(Process):
     def linger(self, attempt: Attempt) -> None:
         """What it waits for is told."""
         if self.alive and not self.frozen and self.attempts.get(attempt.key) is attempt:
-            self.do(self.session.linger(attempt.key, "a thread"))
+            self.do(self.caught_up().linger(attempt.key, "a thread"))
 
     def finish(self, attempt: Attempt) -> None:
         """All that it began has ended; its nested spawns must be answered."""
@@ -399,9 +406,15 @@ class Worker(Process):
         if self.table_lease.turns != self._turns:
             self.look_at_lease()
         self.table.phases[attempt.key] = outcome.value
-        del self.attempts[attempt.key]
         self.judge.ends(attempt, outcome.value)
-        self.do(self.session.ended(attempt.key, outcome, "", b"", self.clock.read()))
+        if attempt is self.current and not attempt.asked:
+            self._finish_in_row(attempt, outcome)
+            return
+        session = self.caught_up()
+        if attempt is self.current:
+            self.current = None
+        del self.attempts[attempt.key]
+        self.do(session.ended(attempt.key, outcome, "", b"", self.clock.read()))
 
     def _settled(self, effect: Settle) -> None:
         for attempt in self.attempts.values():

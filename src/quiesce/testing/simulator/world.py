@@ -41,9 +41,9 @@ class Plan:
     check_every: float = 20.0
     pools: dict[str, list[tuple[str, int, int]]] = field(
         default_factory=lambda: {
-            "alpha": [("many", 4, 8), ("solo", 6, 1)],
+            "alpha": [("many", 4, 8), ("solo", 6, 1), ("brief", 2, 1)],
             "beta": [("many", 3, 8), ("apart", 4, 4)],
-            "gamma": [("solo", 6, 1), ("apart", 4, 4)],
+            "gamma": [("solo", 6, 1), ("apart", 4, 4), ("brief", 2, 1)],
         }
     )
 
@@ -68,6 +68,7 @@ class World:
                 RuntimeLimits(name="many", slots=8, kill_neighbours=True, max_queue=2000),
                 RuntimeLimits(name="solo", slots=1, max_queue=2000),
                 RuntimeLimits(name="apart", slots=4, max_queue=2000),
+                RuntimeLimits(name="brief", slots=1, max_queue=2000),
             ),
             kinds=(
                 KindLimits(name="scan", stop_grace=0.2),
