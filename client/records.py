@@ -13,6 +13,7 @@ from quiesce.client.steps import Answer
 from quiesce.client.waiting import Waitable, Waker
 from quiesce.errors import QuiesceError
 from quiesce.registry.rows import ResultRow, SpawnRow
+from quiesce.registry.states import Outcome
 
 log: Final = logging.getLogger("quiesce")
 
@@ -87,7 +88,7 @@ class SpawnRecord(Waitable):
         #: What is to be sent, until the I/O thread has it; None for one of many.
         self.row = row
         self.task_id = 0
-        #: The end of the task; without the packed result once there is a `value`.
+        #: The end of the task, until there is a `value`: the packed result would take as much room again.
         self.result: ResultRow | None = None
         #: A refusal, or why nothing more will be heard of the task.
         self.trouble: Trouble | None = None
@@ -136,14 +137,17 @@ class SpawnRecord(Waitable):
         if self.wakers is not None:
             self.finish(wakers)
 
-    def keep(self, value: object, bare: ResultRow) -> object:
-        """Under the lock: the rebuilt result, for all who ask: that of the first who comes here.
+    @property
+    def completed(self) -> bool:
+        """Whether the task is known to have returned, be its result lost or not."""
+        row = self.result  # before the look at the value, which is there before this goes
+        return self.value is not None or (row is not None and row.outcome == Outcome.COMPLETED)
 
-        `bare`: its row, without the packed one, which would take as much room again while a handle is held.
-        """
+    def keep(self, value: object) -> object:
+        """Under the lock: the rebuilt result, for all who ask: that of the first who comes here."""
         if self.value is None:
             self.value = (value,)
-            self.result = bare
+            self.result = None
         return self.value[0]
 
     def give_up(self, trouble: Trouble, wakers: list[Waker]) -> None:
