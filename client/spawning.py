@@ -1,6 +1,5 @@
 """How a Client spawns: with signatures by which a type checker knows what comes back, and what may be given."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 
@@ -8,7 +7,6 @@ from quiesce.client.base import BaseClient
 from quiesce.client.handle import TaskHandle
 from quiesce.client.options import Restart, SpawnOptions
 from quiesce.client.progress import Show, checked, follow
-from quiesce.client.records import SpawnRecord
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -21,10 +19,6 @@ class SpawningClient(BaseClient):
     In the overloads, positional arguments are checked against the function; with `kwargs` nothing is, since no type
     stands for the keywords of a function beside options of our own.
     """
-
-    @abstractmethod
-    def _handle(self, record: SpawnRecord) -> TaskHandle[Any]:
-        """What is handed out for a record."""
 
     @overload
     def spawn(
@@ -120,7 +114,8 @@ class SpawningClient(BaseClient):
 
         What the broker refuses is raised by the handle's `id`, `wait` and `result`.
         """
-        checked(progress)
+        if progress is not None:
+            checked(progress)
         record = self._spawn(
             args,
             kwargs,
@@ -138,7 +133,7 @@ class SpawningClient(BaseClient):
         )
         if progress:
             follow(self, [record], progress)
-        return self._handle(record)
+        return TaskHandle(self, record)  # type: ignore[arg-type]  # this is a Client
 
     @overload
     def spawn_many(
@@ -262,4 +257,4 @@ class SpawningClient(BaseClient):
         )
         if progress:
             follow(self, records, progress)
-        return [self._handle(record) for record in records]
+        return [TaskHandle(self, record) for record in records]  # type: ignore[arg-type]  # likewise

@@ -33,8 +33,7 @@ def test_a_ring_that_comes_late_rings_once(box: Mailbox, monkeypatch: pytest.Mon
         write(fd, value)
 
     def put() -> None:
-        with box.lock:
-            box.put(ask(from_client.GetStatistics(0)))
+        box.put(ask(from_client.GetStatistics(0)))
 
     monkeypatch.setattr(os, "eventfd_write", slow)
     assert box.may_sleep(more=False, deadline=None)
