@@ -23,7 +23,6 @@ from quiesce.client.records import Reply, SpawnRecord, Trouble, log
 from quiesce.client.session import ClientSession
 from quiesce.client.session_state import READY
 from quiesce.client.steps import (
-    CONTROL,
     DATA,
     Answered,
     Arrived,
@@ -279,30 +278,33 @@ class Driver:
         beat_at = time.monotonic() + HEARTBEAT
         #: By when results are acknowledged that wait for others.
         taken_at = math.inf
+        mail, session, connection = self._mail, self._session, self._connection
         while True:
-            self._take_commands()
-            more = self._read()
+            if mail.commands:
+                self._take_commands()
+            self._read()
             now = time.monotonic()
-            taken = len(self._session.taken)
-            if not taken or self._session.channels[DATA] != READY:
+            if not session.taken or session.channels[DATA] != READY:
                 taken_at = math.inf
             else:
                 taken_at = min(taken_at, now + _ACK_AFTER)
-                if now >= taken_at or taken >= _ACK_MANY:
+                if now >= taken_at or len(session.taken) >= _ACK_MANY:
                     self._handle(TurnEnded())
                     taken_at = math.inf
-            self._connection.flush()
-            self._ledger.ring()
-            # Before the look: `may_sleep` tells if it has changed since.
-            deadline = self._mail.deadline
-            if self._may_leave(now):
-                return
             if now >= beat_at:
                 beat_at = now + HEARTBEAT
                 self._handle(HeartbeatDue())
-            until = min(beat_at, taken_at if deadline is None else min(taken_at, deadline))
-            asleep = self._mail.may_sleep(more=more, deadline=deadline)
-            self._mail.awake(rung=self._connection.poll(until - now if asleep else 0))
+            connection.flush()
+            # Before the look: `may_sleep` tells if it has changed since.
+            deadline = mail.deadline
+            if (deadline is not None or mail.retired) and self._may_leave(now):
+                self._ledger.ring()
+                return
+            until = min(beat_at, taken_at) if deadline is None else min(beat_at, taken_at, deadline)
+            asleep = mail.may_sleep(deadline)
+            # Last of all: who is woken needs the interpreter, which this thread lets go of when it polls.
+            self._ledger.ring()
+            mail.awake(rung=connection.poll(until - now if asleep else 0))
 
     def _may_leave(self, now: float) -> bool:
         """Whether it is time to end; says goodbye then."""
@@ -319,8 +321,6 @@ class Driver:
 
     def _take_commands(self) -> None:
         """Spawns that wait together travel together; none waits for another to come."""
-        if not self._mail.commands:
-            return
         for kind, commands in groupby(self._mail.take(_TURN), type):
             if kind is SpawnRecord:
                 self._take_spawns(list(commands))  # type: ignore[arg-type]  # they are of this type
@@ -346,27 +346,23 @@ class Driver:
             self._handle(RequestAbandoned(command.reply.key))
             self._ledger.forget_reply(command.reply)
 
-    def _read(self) -> bool:
-        """All that has arrived, control first; whether there may be more."""
-        more = False
+    def _read(self) -> None:
+        """All that has arrived, control first."""
         for channel, up in self._connection.changes():
             self._handle(Connected(channel) if up else Disconnected(channel))
-        for channel in (CONTROL, DATA):
-            messages = self._connection.receive(channel, _TURN)
-            more = more or len(messages) == _TURN
-            if messages:
-                self._heard_at = time.monotonic()
-            session = self._session.session
-            for frames in messages:
-                try:
-                    message = self._decoder.decode(frames)
-                except ProtocolError as error:
-                    log.warning("dropped a message of the broker at %s: %s", self.address, error)
-                    continue
-                self._handle(Arrived(channel, message))
-                if self._session.session is not session:
-                    return True  # what else was read came from sockets that are gone
-        return more
+        arrived = self._connection.receive(_TURN)
+        if arrived:
+            self._heard_at = time.monotonic()
+        session = self._session.session
+        for channel, frames in arrived:
+            try:
+                message = self._decoder.decode(frames)
+            except ProtocolError as error:
+                log.warning("dropped a message of the broker at %s: %s", self.address, error)
+                continue
+            self._handle(Arrived(channel, message))
+            if self._session.session is not session:
+                return  # what else was read came from sockets that are gone
 
     def _handle(self, event: Event) -> None:
         for effect in self._session.handle(event):

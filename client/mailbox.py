@@ -164,21 +164,20 @@ class Mailbox:
         commands = self.commands
         return [commands.popleft() for _ in range(min(most, len(commands)))]
 
-    def may_sleep(self, *, more: bool, deadline: float | None) -> bool:
+    def may_sleep(self, deadline: float | None) -> bool:
         """Whether there is nothing to do; who puts something, or closes, from now on rings.
 
         `deadline`: as the thread knows it.
         """
         with self.lock:
             changed = self.deadline != deadline
-            self._asleep = not (more or self.commands or self.retired or changed)
+            self._asleep = not (self.commands or self.retired or changed)
             return self._asleep
 
     def awake(self, *, rung: bool) -> None:
         """No need to ring. `rung`: `wake_fd` is readable, by who rang for this sleep, or too late for another."""
         if rung:
-            with suppress(BlockingIOError):
-                os.eventfd_read(self.wake_fd)
+            os.eventfd_read(self.wake_fd)  # there is something: nobody else reads it
         self._asleep = False
 
     def end(self) -> list[Command]:
