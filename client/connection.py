@@ -105,6 +105,8 @@ class Connection:
 
     def poll(self, timeout: float) -> bool:
         """Sleep until something is to be done here, at most `timeout` seconds; whether `wake_fd` is readable."""
+        if self._changed:
+            timeout = 0.0
         for channel in self._channels.values():
             if channel.look:
                 channel.look = bool(_events(channel.socket) & (_ANY if channel.blocked else _IN))
