@@ -74,14 +74,6 @@ class BaseClient:
 
     # --- spawning ------------------------------------------------------------------------------
 
-    def _spawn(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, *asked: Any
-    ) -> SpawnRecord:
-        """`asked`: the arguments of `checks.spawn_row`."""
-        record = self._prepared(args, kwargs, asked)
-        self._hand_over(record)
-        return record
-
     def _prepared(
         self,
         args: tuple[Any, ...],
@@ -89,7 +81,10 @@ class BaseClient:
         asked: checks.Asked,
         parent: tuple[TaskId, Attempt] | None = None,
     ) -> SpawnRecord:
-        """All of a spawn but the last step. `parent`: the attempt for which a thread of ours makes it."""
+        """All of a spawn but the last step. `parent`: the attempt for which a thread of ours makes it.
+
+        `asked`: the arguments of `checks.spawn_row`.
+        """
         row = self._rows.get(asked)
         if args or kwargs is not None:
             row = _new(SpawnRow, (*row[:-1], checks.packed_arguments(args, kwargs)))
@@ -97,7 +92,8 @@ class BaseClient:
             row = row._replace(parent=parent)
         return SpawnRecord(row, row)
 
-    def _hand_over(self, record: SpawnRecord) -> None:
+    def _hand_over(self, record: SpawnRecord) -> SpawnRecord:
+        """The last step."""
         row = record.row
         assert row is not None, "taken by nobody yet"
         driver = self._driver
@@ -106,9 +102,10 @@ class BaseClient:
         else:  # never handed over, so it takes no number
             trouble = checks.too_large(row, row.arguments, driver.payload_limit)
             driver.refuse([record], ("PayloadTooLargeError", trouble))
+        return record
 
     def _spawn_many(
-        self, items: Iterable[Any], kwargs: Mapping[str, Any] | None, *asked: Any
+        self, items: Iterable[Any], kwargs: Mapping[str, Any] | None, asked: checks.Asked
     ) -> list[SpawnRecord]:
         """The same for several."""
         arguments: list[Payload] = [

@@ -116,9 +116,7 @@ class SpawningClient(BaseClient):
         """
         if progress is not None:
             checked(progress)
-        record = self._spawn(
-            args,
-            kwargs,
+        asked = (
             runtime,
             kind,
             fn,
@@ -131,6 +129,7 @@ class SpawningClient(BaseClient):
             timeout,
             unique_key,
         )
+        record = self._hand_over(self._prepared(args, kwargs, asked))
         if progress:
             follow(self, [record], progress)
         return TaskHandle(self, record)  # type: ignore[arg-type]  # this is a Client
@@ -240,9 +239,7 @@ class SpawningClient(BaseClient):
         million. `progress` shows how many have ended.
         """
         checked(progress)
-        records = self._spawn_many(
-            iterable_of_args,
-            kwargs,
+        asked = (
             runtime,
             kind,
             fn,
@@ -255,6 +252,7 @@ class SpawningClient(BaseClient):
             timeout,
             unique_key,
         )
+        records = self._spawn_many(iterable_of_args, kwargs, asked)
         if progress:
             follow(self, records, progress)
         return [TaskHandle(self, record) for record in records]  # type: ignore[arg-type]  # likewise
