@@ -154,8 +154,8 @@ class Mailbox:
                 os.eventfd_write(self.wake_fd, 1)
 
     def _wake(self) -> None:
-        self._asleep = False
         os.eventfd_write(self.wake_fd, 1)
+        self._asleep = False  # after that: interrupted before, the next who puts something rings
 
     # --- the I/O thread ----------------------------------------------------------------------
 
