@@ -17,7 +17,9 @@ what became of the spawns it was sent: they end as unknown, never as failed. Wha
 into a new session.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Final
 
 from quiesce.client.session_state import DOWN, GREETING, READY, WAITING, SessionState
@@ -77,13 +79,10 @@ class ClientSession(SessionState):
     # --- what the client wants ---------------------------------------------------------------
 
     def on_spawns_wanted(self, event: SpawnsWanted, effects: list[Effect]) -> None:
-        rows = [
-            _new(SpawnRow, (key, *row[1:])) for key, row in enumerate(event.rows, self.last_key + 1)
-        ]
-        for row in rows:
-            self.unanswered[row.number] = row
-            if row.unique_key is not None:
-                self.unique.add(row.number)
+        first = self.last_key + 1
+        rows = [_new(SpawnRow, (key, *row[1:])) for key, row in enumerate(event.rows, first)]
+        self.unanswered.update(enumerate(rows, first))
+        self.unique.update([row.number for row in rows if row.unique_key is not None])
         self.last_key += len(rows)
         if self.channels[DATA] == READY:
             self._send_rows(rows, effects)
@@ -393,15 +392,14 @@ class ClientSession(SessionState):
         through = self.answered_through - self.base
         if self.base:
             rows = list(map(self._rebased, rows))
-        start = size = 0
-        for place, row in enumerate(rows):
-            row_size = len(row.function) + len(row.arguments)
-            if place > start and (place - start == MAX_ROWS or size + row_size > MAX_BYTES):
-                effects.append(Send(DATA, from_client.Spawn(through, rows[start:place])))
-                start, size = place, 0
-            size += row_size
-        if rows:
-            effects.append(Send(DATA, from_client.Spawn(through, rows[start:])))
+        sizes = [len(row.function) + len(row.arguments) for row in rows]
+        before = list(accumulate(sizes, initial=0))
+        start = 0
+        while start < len(rows):
+            fitting = bisect_right(before, before[start] + MAX_BYTES) - 1
+            end = max(start + 1, min(fitting, start + MAX_ROWS))
+            effects.append(Send(DATA, from_client.Spawn(through, rows[start:end])))
+            start = end
 
     def _send_many(self, many: ManyWanted, effects: list[Effect]) -> None:
         through, common = self.answered_through - self.base, self._rebased(many.common)

@@ -255,4 +255,4 @@ class SpawningClient(BaseClient):
         records = self._spawn_many(iterable_of_args, kwargs, asked)
         if progress:
             follow(self, records, progress)
-        return [TaskHandle(self, record) for record in records]  # type: ignore[arg-type]  # likewise
+        return [TaskHandle(self, record) for record in records]  # type: ignore[arg-type]  # as in `spawn`

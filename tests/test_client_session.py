@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from client_fakes import ended, stop_report
-from quiesce.client.session import MAX_ROWS, ClientSession
+from quiesce.client.session import MAX_BYTES, MAX_ROWS, ClientSession
 from quiesce.client.steps import (
     CONTROL,
     DATA,
@@ -196,10 +196,24 @@ def test_resending_packs_and_keeps_numbers_consecutive() -> None:
     assert numbers == [[1, 2], list(range(4, MAX_ROWS + 3))[:MAX_ROWS]]
 
 
-def test_a_large_batch_is_split() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "messages"),
+    [
+        ([150_000] * 3, [1, 1, 1]),
+        ([MAX_BYTES * 2, 1, MAX_BYTES * 2, 1, 1], [1, 1, 1, 2]),
+        ([MAX_BYTES // 2 - 1] * 4, [2, 2]),  # a function of one byte each: they fill it
+        ([MAX_BYTES // 2 - 1, MAX_BYTES // 2] * 2, [1, 1, 1, 1]),
+        ([1] * (2 * MAX_ROWS + 1), [MAX_ROWS, MAX_ROWS, 1]),
+        ([], []),
+    ],
+)
+def test_a_large_batch_is_split(sizes: list[int], messages: list[int]) -> None:
     say = Script().connect()
-    effects = say(SpawnsWanted([row(arguments=b"x" * 150_000) for _ in range(3)]))
-    assert len(effects) == 3
+    effects = say(SpawnsWanted([row(arguments=bytes(size)) for size in sizes]))
+    found = [each.message.rows for each in effects if isinstance(each, Send)]  # type: ignore[attr-defined]  # all are Spawn
+    assert [len(rows) for rows in found] == messages
+    numbers = [each.number for rows in found for each in rows]
+    assert numbers == list(range(1, len(sizes) + 1))
 
 
 def test_requests_are_resent_under_their_numbers() -> None:
