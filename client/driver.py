@@ -1,7 +1,8 @@
 """The I/O thread of a client: the only one that touches its sockets and its session machine.
 
 Other threads hand over commands through the mailbox and wait on records; an eventfd wakes the thread, and
-only when it sleeps. One turn: take commands, read what has arrived (control first), acknowledge, sleep.
+only when it sleeps. One turn: take commands, read what has arrived (control first), acknowledge, wake who
+waits, sleep.
 """
 
 import atexit
