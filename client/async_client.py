@@ -167,9 +167,7 @@ class AsyncClient(BaseClient):
     ) -> AsyncTaskHandle[Any]:
         """As `Client.spawn`: returns without waiting for the broker's answer."""
         checked(progress)
-        record = self._spawn(
-            args,
-            kwargs,
+        asked = (
             runtime,
             kind,
             fn,
@@ -182,6 +180,7 @@ class AsyncClient(BaseClient):
             timeout,
             unique_key,
         )
+        record = self._hand_over(self._prepared(args, kwargs, asked))
         if progress:
             follow(self, [record], progress)
         return AsyncTaskHandle(self, record)
@@ -285,9 +284,7 @@ class AsyncClient(BaseClient):
     ) -> list[AsyncTaskHandle[Any]]:
         """As `Client.spawn_many`: all or none, in the same order."""
         checked(progress)
-        records = self._spawn_many(
-            iterable_of_args,
-            kwargs,
+        asked = (
             runtime,
             kind,
             fn,
@@ -300,6 +297,7 @@ class AsyncClient(BaseClient):
             timeout,
             unique_key,
         )
+        records = self._spawn_many(iterable_of_args, kwargs, asked)
         if progress:
             follow(self, records, progress)
         return [AsyncTaskHandle(self, record) for record in records]

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 #: Seconds that closing may take beyond the wait for answers.
 CLOSING: Final = 5.0
+#: Makes a row of a tuple: half of what its constructor costs.
+_new: Final = tuple.__new__
 
 
 class _NotEntered:
@@ -72,14 +74,6 @@ class BaseClient:
 
     # --- spawning ------------------------------------------------------------------------------
 
-    def _spawn(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, *asked: Any
-    ) -> SpawnRecord:
-        """`asked`: the arguments of `checks.spawn_row`."""
-        record = self._prepared(args, kwargs, asked)
-        self._hand_over(record)
-        return record
-
     def _prepared(
         self,
         args: tuple[Any, ...],
@@ -87,26 +81,31 @@ class BaseClient:
         asked: checks.Asked,
         parent: tuple[TaskId, Attempt] | None = None,
     ) -> SpawnRecord:
-        """All of a spawn but the last step. `parent`: the attempt for which a thread of ours makes it."""
-        arguments = checks.packed_arguments(args, kwargs)
+        """All of a spawn but the last step. `parent`: the attempt for which a thread of ours makes it.
+
+        `asked`: the arguments of `checks.spawn_row`.
+        """
         row = self._rows.get(asked)
-        if arguments:
-            row = SpawnRow(*row[:-1], arguments)
+        if args or kwargs is not None:
+            row = _new(SpawnRow, (*row[:-1], checks.packed_arguments(args, kwargs)))
         if parent is not None:
             row = row._replace(parent=parent)
         return SpawnRecord(row, row)
 
-    def _hand_over(self, record: SpawnRecord) -> None:
+    def _hand_over(self, record: SpawnRecord) -> SpawnRecord:
+        """The last step."""
         row = record.row
         assert row is not None, "taken by nobody yet"
-        trouble = checks.too_large(row, row.arguments, self._driver.payload_limit)
-        if trouble is None:
-            self._driver.spawn(record)
+        driver = self._driver
+        if len(row.function) + len(row.arguments) <= driver.payload_limit:
+            driver.spawn(record)
         else:  # never handed over, so it takes no number
-            self._driver.refuse([record], ("PayloadTooLargeError", trouble))
+            trouble = checks.too_large(row, row.arguments, driver.payload_limit)
+            driver.refuse([record], ("PayloadTooLargeError", trouble))
+        return record
 
     def _spawn_many(
-        self, items: Iterable[Any], kwargs: Mapping[str, Any] | None, *asked: Any
+        self, items: Iterable[Any], kwargs: Mapping[str, Any] | None, asked: checks.Asked
     ) -> list[SpawnRecord]:
         """The same for several."""
         arguments: list[Payload] = [

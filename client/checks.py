@@ -193,8 +193,7 @@ class Rows:
         if known is None or not all(map(is_, known[0], asked)) or not known[1].leads_to(fn):
             return self._make(asked)
         row = known[2]
-        parent = caller()
-        return row if parent is None else row._replace(parent=parent)
+        return row if current_context() is None else row._replace(parent=caller())
 
     def _make(self, asked: Asked) -> SpawnRow:
         row = spawn_row(*asked)
@@ -213,11 +212,9 @@ def packed_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) ->
     return as_payload(pack_arguments(args, kwargs))
 
 
-def too_large(row: SpawnRow, arguments: Sized, limit: int) -> str | None:
-    """Why these payloads can't go together to the broker; None if they can."""
+def too_large(row: SpawnRow, arguments: Sized, limit: int) -> str:
+    """Why these payloads, larger than the limit, can't go together to the broker."""
     size = len(row.function) + len(arguments)
-    if size <= limit:
-        return None
     return (
         f"function and arguments of {row.name} have {len(row.function)} + {len(arguments)} = {size} bytes; "
         f"the limit is {limit} bytes. Hand over where the data is (a path, a key) instead of the data"
@@ -231,12 +228,13 @@ def batch_too_large(row: SpawnRow, arguments: list[Payload], limit: int) -> str 
             f"{len(arguments)} spawns of {row.name} were asked for in one call; the limit is {TOGETHER_LIMIT}, "
             "since all or none of them are registered. Make several calls"
         )
-    total = 0
-    for index, item in enumerate(arguments):
-        trouble = too_large(row, item, limit)
-        if trouble is not None:
-            return f"item {index} of {len(arguments)}: {trouble}. None of them was spawned"
-        total += len(item) + _ROOM
+    sizes = list(map(len, arguments))
+    largest = max(sizes)
+    if len(row.function) + largest > limit:
+        index = next(i for i, size in enumerate(sizes) if len(row.function) + size > limit)
+        trouble = too_large(row, arguments[index], limit)
+        return f"item {index} of {len(arguments)}: {trouble}. None of them was spawned"
+    total = sum(sizes) + _ROOM * len(sizes)
     most = data_limit(limit) - _REST
     if total <= most:
         return None

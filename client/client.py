@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 from quiesce.client import requests
 from quiesce.client.base import CLOSING
 from quiesce.client.events import EventStream, Inbox
-from quiesce.client.handle import TaskHandle
 from quiesce.client.mailbox import reply_to
 from quiesce.client.options import AnyState
-from quiesce.client.records import Reply, SpawnRecord
+from quiesce.client.records import Reply
 from quiesce.client.spawning import SpawningClient
 from quiesce.client.stopped import StoppedBlock
 from quiesce.client.waiting import is_asked
@@ -115,9 +114,6 @@ class Client(SpawningClient):
         self._driver.join(CLOSING)
         self._finalizer.detach()
         return first
-
-    def _handle(self, record: SpawnRecord) -> TaskHandle[Any]:
-        return TaskHandle(self, record)
 
     # --- stopping ------------------------------------------------------------------------------
 

@@ -1,5 +1,10 @@
-"""The two sockets of a client, owned by its I/O thread: frames in and out, and when a peer comes and goes."""
+"""The two sockets of a client, owned by its I/O thread: frames in and out, and when a peer comes and goes.
 
+The thread sleeps on descriptors, for ZeroMQ's own poller looks at each socket several times. That of a socket tells
+of what comes once the socket was looked at and had nothing, and until it is used again.
+"""
+
+import select
 from collections import deque
 from typing import Any, Final
 
@@ -15,6 +20,11 @@ _RECONNECT_MAX: Final = 200
 #: Of tcp connections only: milliseconds between ZMTP pings, and until a silent peer counts as gone.
 _PING: Final = 5_000
 _PING_TIMEOUT: Final = 20_000
+
+#: Plain numbers, as in `wire`.
+_IN: Final = int(zmq.POLLIN)
+_OUT: Final = int(zmq.POLLOUT)
+_ANY: Final = _IN | _OUT
 
 Frames = list[bytes]
 
@@ -44,8 +54,10 @@ class _Channel:
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
         self.outbox: deque[Frames] = deque()
-        #: The socket would not take the first of the outbox: POLLOUT is being polled for.
+        #: The socket would not take the first of the outbox.
         self.blocked = False
+        #: The socket is to be looked at before the thread sleeps: it was used, or its descriptor has told.
+        self.look = True
         self.socket.connect(endpoint)
 
 
@@ -56,25 +68,28 @@ class Connection:
         self._endpoints = {CONTROL: endpoints.control, DATA: endpoints.data}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._wake_fd = wake_fd
-        #: What had something to say when it was last looked.
-        self._ready: list[Any] = []
         self._open()
 
     def _open(self) -> None:
-        self._poller = zmq.Poller()
-        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._poll = select.poll()
+        self._poll.register(self._wake_fd, select.POLLIN)
+        #: The monitors are to be looked at.
+        self._changed = True
         #: In the order in which they are served: control first.
         self._channels = {
             name: _Channel(self._context, endpoint) for name, endpoint in self._endpoints.items()
         }
+        #: By descriptor: whose socket it is; None: a monitor's.
+        self._watched: dict[int, _Channel | None] = {}
         for channel in self._channels.values():
-            self._poller.register(channel.monitor, zmq.POLLIN)
-            self._poller.register(channel.socket, zmq.POLLIN)
+            self._watched[int(channel.socket.getsockopt(zmq.FD))] = channel
+            self._watched[int(channel.monitor.getsockopt(zmq.FD))] = None
+        for descriptor in self._watched:
+            self._poll.register(descriptor, select.POLLIN)
 
     def reopen(self) -> None:
         """Both sockets anew: nothing of the old ones will be read or sent."""
         self._close_channels(0)
-        self._ready = []
         self._open()
 
     def close(self, linger: int) -> None:
@@ -90,31 +105,53 @@ class Connection:
 
     def poll(self, timeout: float) -> bool:
         """Sleep until something is to be done here, at most `timeout` seconds; whether `wake_fd` is readable."""
-        ready = self._poller.poll(int(timeout * 1000) + 1 if timeout > 0 else 0)
-        self._ready = [thing for thing, _ in ready]
-        return self._wake_fd in self._ready
+        if self._changed:
+            timeout = 0.0
+        for channel in self._channels.values():
+            if channel.look:
+                channel.look = bool(_events(channel.socket) & (_ANY if channel.blocked else _IN))
+                if channel.look:
+                    timeout = 0.0
+        rung = False
+        for descriptor, _ in self._poll.poll(int(timeout * 1000) + 1 if timeout > 0 else 0):
+            if descriptor == self._wake_fd:
+                rung = True
+                continue
+            watched = self._watched[descriptor]
+            if watched is None:
+                self._changed = True
+            else:
+                watched.look = True
+        return rung
 
     def changes(self) -> list[tuple[str, bool]]:
         """Which channels had been connected (True) or disconnected when `poll` returned, in order."""
         found: list[tuple[str, bool]] = []
+        if not self._changed:
+            return found
+        self._changed = False
         for name, channel in self._channels.items():
-            monitor = channel.monitor
-            while monitor in self._ready and wire.is_readable(monitor):
-                kind, _ = wire.read_event(monitor)
+            while wire.is_readable(channel.monitor):
+                kind, _ = wire.read_event(channel.monitor)
                 # What was handed over for the old connection is to be said anew on the next.
                 channel.outbox.clear()
-                self._set_blocked(channel, blocked=False)
+                channel.blocked = False
                 found.append((name, kind == zmq.EVENT_HANDSHAKE_SUCCEEDED))
         return found
 
-    def receive(self, name: str, limit: int) -> list[list[bytes]]:
-        """The messages that had arrived on this channel when `poll` returned, and some since, at most `limit`."""
-        socket = self._channels[name].socket
-        found: list[list[bytes]] = []
-        if socket not in self._ready:
-            return found
-        while len(found) < limit and wire.is_readable(socket):
-            found.append(wire.receive_frames(socket))
+    def receive(self, limit: int) -> list[tuple[str, Frames]]:
+        """The messages that had arrived when `poll` returned, and some since, at most `limit` from each channel.
+
+        Those of control come first.
+        """
+        found: list[tuple[str, Frames]] = []
+        for name, channel in self._channels.items():
+            most = len(found) + limit
+            while channel.look and len(found) < most:
+                if wire.is_readable(channel.socket):
+                    found.append((name, wire.receive_frames(channel.socket)))
+                else:
+                    channel.look = False
         return found
 
     def send(self, name: str, frames: Frames) -> None:
@@ -132,19 +169,14 @@ class Connection:
 
     def _flush(self, channel: _Channel) -> None:
         socket = channel.socket
+        channel.look = True
         while channel.outbox:
-            if channel.blocked and not _events(socket) & zmq.POLLOUT:
+            if channel.blocked and not _events(socket) & _OUT:
                 return
             try:
                 wire.send_frames(socket, channel.outbox[0])
             except zmq.Again:
-                self._set_blocked(channel, blocked=True)
+                channel.blocked = True
                 return
             channel.outbox.popleft()
-        self._set_blocked(channel, blocked=False)
-
-    def _set_blocked(self, channel: _Channel, *, blocked: bool) -> None:
-        if channel.blocked != blocked:
-            channel.blocked = blocked
-            flags = zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN
-            self._poller.modify(channel.socket, flags)
+        channel.blocked = False

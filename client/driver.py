@@ -1,7 +1,8 @@
 """The I/O thread of a client: the only one that touches its sockets and its session machine.
 
 Other threads hand over commands through the mailbox and wait on records; an eventfd wakes the thread, and
-only when it sleeps. One turn: take commands, read what has arrived (control first), acknowledge, sleep.
+only when it sleeps. One turn: take commands, read what has arrived (control first), acknowledge, wake who
+waits, sleep.
 """
 
 import atexit
@@ -12,7 +13,8 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from itertools import groupby
+from typing import Any, Final
 
 from quiesce.client import mailbox, outcomes
 from quiesce.client.connection import Connection
@@ -22,7 +24,6 @@ from quiesce.client.records import Reply, SpawnRecord, Trouble, log
 from quiesce.client.session import ClientSession
 from quiesce.client.session_state import READY
 from quiesce.client.steps import (
-    CONTROL,
     DATA,
     Answered,
     Arrived,
@@ -48,7 +49,7 @@ from quiesce.client.steps import (
     SessionWanted,
     SpawnsUnknown,
     SpawnsWanted,
-    TaskEnded,
+    TasksEnded,
     TurnEnded,
 )
 from quiesce.client.waiting import LoopBell, Waitable, wait_for, wait_for_async
@@ -71,8 +72,6 @@ _TURN: Final = 1024
 _LAST_WORDS: Final = 1.0
 #: Milliseconds for the Goodbye to leave.
 _LINGER: Final = 250
-#: What becomes of spawns. One message tells of many, and of nothing else.
-_NEWS: Final = (Answered, TaskEnded)
 
 _UNAVAILABLE: Final = "BrokerUnavailableError"
 _CLOSED_REQUEST: Final = (_UNAVAILABLE, "the client was closed before the broker had answered")
@@ -123,24 +122,18 @@ class Driver:
 
     def spawn(self, record: SpawnRecord) -> None:
         """Hand over one spawn. It is in the order of all spawns and requests of this client."""
-        mail = self._mail
-        mail.check_process()
-        with self.lock:
-            mail.check_open()
-            if record.parent is not None:
-                self._ledger.expect(record.parent, 1)
-            mail.put(record)
+        parent = record.parent
+        self._mail.put(record, None if parent is None else partial(self._ledger.expect, parent, 1))
 
     def spawn_many(
         self, common: SpawnRow, arguments: list[Payload], records: list[SpawnRecord]
     ) -> None:
         """Hand over spawns of which all or none are to be registered."""
-        self._mail.check_process()
-        with self.lock:
-            self._mail.check_open()
-            if common.parent is not None:
-                self._ledger.expect(common.parent, len(records))
-            self._mail.put(mailbox.Many(common, arguments, records))
+        parent, count = common.parent, len(records)
+        self._mail.put(
+            mailbox.Many(common, arguments, records),
+            None if parent is None else partial(self._ledger.expect, parent, count),
+        )
 
     def refuse(self, records: list[SpawnRecord], trouble: Trouble) -> None:
         """These spawns are not handed over, for this reason; it is told as a refusal of the broker is."""
@@ -154,12 +147,9 @@ class Driver:
 
         `reply`: of `mailbox.reply_to`, for who must be able to abandon it even if this call is interrupted.
         """
-        self._mail.check_process()
         if reply is None:
             reply = mailbox.reply_to(message, orphan=orphan)
-        with self.lock:
-            self._mail.check_open()
-            self._mail.put(mailbox.Ask(message, reply))
+        self._mail.put(mailbox.Ask(message, reply))
         return reply
 
     def answer(self, record: SpawnRecord) -> Waitable:
@@ -180,18 +170,14 @@ class Driver:
             reply.orphan = True
             if not reply.over:
                 if not self.ended.over:
-                    self._mail.put(mailbox.Abandon(reply))
+                    self._mail.post(mailbox.Abandon(reply))
                 return
         self._release_orphan(reply)
 
     def listen(self, listener: Listener) -> Reply:
         """Call `listener` with events, in the I/O thread, until it answers False; the reply to Subscribe."""
-        self._mail.check_process()
         command = mailbox.ask(from_client.Subscribe(0))
-        with self.lock:
-            self._mail.check_open()
-            self._listeners.append(listener)
-            self._mail.put(command)
+        self._mail.put(command, partial(self._listeners.append, listener))
         return command.reply
 
     def unlisten(self, listener: Listener) -> None:
@@ -203,7 +189,7 @@ class Driver:
                 return
             self._listeners.remove(listener)
             if not self._listeners and not self.closing:
-                self._mail.put(mailbox.ask(from_client.Unsubscribe(0), orphan=True))
+                self._mail.post(mailbox.ask(from_client.Unsubscribe(0), orphan=True))
 
     def wait(self, thing: Waitable, timeout: float | None, *, interruptible: bool = True) -> bool:
         """`wait_for`, of something of this client."""
@@ -293,30 +279,33 @@ class Driver:
         beat_at = time.monotonic() + HEARTBEAT
         #: By when results are acknowledged that wait for others.
         taken_at = math.inf
+        mail, session, connection = self._mail, self._session, self._connection
         while True:
-            self._take_commands()
-            more = self._read()
+            if mail.commands:
+                self._take_commands()
+            self._read()
             now = time.monotonic()
-            taken = len(self._session.taken)
-            if not taken or self._session.channels[DATA] != READY:
+            if not session.taken or session.channels[DATA] != READY:
                 taken_at = math.inf
             else:
                 taken_at = min(taken_at, now + _ACK_AFTER)
-                if now >= taken_at or taken >= _ACK_MANY:
+                if now >= taken_at or len(session.taken) >= _ACK_MANY:
                     self._handle(TurnEnded())
                     taken_at = math.inf
-            self._connection.flush()
-            self._ledger.ring()
-            # Before the look: `may_sleep` tells if it has changed since.
-            deadline = self._mail.deadline
-            if self._may_leave(now):
-                return
             if now >= beat_at:
                 beat_at = now + HEARTBEAT
                 self._handle(HeartbeatDue())
-            until = min(beat_at, taken_at if deadline is None else min(taken_at, deadline))
-            asleep = self._mail.may_sleep(more=more, deadline=deadline)
-            self._mail.awake(rung=self._connection.poll(until - now if asleep else 0))
+            connection.flush()
+            # Before the look: `may_sleep` tells if it has changed since.
+            deadline = mail.deadline
+            if (deadline is not None or mail.retired) and self._may_leave(now):
+                self._ledger.ring()
+                return
+            until = min(beat_at, taken_at) if deadline is None else min(beat_at, taken_at, deadline)
+            asleep = mail.may_sleep(deadline)
+            # Last of all: who is woken needs the interpreter, which this thread lets go of when it polls.
+            self._ledger.ring()
+            mail.awake(rung=connection.poll(until - now if asleep else 0))
 
     def _may_leave(self, now: float) -> bool:
         """Whether it is time to end; says goodbye then."""
@@ -333,69 +322,61 @@ class Driver:
 
     def _take_commands(self) -> None:
         """Spawns that wait together travel together; none waits for another to come."""
-        if not self._mail.commands:
-            return
-        spawns: list[SpawnRecord] = []
-        for _ in range(_TURN):
-            try:
-                command = self._mail.commands.popleft()
-            except IndexError:
-                break
-            if type(command) is SpawnRecord:
-                spawns.append(command)
-                continue
-            self._take_spawns(spawns)
-            spawns = []
-            if type(command) is mailbox.Many:
-                self._ledger.enter_spawns(self._session.last_key + 1, command.records)
-                self._handle(ManyWanted(command.common, command.arguments))
-            elif type(command) is mailbox.Ask:
-                self._ledger.enter_reply(self._session.last_request + 1, command.reply)
-                self._handle(RequestWanted(command.message))
-            elif type(command) is mailbox.Abandon and not command.reply.over and command.reply.key:
-                self._handle(RequestAbandoned(command.reply.key))
-                self._ledger.forget_reply(command.reply)
-        self._take_spawns(spawns)
+        for kind, commands in groupby(self._mail.take(_TURN), type):
+            if kind is SpawnRecord:
+                self._take_spawns(list(commands))  # type: ignore[arg-type]  # they are of this type
+            else:
+                for command in commands:
+                    self._take(command)
 
     def _take_spawns(self, records: list[SpawnRecord]) -> None:
-        if records:
-            self._ledger.enter_spawns(self._session.last_key + 1, records)
-            self._handle(SpawnsWanted([record.take_row() for record in records]))
+        rows: list[Any] = [record.row for record in records]
+        for record in records:
+            record.row = None
+        self._ledger.enter_spawns(self._session.last_key + 1, records)
+        self._handle(SpawnsWanted(rows))
 
-    def _read(self) -> bool:
-        """All that has arrived, control first; whether there may be more."""
-        more = False
+    def _take(self, command: mailbox.Command) -> None:
+        if type(command) is mailbox.Many:
+            self._ledger.enter_spawns(self._session.last_key + 1, command.records)
+            self._handle(ManyWanted(command.common, command.arguments))
+        elif type(command) is mailbox.Ask:
+            self._ledger.enter_reply(self._session.last_request + 1, command.reply)
+            self._handle(RequestWanted(command.message))
+        elif type(command) is mailbox.Abandon and not command.reply.over and command.reply.key:
+            self._handle(RequestAbandoned(command.reply.key))
+            self._ledger.forget_reply(command.reply)
+
+    def _read(self) -> None:
+        """All that has arrived, control first."""
         for channel, up in self._connection.changes():
             self._handle(Connected(channel) if up else Disconnected(channel))
-        for channel in (CONTROL, DATA):
-            messages = self._connection.receive(channel, _TURN)
-            more = more or len(messages) == _TURN
-            if messages:
-                self._heard_at = time.monotonic()
-            session = self._session.session
-            for frames in messages:
-                try:
-                    message = self._decoder.decode(frames)
-                except ProtocolError as error:
-                    log.warning("dropped a message of the broker at %s: %s", self.address, error)
-                    continue
-                self._handle(Arrived(channel, message))
-                if self._session.session is not session:
-                    return True  # what else was read came from sockets that are gone
-        return more
+        arrived = self._connection.receive(_TURN)
+        if arrived:
+            self._heard_at = time.monotonic()
+        session = self._session.session
+        for channel, frames in arrived:
+            try:
+                message = self._decoder.decode(frames)
+            except ProtocolError as error:
+                log.warning("dropped a message of the broker at %s: %s", self.address, error)
+                continue
+            self._handle(Arrived(channel, message))
+            if self._session.session is not session:
+                return  # what else was read came from sockets that are gone
 
     def _handle(self, event: Event) -> None:
-        effects = self._session.handle(event)
-        if effects and type(effects[0]) in _NEWS:
-            self._ledger.on_news(effects)  # type: ignore[arg-type]  # these come alone
-            return
-        for effect in effects:
+        for effect in self._session.handle(event):
             self._apply(effect)
 
     def _apply(self, effect: Effect) -> None:
         match effect:
             case Send():
                 self._connection.send(effect.channel, encode(effect.message))
+            case Answered():
+                self._ledger.on_answered(effect)
+            case TasksEnded():
+                self._ledger.on_ended(effect)
             case Replied():
                 orphan = self._ledger.on_replied(effect)
                 if orphan is not None:

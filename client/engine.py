@@ -391,7 +391,8 @@ class Engine:
         if error is None:
             assert record.result is not None
             try:
-                future.set_result(rebuilt(outcomes.value_of, record.result, record.name))
+                packed = record.result.result
+                future.set_result(rebuilt(outcomes.rebuilt, packed, record.task_id, record.name))
                 return
             except QuiesceError as unreadable:
                 error = unreadable.with_traceback(None)
@@ -402,7 +403,8 @@ class Engine:
         error = _failure(record)
         if error is None:
             assert record.result is not None
-            done: remote.Done = outcomes.value_of(record.result, record.name)
+            packed = record.result.result
+            done: remote.Done = outcomes.rebuilt(packed, record.task_id, record.name)
             results, rest = done.results, list(chunks[len(done.results) :])
             self._sharing.learn(chunks[0], done)
         elif isinstance(error.__cause__, remote.PartlyDoneError):

@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from quiesce.client import checks, outcomes, requests
@@ -16,6 +15,7 @@ from quiesce.client.waiting import (
 )
 from quiesce.errors import QuiesceError
 from quiesce.registry.ids import TaskId
+from quiesce.registry.states import Outcome
 from quiesce.values import ShutdownReport, TaskInfo
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class BaseHandle(Generic[T_co]):
         record = self._record
         if record.trouble is not None:
             state = record.trouble[0]
+        elif record.completed:
+            state = Outcome.COMPLETED
         elif record.result is not None:
             state = record.result.outcome
         else:
@@ -131,10 +133,10 @@ class TaskHandle(BaseHandle[T_co]):
             QuiesceError: the class that says why the spawn was refused.
             ShutdownRequested: inside a task that is asked to stop.
         """
-        record = self._record
-        if not self._client._driver.wait(record, timeout):
-            raise not_ended(record, timeout, self._client._driver.silence())
-        return conclude(record, self._client._driver)  # type: ignore[no-any-return]  # what the task returned
+        record, driver = self._record, self._client._driver
+        if not (record.over or driver.wait(record, timeout)):
+            raise not_ended(record, timeout, driver.silence())
+        return conclude(record, driver)  # type: ignore[no-any-return]  # what the task returned
 
     def exception(self, timeout: float | None = None) -> QuiesceError | None:
         """Block until the task has ended, and give what `result` would raise; None if it completed.
@@ -192,8 +194,7 @@ def failure(record: SpawnRecord) -> QuiesceError | None:
     """Why the spawn of a record that is over has no result; None if it has one."""
     if record.trouble is not None:
         return record.error()
-    # Before the look at the value, which is there before this loses the packed one.
-    row = record.result
+    row = record.result  # before the look at the value, which is there before this goes
     if record.value is not None:
         return None
     assert row is not None
@@ -209,9 +210,11 @@ def conclude(record: SpawnRecord, driver: Driver) -> Any:
     if error is not None:
         raise error
     assert row is not None
-    value, bare = outcomes.value_of(row, record.name), row._replace(result=b"")
-    with nullcontext() if driver.forked else driver.lock:  # who held it at the fork is not there
-        return record.keep(value, bare)
+    value = outcomes.rebuilt(row.result, record.task_id, record.name)
+    if driver.forked:  # who held the lock at the fork is not there
+        return record.keep(value)
+    with driver.lock:
+        return record.keep(value)
 
 
 def not_ended(record: SpawnRecord, timeout: float | None, silence: float | None) -> TimeoutError:

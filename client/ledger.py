@@ -10,9 +10,10 @@ from functools import partial
 from typing import Final
 
 from quiesce.client.records import Ends, Reply, SpawnRecord, Trouble, log, log_unseen
-from quiesce.client.steps import Answered, Replied, TaskEnded
+from quiesce.client.steps import Answered, Replied, TasksEnded
 from quiesce.client.waiting import Waitable, Waker, wait_for
 from quiesce.protocol import to_client
+from quiesce.registry.rows import SpawnAnswer
 
 #: So many refused spawns are kept, to say at the end which nobody has looked at.
 _REFUSED: Final = 1000
@@ -70,24 +71,36 @@ class Ledger:
         if not reply.holds:
             self._replies.pop(reply.key, None)
 
-    def on_news(self, news: Iterable[Answered | TaskEnded]) -> None:
+    def on_answered(self, effect: Answered) -> None:
         """What has become of spawns: of all that one message tells, under the lock once."""
         spawns, wakers = self._spawns, self._wakers
-        refused: list[Answered] = []
+        refused: list[SpawnAnswer] = []
         with self._lock:
-            for effect in news:
-                if isinstance(effect, TaskEnded):
-                    for key in effect.keys:
-                        spawns.pop(key).end(effect.row, wakers)
-                elif effect.task_id:
-                    record = spawns[effect.key]
-                    record.accept(effect.task_id, wakers)
-                    if record.parent is not None:
-                        self._settle(record.parent)
-                else:
-                    refused.append(effect)
-        for each in refused:
-            self.give_up((each.key,), (each.error or "QuiesceError", each.text))
+            for row in effect.rows:
+                key, task_id, _, _ = row
+                if not task_id:
+                    refused.append(row)
+                    continue
+                record = spawns[key]
+                record.task_id = task_id
+                if record.awaited is not None:
+                    record.awaited.finish(wakers)
+                if record.parent is not None:
+                    self._settle(record.parent)
+        for row in refused:
+            self.give_up((row.number,), (row.error or "QuiesceError", row.text))
+
+    def on_ended(self, effect: TasksEnded) -> None:
+        """These tasks have ended; likewise."""
+        spawns, wakers = self._spawns, self._wakers
+        with self._lock:
+            for keys, row in effect.ends:
+                for key in keys:
+                    record = spawns.pop(key)
+                    record.result = row
+                    record.over = True  # after the result, which is read without the lock
+                    if record.wakers is not None:
+                        record.finish(wakers)
 
     def on_replied(self, effect: Replied) -> Reply | None:
         """The reply, if nobody waits for it any more."""

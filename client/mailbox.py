@@ -92,10 +92,13 @@ class Mailbox:
     def check_process(self) -> None:
         """RuntimeError in a forked copy. Before the lock: a thread that didn't survive may have held it."""
         if PROCESS.pid != self.pid:
-            raise RuntimeError(
-                f"this client was made in process {self.pid} and does not survive a fork: make a new "
-                f"one in process {PROCESS.pid}"
-            )
+            raise self._forked()
+
+    def _forked(self) -> RuntimeError:
+        return RuntimeError(
+            f"this client was made in process {self.pid} and does not survive a fork: make a new "
+            f"one in process {PROCESS.pid}"
+        )
 
     @property
     def forked(self) -> bool:
@@ -104,15 +107,33 @@ class Mailbox:
 
     def check_open(self) -> None:
         """Under the lock. RuntimeError: closed. Or what has broken it."""
-        if self.broken is not None:
-            raise outcomes.refusal(*self.broken)
         if self.deadline is not None:
-            raise RuntimeError("this client is closed; make a new one")
+            raise self._closed()
 
-    def put(self, command: Command) -> None:
-        """Under the lock."""
+    def _closed(self) -> Exception:
+        if self.broken is not None:
+            return outcomes.refusal(*self.broken)
+        return RuntimeError("this client is closed; make a new one")
+
+    def put(self, command: Command, before: Callable[[], None] | None = None) -> None:
+        """Hand over from any thread. `before`: what is done under the lock, if the command is taken.
+
+        RuntimeError: closed, or a forked copy. Or what has broken it.
+        """
+        if PROCESS.pid != self.pid:
+            raise self._forked()
+        with self.lock:
+            if self.deadline is not None:
+                raise self._closed()
+            if before is not None:
+                before()
+            self.post(command)
+
+    def post(self, command: Command) -> None:
+        """The same under the lock, also of a client that is being closed."""
         self.commands.append(command)
-        self._wake()
+        if self._asleep:
+            self._wake()
 
     def close(self, timeout: float) -> None:
         """Let the I/O thread end, `timeout` seconds from now at the latest. From any thread."""
@@ -122,7 +143,8 @@ class Mailbox:
         with self.lock:
             if self.deadline is None or deadline < self.deadline:
                 self.deadline = deadline
-                self._wake()
+                if self._asleep:
+                    self._wake()
 
     def retire(self) -> None:
         """From a garbage collection, between any two steps of anything: so without the lock."""
@@ -132,27 +154,30 @@ class Mailbox:
                 os.eventfd_write(self.wake_fd, 1)
 
     def _wake(self) -> None:
-        if self._asleep:
-            self._asleep = False
-            os.eventfd_write(self.wake_fd, 1)
+        os.eventfd_write(self.wake_fd, 1)
+        self._asleep = False  # after that: interrupted before, the next who puts something rings
 
     # --- the I/O thread ----------------------------------------------------------------------
 
-    def may_sleep(self, *, more: bool, deadline: float | None) -> bool:
+    def take(self, most: int) -> list[Command]:
+        """What has been put, in order. Nobody else takes any, so what is there now is there to be taken."""
+        commands = self.commands
+        return [commands.popleft() for _ in range(min(most, len(commands)))]
+
+    def may_sleep(self, deadline: float | None) -> bool:
         """Whether there is nothing to do; who puts something, or closes, from now on rings.
 
         `deadline`: as the thread knows it.
         """
         with self.lock:
             changed = self.deadline != deadline
-            self._asleep = not (more or self.commands or self.retired or changed)
+            self._asleep = not (self.commands or self.retired or changed)
             return self._asleep
 
     def awake(self, *, rung: bool) -> None:
         """No need to ring. `rung`: `wake_fd` is readable, by who rang for this sleep, or too late for another."""
         if rung:
-            with suppress(BlockingIOError):
-                os.eventfd_read(self.wake_fd)
+            os.eventfd_read(self.wake_fd)  # there is something: nobody else reads it
         self._asleep = False
 
     def end(self) -> list[Command]:

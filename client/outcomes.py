@@ -33,6 +33,8 @@ from quiesce.values import (
     WorkerInfo,
 )
 
+#: As rows have it: a plain string, since to look a member of an enumeration up costs as much as to compare.
+_COMPLETED: Final = str(Outcome.COMPLETED)
 #: From so many rows on they are made into values column by column.
 _MANY: Final = 64
 #: So many at a time, which the processor's caches hold: each column goes over all of them.
@@ -47,17 +49,12 @@ def refusal(code: str, text: str) -> QuiesceError:
     return QuiesceError(f"{code}: {text}")
 
 
-def _payload(row: ResultRow) -> bytes:
-    result: Any = row.result
-    return payload_bytes(result)
-
-
 def error_of(row: ResultRow, name: str) -> QuiesceError | None:
     """The exception that stands for this end of the task `name`; None if it completed."""
-    if row.outcome == Outcome.COMPLETED and len(row.result):
+    if row.outcome == _COMPLETED and len(row.result):
         return None
     what = f"task {row.task_id} ({name})"
-    if row.outcome == Outcome.COMPLETED:
+    if row.outcome == _COMPLETED:
         text = row.text or "it completed, but its process died before its result had left it"
         return TaskLostError(f"{what}: the result is lost: {text}")
     if row.outcome == Outcome.FAILED:
@@ -78,15 +75,10 @@ def error_of(row: ResultRow, name: str) -> QuiesceError | None:
     return QuiesceError(f"{what} ended as {row.outcome!r}, which this version doesn't know")
 
 
-def value_of(row: ResultRow, name: str) -> Any:
-    """The rebuilt result of a task that completed. QuiesceError if it can't be rebuilt here."""
-    return rebuilt(_payload(row), row.task_id, name)
-
-
-def rebuilt(result: bytes, task_id: int, name: str) -> Any:
-    """The same of the packed result."""
+def rebuilt(result: Any, task_id: int, name: str) -> Any:
+    """What a task returned, of its packed result, a Payload. QuiesceError if it can't be rebuilt here."""
     try:
-        return unpack_value(result)
+        return unpack_value(payload_bytes(result))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # its own code, whatever that raises: none of it is of who asks
@@ -97,11 +89,11 @@ def rebuilt(result: bytes, task_id: int, name: str) -> Any:
 
 
 def _rebuilt(row: ResultRow) -> BaseException | None:
-    payload = _payload(row)
-    if not payload:
+    result: Any = row.result
+    if not len(result):
         return None
     try:
-        return unpack_exception(payload)
+        return unpack_exception(payload_bytes(result))
     except KeyboardInterrupt:
         raise
     except BaseException:  # the traceback in the text says all there is to say

@@ -18,7 +18,6 @@ from quiesce.client.base import BaseClient
 from quiesce.client.records import SpawnRecord, log
 from quiesce.context import TaskContext, current_context
 from quiesce.errors import QuiesceError, ShutdownRequested
-from quiesce.registry.states import Outcome
 from quiesce.values import Progress
 
 #: True: a bar, if standard error is a terminal. A callable: is given a `Progress`, in a thread of its own, at
@@ -231,11 +230,7 @@ def follow(client: BaseClient, records: Iterable[SpawnRecord], show: Show) -> Me
 
 
 def _ended(meter: Meter, record: SpawnRecord) -> None:
-    meter.count(bad=not _completed(record))
-
-
-def _completed(record: SpawnRecord) -> bool:
-    return record.result is not None and record.result.outcome == Outcome.COMPLETED
+    meter.count(bad=not record.completed)
 
 
 def _follow_one(client: BaseClient, record: SpawnRecord, show: Show) -> Meter:
@@ -261,7 +256,7 @@ def _ask_again(client: "weakref.ref[BaseClient]", record: SpawnRecord, meter: Me
             said = found
             meter.put(said)
         meter.wake.wait(ASK)
-    completed, note = _completed(record), "" if said is None else said.note
+    completed, note = record.completed, "" if said is None else said.note
     if record.over and not completed:
         note = f"{note} (not completed)".strip()
     if said is None:

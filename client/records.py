@@ -13,6 +13,7 @@ from quiesce.client.steps import Answer
 from quiesce.client.waiting import Waitable, Waker
 from quiesce.errors import QuiesceError
 from quiesce.registry.rows import ResultRow, SpawnRow
+from quiesce.registry.states import Outcome
 
 log: Final = logging.getLogger("quiesce")
 
@@ -66,14 +67,13 @@ class SpawnRecord(Waitable):
     """
 
     __slots__ = (
-        "_answer",
+        "awaited",
         "dropped",
         "look",
         "name",
         "parent",
         "result",
         "row",
-        "seen",
         "task_id",
         "trouble",
         "value",
@@ -84,10 +84,11 @@ class SpawnRecord(Waitable):
         self.wakers = None
         self.name = common.name
         self.parent = common.parent
-        #: What is to be sent, until the I/O thread has it; None for one of many.
+        #: What is to be sent, until the I/O thread has it: it may be large, and a handle may be held for long.
+        #: None for one of many.
         self.row = row
         self.task_id = 0
-        #: The end of the task; without the packed result once there is a `value`.
+        #: The end of the task, until there is a `value`: the packed result would take as much room again.
         self.result: ResultRow | None = None
         #: A refusal, or why nothing more will be heard of the task.
         self.trouble: Trouble | None = None
@@ -95,16 +96,10 @@ class SpawnRecord(Waitable):
         self.dropped = False
         #: The rebuilt result, once asked for: (value,).
         self.value: tuple[object] | None = None
-        #: Whether somebody has been shown the trouble; where `look` is shared, that counts.
-        self.seen = False
+        #: Whether somebody has been shown the trouble; made when it is asked for, unless it is shared.
         self.look = look
-        self._answer: Waitable | None = None
-
-    def take_row(self) -> SpawnRow:
-        """What is to be sent. It is not kept here: it may be large, and a handle may be held for long."""
-        row, self.row = self.row, None
-        assert row is not None, "taken once"
-        return row
+        #: What is over once the broker has answered; made when somebody waits for that.
+        self.awaited: Waitable | None = None
 
     @property
     def answered(self) -> bool:
@@ -114,36 +109,26 @@ class SpawnRecord(Waitable):
     def answer(self, lock: threading.Lock) -> Waitable:
         """What is over once the broker has answered."""
         with lock:
-            if self._answer is None:
-                self._answer = Waitable()
-                self._answer.over = self.answered
-            return self._answer
+            if self.awaited is None:
+                self.awaited = Waitable()
+                self.awaited.over = self.answered
+            return self.awaited
 
     def waited_task(self) -> int:
         """See Waitable."""
         return self.task_id
 
-    def accept(self, task_id: int, wakers: list[Waker]) -> None:
-        """Under the lock: the broker has registered the task."""
-        self.task_id = task_id
-        if self._answer is not None:
-            self._answer.finish(wakers)
+    @property
+    def completed(self) -> bool:
+        """Whether the task is known to have returned, be its result lost or not."""
+        row = self.result  # before the look at the value, which is there before this goes
+        return self.value is not None or (row is not None and row.outcome == Outcome.COMPLETED)
 
-    def end(self, result: ResultRow, wakers: list[Waker]) -> None:
-        """Under the lock: the task has ended."""
-        self.result = result
-        self.over = True
-        if self.wakers is not None:
-            self.finish(wakers)
-
-    def keep(self, value: object, bare: ResultRow) -> object:
-        """Under the lock: the rebuilt result, for all who ask: that of the first who comes here.
-
-        `bare`: its row, without the packed one, which would take as much room again while a handle is held.
-        """
+    def keep(self, value: object) -> object:
+        """Under the lock: the rebuilt result, for all who ask: that of the first who comes here."""
         if self.value is None:
             self.value = (value,)
-            self.result = bare
+            self.result = None
         return self.value[0]
 
     def give_up(self, trouble: Trouble, wakers: list[Waker]) -> None:
@@ -152,8 +137,8 @@ class SpawnRecord(Waitable):
             return
         self.row = None
         self.trouble = trouble
-        if self._answer is not None and not self._answer.over:
-            self._answer.finish(wakers)
+        if self.awaited is not None and not self.awaited.over:
+            self.awaited.finish(wakers)
         self.finish(wakers)
 
     def error(self) -> QuiesceError:
@@ -165,9 +150,8 @@ class SpawnRecord(Waitable):
     def take_note(self) -> bool:
         """Somebody sees the trouble now; whether nobody had before."""
         if self.look is None:
-            seen, self.seen = self.seen, True
-        else:
-            seen, self.look.taken = self.look.taken, True
+            self.look = Look()
+        seen, self.look.taken = self.look.taken, True
         return not seen
 
     def on_dropped(self) -> None:

@@ -17,10 +17,12 @@ what became of the spawns it was sent: they end as unknown, never as failed. Wha
 into a new session.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Final
 
-from quiesce.client.session_state import DOWN, GREETING, READY, WAITING, Kept, SessionState
+from quiesce.client.session_state import DOWN, GREETING, READY, WAITING, SessionState
 from quiesce.client.steps import (
     CONTROL,
     DATA,
@@ -49,12 +51,12 @@ from quiesce.client.steps import (
     SessionWanted,
     SpawnsUnknown,
     SpawnsWanted,
-    TaskEnded,
+    TasksEnded,
     TurnEnded,
 )
 from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client
 from quiesce.registry.ids import SpawnNumber
-from quiesce.registry.rows import SpawnAnswer, SpawnRow
+from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow
 
 #: One Spawn message holds at most so many rows, and no more once it holds so many bytes.
 MAX_ROWS: Final = 256
@@ -78,13 +80,13 @@ class ClientSession(SessionState):
 
     def on_spawns_wanted(self, event: SpawnsWanted, effects: list[Effect]) -> None:
         first = self.last_key + 1
-        for key, row in enumerate(event.rows, first):
-            self.unanswered[key] = _new(SpawnRow, (key, *row[1:]))
-            if row.unique_key is not None:
-                self.unique.add(key)
-        self.last_key += len(event.rows)
+        rows = [_new(SpawnRow, (key, *row[1:])) for key, row in enumerate(event.rows, first)]
+        self.unanswered.update(enumerate(rows, first))
+        self.unique.update([row.number for row in rows if row.unique_key is not None])
+        self.last_key += len(rows)
         if self.channels[DATA] == READY:
-            self._send_spawns(first, effects)
+            self._send_rows(rows, effects)
+            self.sent_through = self.last_key
 
     def on_many_wanted(self, event: ManyWanted, effects: list[Effect]) -> None:
         if not event.arguments:
@@ -93,13 +95,14 @@ class ClientSession(SessionState):
         self.last_key += len(event.arguments)
         common = SpawnRow(SpawnNumber(first), *event.common[1:])
         members = range(first, self.last_key + 1)
-        self.unanswered[first] = ManyWanted(common, event.arguments)
+        many = self.unanswered[first] = ManyWanted(common, event.arguments)
         self.group_left[first] = set(members)
         self.member_of.update(dict.fromkeys(members, first))
         if common.unique_key is not None:
             self.unique.update(members)
         if self.channels[DATA] == READY:
-            self._send_spawns(first, effects)
+            self._send_many(many, effects)
+            self.sent_through = self.last_key
 
     def on_request_wanted(self, event: RequestWanted, effects: list[Effect]) -> None:
         self.last_request += 1
@@ -216,63 +219,72 @@ class ClientSession(SessionState):
     def _on_spawn_answers(
         self, channel: str, message: to_client.SpawnAnswers, effects: list[Effect]
     ) -> None:
-        for answer in message.rows:
-            self._on_spawn_answer(answer, effects)
-        through, unanswered, member_of = self.answered_through, self.unanswered, self.member_of
-        while (
-            through < self.last_key
-            and (through + 1) not in unanswered
-            and (through + 1) not in member_of
-        ):
+        base, unanswered, member_of = self.base, self.unanswered, self.member_of
+        live, late = self.live, self.late
+        rows: list[SpawnAnswer] = []
+        ends: list[tuple[tuple[int, ...], ResultRow]] = []
+        for row in message.rows if base == 0 else map(self._by_key, message.rows):
+            key, task_id, _, _ = row
+            if key in member_of:
+                if not self._take_member(key):
+                    continue
+            elif unanswered.pop(key, None) is None:
+                continue  # answered before
+            rows.append(row)
+            if task_id and task_id not in late:
+                live[task_id] = (*live[task_id], key) if task_id in live else (key,)
+                continue
+            self.unique.discard(key)
+            if task_id:
+                ends.append(((key,), late[task_id][1]))
+        if rows:
+            effects.append(Answered(rows))
+        if ends:
+            effects.append(TasksEnded(ends))
+        through, last = self.answered_through, self.last_key
+        while through < last and (through + 1) not in unanswered:
             through += 1
         self.answered_through = through
-        while self.late:
-            task_id, (last_key, _) = next(iter(self.late.items()))
+        while late:
+            ended, (last_key, _) = next(iter(late.items()))
             if last_key > through:
                 break
-            del self.late[task_id]
+            del late[ended]
 
-    def _on_spawn_answer(self, answer: SpawnAnswer, effects: list[Effect]) -> None:
-        key = answer.number + self.base
-        first = self.member_of.get(key)
-        if first is None:
-            if type(self.unanswered.get(key)) is not SpawnRow:
-                return  # answered before
-            del self.unanswered[key]
-        else:
-            left = self.group_left[first]
-            if key not in left:
-                return
-            left.discard(key)
-            if not left:
-                group = self.unanswered.pop(first)
-                assert isinstance(group, ManyWanted)  # ours: group_left names groups only
-                for member in range(first, first + len(group.arguments)):
-                    del self.member_of[member]
-                del self.group_left[first]
-        task_id = answer.task_id
-        effects.append(_new(Answered, (key, *answer[1:])))
-        if not task_id:
-            self.unique.discard(key)
-        elif task_id in self.late:
-            self.unique.discard(key)
-            effects.append(TaskEnded((key,), self.late[task_id][1]))
-        else:
-            self.live[task_id] = (*self.live.get(task_id, ()), key)
+    def _by_key(self, row: SpawnAnswer) -> SpawnAnswer:
+        return row._replace(number=SpawnNumber(row.number + self.base))
+
+    def _take_member(self, key: int) -> bool:
+        """This one of a group is answered; whether it wasn't."""
+        first = self.member_of[key]
+        left = self.group_left[first]
+        if key not in left:
+            return False
+        left.discard(key)
+        if not left:
+            group = self.unanswered.pop(first)
+            assert isinstance(group, ManyWanted)  # ours: group_left names groups only
+            for member in range(first, first + len(group.arguments)):
+                del self.member_of[member]
+            del self.group_left[first]
+        return True
 
     def _on_ended(self, channel: str, message: to_client.Ended, effects: list[Effect]) -> None:
         live, unique = self.live, self.unique
+        ends: list[tuple[tuple[int, ...], ResultRow]] = []
         for row in message.rows:
             task_id = row.task_id
             self.taken.append(task_id)
-            keys = live.pop(task_id, ())
-            if keys:
-                effects.append(_new(TaskEnded, (keys, row)))
+            keys = live.pop(task_id, None)
+            if keys is not None:
+                ends.append((keys, row))
                 if not unique or unique.isdisjoint(keys):
                     continue
                 unique.difference_update(keys)
             if self.unanswered:
                 self.late.setdefault(task_id, (self.last_key, row))
+        if ends:
+            effects.append(TasksEnded(ends))
 
     def _on_event(self, channel: str, message: to_client.Event, effects: list[Effect]) -> None:
         effects.append(EventArrived(message))
@@ -360,41 +372,38 @@ class ClientSession(SessionState):
         self.cut_off = self.cut_off or (self.subscribed and self.epoch > 0)
 
     def _resend_spawns(self, effects: list[Effect]) -> None:
-        if self.unanswered:
-            self._send_spawns(0, effects)
+        rows: list[SpawnRow] = []
+        for key, item in self.unanswered.items():
+            if rows and key != rows[-1].number + 1:  # some between were answered
+                self._send_rows(rows, effects)
+                rows = []
+            if isinstance(item, ManyWanted):
+                self._send_rows(rows, effects)
+                rows = []
+                self._send_many(item, effects)
+            else:
+                rows.append(item)
+        self._send_rows(rows, effects)
+        self.sent_through = self.last_key
         self.on_turn_ended(TurnEnded(), effects)
 
-    def _send_spawns(self, first: int, effects: list[Effect]) -> None:
-        """All unanswered ones from the key `first` on, in order, single ones packed together."""
+    def _send_rows(self, rows: list[SpawnRow], effects: list[Effect]) -> None:
+        """Single ones, whose numbers are consecutive, packed together."""
         through = self.answered_through - self.base
-        kept: list[Kept]
-        if first in self.unanswered and first in self.member_of:
-            kept = [self.unanswered[first]]
-        elif first:
-            kept = [self.unanswered[key] for key in range(first, self.last_key + 1)]
-        else:
-            kept = list(self.unanswered.values())
-        rows: list[SpawnRow] = []
-        size = last = 0
-        for item in kept:
-            if isinstance(item, SpawnRow):
-                row_size = len(item.function) + len(item.arguments)
-                gap = item.number != last + 1  # some between were answered: numbers are consecutive
-                if rows and (gap or len(rows) == MAX_ROWS or size + row_size > MAX_BYTES):
-                    effects.append(Send(DATA, from_client.Spawn(through, rows)))
-                    rows, size = [], 0
-                rows.append(self._rebased(item))
-                size += row_size
-                last = item.number
-            else:
-                if rows:
-                    effects.append(Send(DATA, from_client.Spawn(through, rows)))
-                    rows, size = [], 0
-                common = self._rebased(item.common)
-                effects.append(Send(DATA, from_client.SpawnMany(through, common, item.arguments)))
-        if rows:
-            effects.append(Send(DATA, from_client.Spawn(through, rows)))
-        self.sent_through = self.last_key
+        if self.base:
+            rows = list(map(self._rebased, rows))
+        sizes = [len(row.function) + len(row.arguments) for row in rows]
+        before = list(accumulate(sizes, initial=0))
+        start = 0
+        while start < len(rows):
+            fitting = bisect_right(before, before[start] + MAX_BYTES) - 1
+            end = max(start + 1, min(fitting, start + MAX_ROWS))
+            effects.append(Send(DATA, from_client.Spawn(through, rows[start:end])))
+            start = end
+
+    def _send_many(self, many: ManyWanted, effects: list[Effect]) -> None:
+        through, common = self.answered_through - self.base, self._rebased(many.common)
+        effects.append(Send(DATA, from_client.SpawnMany(through, common, many.arguments)))
 
     def _rebased(self, row: SpawnRow) -> SpawnRow:
         return row._replace(number=SpawnNumber(row.number - self.base)) if self.base else row

@@ -1,6 +1,5 @@
 """How a Client spawns: with signatures by which a type checker knows what comes back, and what may be given."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 
@@ -8,7 +7,6 @@ from quiesce.client.base import BaseClient
 from quiesce.client.handle import TaskHandle
 from quiesce.client.options import Restart, SpawnOptions
 from quiesce.client.progress import Show, checked, follow
-from quiesce.client.records import SpawnRecord
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -21,10 +19,6 @@ class SpawningClient(BaseClient):
     In the overloads, positional arguments are checked against the function; with `kwargs` nothing is, since no type
     stands for the keywords of a function beside options of our own.
     """
-
-    @abstractmethod
-    def _handle(self, record: SpawnRecord) -> TaskHandle[Any]:
-        """What is handed out for a record."""
 
     @overload
     def spawn(
@@ -120,10 +114,9 @@ class SpawningClient(BaseClient):
 
         What the broker refuses is raised by the handle's `id`, `wait` and `result`.
         """
-        checked(progress)
-        record = self._spawn(
-            args,
-            kwargs,
+        if progress is not None:
+            checked(progress)
+        asked = (
             runtime,
             kind,
             fn,
@@ -136,9 +129,10 @@ class SpawningClient(BaseClient):
             timeout,
             unique_key,
         )
+        record = self._hand_over(self._prepared(args, kwargs, asked))
         if progress:
             follow(self, [record], progress)
-        return self._handle(record)
+        return TaskHandle(self, record)  # type: ignore[arg-type]  # this is a Client
 
     @overload
     def spawn_many(
@@ -245,9 +239,7 @@ class SpawningClient(BaseClient):
         million. `progress` shows how many have ended.
         """
         checked(progress)
-        records = self._spawn_many(
-            iterable_of_args,
-            kwargs,
+        asked = (
             runtime,
             kind,
             fn,
@@ -260,6 +252,7 @@ class SpawningClient(BaseClient):
             timeout,
             unique_key,
         )
+        records = self._spawn_many(iterable_of_args, kwargs, asked)
         if progress:
             follow(self, records, progress)
-        return [self._handle(record) for record in records]
+        return [TaskHandle(self, record) for record in records]  # type: ignore[arg-type]  # as in `spawn`

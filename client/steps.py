@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.frames import Payload
-from quiesce.registry.rows import ResultRow, SpawnRow
+from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow
 
 CONTROL: Final = "control"
 DATA: Final = "data"
@@ -141,19 +141,15 @@ class Ready(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What became of a spawn: a task id, or (task_id 0) a refusal."""
+    """What became of spawns: a task id, or (task_id 0) a refusal. The numbers in these rows are keys."""
 
-    key: int
-    task_id: int
-    error: str | None
-    text: str
+    rows: list[SpawnAnswer]
 
 
-class TaskEnded(NamedTuple):
-    """The task of these spawns has ended. More than one spawn where they shared a unique key."""
+class TasksEnded(NamedTuple):
+    """These tasks have ended, each with the keys of its spawns: more than one where they shared a unique key."""
 
-    keys: tuple[int, ...]
-    row: ResultRow
+    ends: list[tuple[tuple[int, ...], ResultRow]]
 
 
 class Replied(NamedTuple):
@@ -211,7 +207,7 @@ Effect = (
     Send
     | Ready
     | Answered
-    | TaskEnded
+    | TasksEnded
     | Replied
     | SpawnsUnknown
     | ResultsGone

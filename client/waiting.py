@@ -106,16 +106,15 @@ def wait_for(
     """
     if thing.over:
         return True
-    checks.patience(timeout)
+    if timeout is not None:
+        checks.patience(timeout)
     task = current_context() if interruptible else None
-    raise_if_asked(task)
     gate = threading.Lock()
     gate.acquire()
-
-    def wake() -> None:
-        with suppress(RuntimeError):  # released already: two reasons to wake at once
-            gate.release()
-
+    wake: Waker = gate.release
+    if task is not None:  # then there may be two reasons to wake at once
+        raise_if_asked(task)
+        wake = partial(_open, gate)
     if not thing.add_waker(lock, wake):
         return True
     forget = None if task is None else task.root.add_callback(wake)
@@ -132,6 +131,11 @@ def wait_for(
         thing.remove_waker(lock, wake)
         if forget is not None:
             forget()
+
+
+def _open(gate: threading.Lock) -> None:
+    with suppress(RuntimeError):  # released already
+        gate.release()
 
 
 def _bounded(timeout: float | None) -> float:

@@ -33,11 +33,10 @@ def test_a_ring_that_comes_late_rings_once(box: Mailbox, monkeypatch: pytest.Mon
         write(fd, value)
 
     def put() -> None:
-        with box.lock:
-            box.put(ask(from_client.GetStatistics(0)))
+        box.put(ask(from_client.GetStatistics(0)))
 
     monkeypatch.setattr(os, "eventfd_write", slow)
-    assert box.may_sleep(more=False, deadline=None)
+    assert box.may_sleep(None)
     other = threading.Thread(target=put)
     other.start()
     assert entered.wait(20)
@@ -45,8 +44,43 @@ def test_a_ring_that_comes_late_rings_once(box: Mailbox, monkeypatch: pytest.Mon
     go_on.set()
     other.join(20)
     box.commands.clear()
-    assert box.may_sleep(more=False, deadline=None)
+    assert box.may_sleep(None)
     assert rings(box)
     box.awake(rung=True)
-    assert box.may_sleep(more=False, deadline=None)
+    assert box.may_sleep(None)
     assert not rings(box)
+
+
+def test_who_is_interrupted_before_the_ring_leaves_it_to_the_next(
+    box: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(fd: int, value: int) -> None:
+        raise KeyboardInterrupt
+
+    assert box.may_sleep(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            box.put(ask(from_client.GetStatistics(0)))
+    assert not box.lock.locked()
+    box.put(ask(from_client.GetBroker(0)))
+    assert rings(box)
+    assert len(box.take(9)) == 2
+
+
+def test_what_is_put_is_taken_in_order_so_many_at_a_time(box: Mailbox) -> None:
+    commands = [ask(from_client.GetStatistics(number)) for number in range(5)]
+    for command in commands:
+        box.put(command)
+    assert [*box.take(3), *box.take(3), *box.take(3)] == commands
+    assert box.may_sleep(None)
+
+
+def test_nothing_is_done_for_a_command_that_is_not_taken(box: Mailbox) -> None:
+    done: list[str] = []
+    box.put(ask(from_client.GetStatistics(0)), lambda: done.append("open"))
+    box.close(1.0)
+    with pytest.raises(RuntimeError, match="closed"):
+        box.put(ask(from_client.GetStatistics(0)), lambda: done.append("closed"))
+    assert done == ["open"]
+    assert len(box.commands) == 1

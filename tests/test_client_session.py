@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from client_fakes import ended, stop_report
-from quiesce.client.session import MAX_ROWS, ClientSession
+from quiesce.client.session import MAX_BYTES, MAX_ROWS, ClientSession
 from quiesce.client.steps import (
     CONTROL,
     DATA,
@@ -34,7 +34,7 @@ from quiesce.client.steps import (
     SessionWanted,
     SpawnsUnknown,
     SpawnsWanted,
-    TaskEnded,
+    TasksEnded,
     TurnEnded,
 )
 from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client
@@ -58,6 +58,10 @@ def answer(number: int, task_id: int, error: str | None = None) -> SpawnAnswer:
 
 def answers(*rows: SpawnAnswer) -> Arrived:
     return Arrived(DATA, to_client.SpawnAnswers(list(rows)))
+
+
+def answered(*rows: SpawnAnswer) -> Answered:
+    return Answered(list(rows))
 
 
 def hello(channel: str, session: bytes = SESSION, *, resumed: bool = False) -> Send:
@@ -124,14 +128,14 @@ def test_data_that_connects_last_is_greeted_at_once() -> None:
 def test_answers_results_and_acknowledgements() -> None:
     say = Script().connect()
     say(SpawnsWanted([row(), row(), row()]))
-    assert say(answers(answer(2, 12))) == [Answered(2, 12, None, "")]
+    assert say(answers(answer(2, 12))) == [answered(answer(2, 12))]
     assert say(SpawnsWanted([row()])) == [sent(4)]
     assert say(answers(answer(2, 12), answer(1, 0, "QueueFullError"))) == [
-        Answered(1, 0, "QueueFullError", "")
+        answered(answer(1, 0, "QueueFullError"))
     ]
     assert say(SpawnsWanted([row()])) == [sent(5, through=2)]
     end = ended(12, result=b"r")
-    assert say(Arrived(DATA, to_client.Ended([end]))) == [TaskEnded((2,), end)]
+    assert say(Arrived(DATA, to_client.Ended([end]))) == [TasksEnded([((2,), end)])]
     assert say(TurnEnded()) == [Send(DATA, from_client.ResultsTaken([12]))]
     assert say(TurnEnded()) == []
     # Sent again because our acknowledgement was late: taken again, told once.
@@ -148,7 +152,7 @@ def test_an_end_before_its_answer_is_kept_for_it() -> None:
     say(SpawnsWanted([row()]))
     end = ended(12)
     assert say(Arrived(DATA, to_client.Ended([end]))) == []
-    assert say(answers(answer(1, 12))) == [Answered(1, 12, None, ""), TaskEnded((1,), end)]
+    assert say(answers(answer(1, 12))) == [answered(answer(1, 12)), TasksEnded([((1,), end)])]
     assert not say.machine.late
 
 
@@ -157,8 +161,8 @@ def test_spawns_that_share_a_unique_key_share_the_end() -> None:
     say(SpawnsWanted([row(key="k"), row(key="k"), row(key="k")]))
     say(answers(answer(1, 12), answer(2, 12)))
     end = ended(12)
-    assert say(Arrived(DATA, to_client.Ended([end]))) == [TaskEnded((1, 2), end)]
-    assert say(answers(answer(3, 12))) == [Answered(3, 12, None, ""), TaskEnded((3,), end)]
+    assert say(Arrived(DATA, to_client.Ended([end]))) == [TasksEnded([((1, 2), end)])]
+    assert say(answers(answer(3, 12))) == [answered(answer(3, 12)), TasksEnded([((3,), end)])]
     assert not say.machine.late
     assert not say.machine.unique
 
@@ -174,7 +178,7 @@ def test_many_is_one_message_and_is_resent_whole() -> None:
     say(Connected(DATA))
     say(welcome(CONTROL))
     assert say(welcome(DATA)) == [Send(DATA, message), sent(4), Ready(1, LIMIT)]
-    assert say(answers(answer(2, 12), answer(3, 13))) == [Answered(3, 13, None, "")]
+    assert say(answers(answer(2, 12), answer(3, 13))) == [answered(answer(3, 13))]
     assert say(SpawnsWanted([row()])) == [sent(5, through=3)]
     assert say(ManyWanted(row(), [])) == []
 
@@ -192,10 +196,24 @@ def test_resending_packs_and_keeps_numbers_consecutive() -> None:
     assert numbers == [[1, 2], list(range(4, MAX_ROWS + 3))[:MAX_ROWS]]
 
 
-def test_a_large_batch_is_split() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "messages"),
+    [
+        ([150_000] * 3, [1, 1, 1]),
+        ([MAX_BYTES * 2, 1, MAX_BYTES * 2, 1, 1], [1, 1, 1, 2]),
+        ([MAX_BYTES // 2 - 1] * 4, [2, 2]),  # a function of one byte each: they fill it
+        ([MAX_BYTES // 2 - 1, MAX_BYTES // 2] * 2, [1, 1, 1, 1]),
+        ([1] * (2 * MAX_ROWS + 1), [MAX_ROWS, MAX_ROWS, 1]),
+        ([], []),
+    ],
+)
+def test_a_large_batch_is_split(sizes: list[int], messages: list[int]) -> None:
     say = Script().connect()
-    effects = say(SpawnsWanted([row(arguments=b"x" * 150_000) for _ in range(3)]))
-    assert len(effects) == 3
+    effects = say(SpawnsWanted([row(arguments=bytes(size)) for size in sizes]))
+    found = [each.message.rows for each in effects if isinstance(each, Send)]  # type: ignore[attr-defined]  # all are Spawn
+    assert [len(rows) for rows in found] == messages
+    numbers = [each.number for rows in found for each in rows]
+    assert numbers == list(range(1, len(sizes) + 1))
 
 
 def test_requests_are_resent_under_their_numbers() -> None:
@@ -346,7 +364,7 @@ def test_a_forgotten_session() -> None:
     ]
     assert say(Connected(DATA)) == [hello(DATA, other)]
     assert say(welcome(DATA, epoch=2)) == [sent(1), Ready(2, LIMIT)]
-    assert say(answers(answer(1, 21))) == [Answered(5, 21, None, "")]
+    assert say(answers(answer(1, 21))) == [answered(answer(5, 21))]
     assert say(Arrived(CONTROL, stop_report(2))) == [Replied(2, stop_report(2))]
     assert say(HeartbeatDue())[0] == Send(CONTROL, from_client.Heartbeat(1))
 
@@ -406,8 +424,9 @@ class Model:
                 if self.up[effect.channel]:
                     self.to_broker[effect.channel].append(message)
             elif isinstance(effect, Answered):
-                assert effect.key not in self.told
-                self.told[effect.key] = effect.task_id
+                for row in effect.rows:
+                    assert row.number not in self.told
+                    self.told[row.number] = row.task_id
             elif isinstance(effect, SpawnsUnknown):
                 for key in effect.keys:
                     assert key not in self.told

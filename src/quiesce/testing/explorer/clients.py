@@ -20,7 +20,7 @@ from quiesce.client.steps import (
     SessionWanted,
     SpawnsUnknown,
     SpawnsWanted,
-    TaskEnded,
+    TasksEnded,
     TurnEnded,
 )
 from quiesce.protocol import from_client, to_client
@@ -228,10 +228,12 @@ class Clients:
                         client = client._replace(generation=client.generation + 1)
                         name = machine.session[:-1] + bytes([client.generation])
                         queue.append(SessionGiven(name))
-                    case Answered(key, task_id):
-                        client = _known(client, key, KNOWN if task_id else REFUSED)
-                    case TaskEnded(keys):
-                        for key in keys:
+                    case Answered(rows):
+                        for row in rows:
+                            state = KNOWN if row.task_id else REFUSED
+                            client = _known(client, row.number, state)
+                    case TasksEnded(ends):
+                        for key in (key for keys, _ in ends for key in keys):
                             client = _known(client, key, ENDED)
                     case SpawnsUnknown(keys) | ResultsGone(keys):
                         for key in keys:

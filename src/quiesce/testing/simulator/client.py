@@ -26,7 +26,7 @@ from quiesce.client.steps import (
     SessionWanted,
     SpawnsUnknown,
     SpawnsWanted,
-    TaskEnded,
+    TasksEnded,
     TurnEnded,
 )
 from quiesce.protocol import from_client, to_client
@@ -137,7 +137,7 @@ class Client(Process):
                 link.send(effect.message)  # type: ignore[union-attr]  # narrowed by kind
             elif kind is Answered:
                 self._answered(effect)  # type: ignore[arg-type]  # narrowed by kind
-            elif kind is TaskEnded:
+            elif kind is TasksEnded:
                 self._ended(effect)  # type: ignore[arg-type]  # narrowed by kind
             elif kind is Replied:
                 self._replied(effect)  # type: ignore[arg-type]  # narrowed by kind
@@ -164,15 +164,16 @@ class Client(Process):
                 raise Violation(f"{self} is rejected: {error}: {text}")
 
     def _answered(self, effect: Answered) -> None:
-        spawned = self.spawned.get(effect.key)
-        if spawned is None or spawned.task_id:
-            raise Violation(f"{self}: spawn {effect.key} is answered a second time: {effect}")
-        if effect.task_id:
-            spawned.task_id = effect.task_id
-            self._settle(spawned)
-        else:
-            self.engine.counts[f"refused: {effect.error}"] += 1
-            self._settle(self.spawned.pop(effect.key))
+        for row in effect.rows:
+            spawned = self.spawned.get(row.number)
+            if spawned is None or spawned.task_id:
+                raise Violation(f"{self}: spawn {row.number} is answered a second time: {row}")
+            if row.task_id:
+                spawned.task_id = row.task_id
+                self._settle(spawned)
+            else:
+                self.engine.counts[f"refused: {row.error}"] += 1
+                self._settle(self.spawned.pop(row.number))
 
     def _settle(self, spawned: Spawned) -> None:
         """Whoever waits for the answer of a nested spawn goes on."""
@@ -182,14 +183,15 @@ class Client(Process):
             if not parent.unanswered and parent.over is not None:
                 parent.worker.finish(parent)
 
-    def _ended(self, effect: TaskEnded) -> None:
-        for key in effect.keys:
-            spawned = self.spawned.pop(key, None)
-            if spawned is None:
-                raise Violation(f"{self}: spawn {key} ends a second time: {effect.row}")
-            if spawned.task_id != effect.row.task_id:
-                raise Violation(f"{self}: spawn {key} of task {spawned.task_id} gets {effect.row}")
-        self.judge.result(effect.row)
+    def _ended(self, effect: TasksEnded) -> None:
+        for keys, row in effect.ends:
+            for key in keys:
+                spawned = self.spawned.pop(key, None)
+                if spawned is None:
+                    raise Violation(f"{self}: spawn {key} ends a second time: {row}")
+                if spawned.task_id != row.task_id:
+                    raise Violation(f"{self}: spawn {key} of task {spawned.task_id} gets {row}")
+            self.judge.result(row)
 
     def _replied(self, effect: Replied) -> None:
         call = self.calls.pop(effect.key, None)
