@@ -297,10 +297,9 @@ class Incoming:
         self._handle(events.TasksBegun(Incarnation(peer.worker), message.rows))
 
     def ended(self, peer: Peer, message: from_worker.Ended) -> None:
-        rows = [
-            row if len(row.text) <= TEXT_LIMIT else row._replace(text=cut(row.text))
-            for row in message.rows
-        ]
+        rows = message.rows
+        if any(len(row.text) > TEXT_LIMIT for row in rows):
+            rows = [row._replace(text=cut(row.text)) for row in rows]
         self._handle(events.TasksEnded(Incarnation(peer.worker), rows))
 
     def given_back(self, peer: Peer, message: from_worker.GivenBack) -> None:

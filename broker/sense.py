@@ -161,21 +161,20 @@ def _begun(message: from_worker.Begun) -> None:
 
 def _ended(message: from_worker.Ended) -> None:
     for row in message.rows:
-        _ended_row(row)
+        task_id, attempt, outcome, evidence, begun, ended, delivered, observed, _, _ = row
+        if not (
+            0 <= task_id < MOST
+            and 0 <= attempt < MOST
+            and outcome in _OUTCOMES
+            and evidence in _EVIDENCE
+            and -MOST_SECONDS < ended < MOST_SECONDS
+            and (begun is None or -MOST_SECONDS < begun < MOST_SECONDS)
+            and delivered is observed is None
+        ):
+            _ended_row(row)  # most are not even asked
 
 
 def _ended_row(row: EndedRow) -> None:
-    task_id, attempt, outcome, evidence, begun, ended, delivered, observed, _, _ = row
-    if (
-        0 <= task_id < MOST
-        and 0 <= attempt < MOST
-        and outcome in _OUTCOMES
-        and evidence in _EVIDENCE
-        and -MOST_SECONDS < ended < MOST_SECONDS
-        and (begun is None or -MOST_SECONDS < begun < MOST_SECONDS)
-        and delivered is observed is None
-    ):
-        return  # as most are
     _attempt(row.task_id, row.attempt)
     if row.outcome not in _OUTCOMES:
         raise _fail("an outcome", row.outcome)

@@ -1,12 +1,20 @@
 """What workers say of attempts: begun, lingering, associated, given back, ended."""
 
+from collections.abc import Sized
+from operator import itemgetter, sub
+from typing import Final
+
 from quiesce.registry import effects, events, facts, stopping
-from quiesce.registry.ending import Completed, complete, end, is_plain, never_ran
+from quiesce.registry.ending import all_plain, complete, end, is_plain, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
-from quiesce.registry.records import Ask, Task
+from quiesce.registry.records import Ask, Task, Worker
+from quiesce.registry.rows import EndedRow
 from quiesce.registry.scheduling import paced, stuck
 from quiesce.registry.states import State as TaskState
 from quiesce.registry.turn import Turn
+
+#: The task and the attempt that a worker's row is about.
+_KEY: Final = itemgetter(0, 1)
 
 
 def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | None:
@@ -65,17 +73,48 @@ def on_tasks_given_back(turn: Turn, event: events.TasksGivenBack) -> None:
 def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
     """Record each end and let the worker forget it; an end that is known already is only taken again."""
     worker = turn.state.workers.get(event.worker)
-    if worker is None:
+    if worker is None or not event.rows:
         return
+    turn.send(effects.TakeEnds(event.worker, list(map(_KEY, event.rows))))
+    if not _ended_plainly(turn, worker, event.rows):
+        _ended_each(turn, worker, event.rows)
+
+
+def _ended_plainly(turn: Turn, worker: Worker, rows: list[EndedRow]) -> bool:
+    """End all of these at once, as one by one; False, and nothing is done, if that takes a closer look at each."""
+    if len(rows) < turn.state.alike or worker.status is not None:
+        return False
+    task_ids, _, _, _, begun_ages, ended_ages, _, _, _, results = zip(*rows, strict=True)
+    # Those that it holds, in this attempt, and each once.
+    if not worker.tasks.keys() >= set(task_ids) or None in begun_ages:
+        return False
+    tasks = list(map(turn.state.tasks.__getitem__, task_ids))
+    if len(set(task_ids)) < len(rows) or not all_plain(worker, tasks, rows):
+        return False
+    now = turn.now.wall
+    started_at: list[float] = []
+    at: list[float] = []
+    for task, begun_age, ended_age in zip(tasks, begun_ages, ended_ages, strict=True):
+        begun = task.started_at
+        if begun is None:
+            begun = now - begun_age
+            if begun < task.created_at:  # noqa: PLR1730 - max() costs more than all the rest
+                begun = task.created_at
+        ended = now - ended_age
+        started_at.append(begun)
+        at.append(ended if ended > begun else begun)  # noqa: FURB136 - as above
+    complete(turn, worker, tasks, started_at, at, [*results])
+    paced(worker, tasks, list(map(sub, begun_ages, ended_ages)))
+    return True
+
+
+def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow]) -> None:
     took: list[tuple[Task, float]] = []
     now = turn.now.wall
-    if event.rows:
-        ends: list[tuple[int, int]] = [(row.task_id, row.attempt) for row in event.rows]
-        turn.send(effects.TakeEnds(event.worker, ends))
     alive = worker.status is None
-    plain: dict[TaskId, Completed] = {}
-    for row in event.rows:
-        task = held(turn, event.worker, row.task_id, row.attempt)
+    plain: dict[TaskId, tuple[Task, float, float, Sized]] = {}
+    for row in rows:
+        task = held(turn, worker.incarnation, row.task_id, row.attempt)
         if task is None or task.id in plain:
             continue  # known already, or of an attempt that has been given up
         begun, begun_age, ended_age = task.started_at, row.begun_age, row.ended_age
@@ -83,12 +122,12 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
             took.append((task, begun_age - ended_age))
             if begun is None:
                 begun = max(task.created_at, now - begun_age)
-        at = max(now - ended_age, begun or task.created_at)
+        at = max(now - ended_age, task.created_at if begun is None else begun)
         if begun is not None and alive and is_plain(task, row):
             plain[task.id] = (task, begun, at, row.result)
             continue
         if plain:  # in the order in which they ended
-            complete(turn, worker, plain)
+            complete(turn, worker, *map(list, zip(*plain.values(), strict=True)))
             plain = {}
         if task.ask is not None:
             # The acknowledgement may still be on its way, on the other socket.
@@ -107,9 +146,9 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
             result=row.result,
         )
     if plain:
-        complete(turn, worker, plain)
+        complete(turn, worker, *map(list, zip(*plain.values(), strict=True)))
     if took:
-        paced(worker, took)
+        paced(worker, *map(list, zip(*took, strict=True)))
 
 
 def _placed(turn: Turn, ask: Ask, age: float) -> float:

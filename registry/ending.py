@@ -22,6 +22,11 @@ NEVER_BEGAN: Final = "stopped before it began"
 #: Enumerations are slow.
 _COMPLETED: Final = str(Outcome.COMPLETED)
 _RETURNED: Final = str(Evidence.RETURNED)
+_ASK: Final = attrgetter("ask")
+_ATTEMPT: Final = attrgetter("attempt")
+_ID: Final = attrgetter("id")
+_PARKED: Final = attrgetter("parked")
+_SPAWN: Final = attrgetter("spawn")
 _WATCHERS: Final = attrgetter("watchers")
 
 
@@ -70,10 +75,6 @@ def end(
         )
 
 
-#: An attempt that has returned, of which no more is to be said: its task, when it began and ended, and its result.
-Completed = tuple[Task, float, float, Sized]
-
-
 def is_plain(task: Task, row: EndedRow) -> bool:
     """Whether nothing follows from this end but its result: no stop waits for it, for it was not asked to stop, and
     nothing comes after it. (Of a worker that lives.)
@@ -91,29 +92,55 @@ def is_plain(task: Task, row: EndedRow) -> bool:
     )
 
 
-def complete(turn: Turn, worker: Worker, ended: dict[TaskId, Completed]) -> None:
-    """End these, which are plain, as `end` would."""
-    rows = ended.values()
-    if len(rows) < turn.state.alike:
-        for task, started_at, at, result in rows:
+def all_plain(worker: Worker, tasks: list[Task], rows: list[EndedRow]) -> bool:
+    """Whether nothing more follows from any of these ends, each of another task that this worker holds.
+
+    It may say no where each of them is plain. Field by field, for all at once; tasks that were spawned together
+    share a row.
+    """
+    _, attempts, outcomes, evidence, _, _, _, _, texts, _ = zip(*rows, strict=True)
+    return (
+        set(outcomes) == {_COMPLETED}
+        and set(evidence) == {_RETURNED}
+        and not any(texts)
+        and not any(map(_ASK, tasks))
+        and not any(map(_PARKED, tasks))
+        and attempts == tuple(map(_ATTEMPT, tasks))
+        and all(
+            spawn.timeout is spawn.unique_key is None and spawn.restart != "always"
+            for spawn, _ in groupby(map(_SPAWN, tasks))
+        )
+    )
+
+
+def complete(
+    turn: Turn,
+    worker: Worker,
+    tasks: list[Task],
+    started_at: list[float],
+    at: list[float],
+    results: list[Sized],
+) -> None:
+    """End these, which are plain, as `end` would: when each began and ended, and its result."""
+    if len(tasks) < turn.state.alike:
+        for task, began, ended, result in zip(tasks, started_at, at, results, strict=True):
             end(
                 turn,
                 task,
                 outcome=Outcome.COMPLETED,
                 evidence=Evidence.RETURNED,
-                started_at=started_at,
-                at=at,
+                started_at=began,
+                at=ended,
                 result=result,
             )
         return
-    tasks: list[Task]
-    tasks, *columns = map(list, zip(*rows, strict=True))
     kinds: set[str] = set()
-    for task in tasks:
-        if task.spawn.kind not in kinds:
-            kinds.add(task.spawn.kind)
-            turn.let_go(task)
-    turn.emit(facts.TasksCompleted(worker.incarnation, [*ended], *columns))
+    for spawn, together in groupby(tasks, _SPAWN):
+        if spawn.kind not in kinds:
+            kinds.add(spawn.kind)
+            turn.let_go(next(together))
+    task_ids: list[int] = list(map(_ID, tasks))
+    turn.emit(facts.TasksCompleted(worker.incarnation, task_ids, started_at, at, results))
     _tell_watchers(turn, tasks)
 
 
@@ -198,7 +225,7 @@ def _tell_watchers(turn: Turn, tasks: list[Task]) -> None:
     """These have ended: whoever watches one of them, and is still there, gets its result."""
     watched: dict[SessionId, list[TaskId]] = {}
     for watchers, together in groupby(tasks, _WATCHERS):
-        task_ids = [task.id for task in together]
+        task_ids = list(map(_ID, together))
         for session_id in watchers:
             watched.setdefault(session_id, []).extend(task_ids)
     for session_id, task_ids in watched.items():
@@ -208,7 +235,7 @@ def _tell_watchers(turn: Turn, tasks: list[Task]) -> None:
 def _tell(turn: Turn, session_id: SessionId, task_ids: list[TaskId]) -> None:
     session = turn.state.sessions.get(session_id)
     if session is not None:
-        turn.send_results(session_id, list(map(session.results.__getitem__, task_ids)))
+        turn.send_results(session_id, session.result_rows(task_ids))
 
 
 def never_ran(turn: Turn, task: Task) -> None:

@@ -1,13 +1,13 @@
 """What follows for the registry when tasks have ended: one, or many that follow each other and are alike."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, repeat
 from typing import Any, Final
 
 from quiesce.registry.counts import count
 from quiesce.registry.ended import ended_tasks
 from quiesce.registry.ids import TaskId
-from quiesce.registry.moving import keep_short, move
+from quiesce.registry.moving import keep_short, move_all
 from quiesce.registry.records import Task
 from quiesce.registry.rows import ResultRow
 from quiesce.registry.state import State
@@ -47,36 +47,47 @@ def leave(
     started_at: Iterable[float | None] = repeat(None),
     exit_status: int | None = None,
     text: str = "",
-    results: Iterable[Any] = repeat(b""),
+    results: Sequence[Any] = (b"",),
     host: str = "",
     worker_pid: int | None = None,
 ) -> None:
-    """These, which are alike, have ended, each at its times. `State.tasks` and who held them have none of them."""
-    for task in tasks:
-        move(task, TaskState.ENDED)
+    """These, which are alike, have ended, each at its times, with its result or one that is everybody's.
+    `State.tasks` and who held them have none of them.
+    """
+    move_all(tasks, TaskState.ENDED)
     if state.unique or state.parked.holders:
         for task in tasks:
             _leave_key(state, task)
     first = tasks[0]
     fields = (first.attempt, outcome, evidence, exit_status, text)
-    rows: list[ResultRow] = []
-    for session in map(state.sessions.get, first.watchers):
-        if session is not None:
-            rows = rows or [
-                _new(ResultRow, (task_id, *fields, result))
-                for task_id, result in zip(ids, results, strict=False)
-            ]
-            session.results.update(zip(ids, rows, strict=True))
+    sessions = [*filter(None, map(state.sessions.get, first.watchers))]
+    if sessions:
+        told = dict(zip(ids, _result_rows(ids, fields, results), strict=True))
+        for session in sessions:
+            session.results.update(told)
     times = zip(tasks, started_at, ended_at, strict=False)
     ended = ended_tasks(first, outcome, evidence, exit_status, times, host, worker_pid)
-    for task_id, each in zip(ids, ended, strict=True):
-        state.history[task_id] = state.ended_now[task_id] = each
+    remembered = dict(zip(ids, ended, strict=True))
+    state.history.update(remembered)
+    state.ended_now.update(remembered)
     keep_short(state)
     spawn = first.spawn
     state.index.remove_many(ids, spawn.kind, first.tenant_id, first.timeline_id, spawn.runtime)
     pool = (spawn.runtime, spawn.kind)
     count(state.live_total, pool, -len(ids))
     count(state.ended_total, (*pool, outcome), len(ids))
+
+
+def _result_rows(
+    ids: list[TaskId], fields: tuple[Any, ...], results: Sequence[Any]
+) -> Iterable[ResultRow]:
+    """The first fields and the result of each; one row for all if these are the same. See `Session.results`."""
+    if results.count(results[0]) == len(results):
+        return repeat(_new(ResultRow, (ids[0], *fields, results[0])), len(ids))
+    return [
+        _new(ResultRow, (task_id, *fields, result))
+        for task_id, result in zip(ids, results, strict=False)
+    ]
 
 
 def _leave_key(state: State, task: Task) -> None:

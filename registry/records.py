@@ -5,8 +5,10 @@ Telemetry (progress, checks, usage) is the exception: it is never decided on, so
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Final
 
+from quiesce.registry.answers import Answers
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
@@ -16,7 +18,7 @@ from quiesce.registry.ids import (
     StopId,
     TaskId,
 )
-from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
+from quiesce.registry.rows import RUN, Alike, ResultRow, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.serials import Serials
 from quiesce.registry.states import State
@@ -66,6 +68,11 @@ class Ask:
 
 #: Of nearly all tasks; never written to.
 _NONE_PARKED: Final[dict[tuple[SessionId, int], SpawnRow]] = {}
+#: Of all tasks at first. (A type of ids is a call, and a member of an enumeration a look into it.)
+_FIRST: Final = Attempt(1)
+_QUEUED: Final = State.QUEUED
+_NOBODY: Final = Incarnation(0)
+_NOT_ASSIGNED: Final = AssignNumber(0)
 
 
 class Task:
@@ -99,14 +106,14 @@ class Task:
         self.spawn = spawn
         self.tenant_id = spawn.tenant_id
         self.timeline_id = spawn.timeline_id
-        self.attempt = Attempt(1)
+        self.attempt = _FIRST
         self.retries = spawn.retries
-        self.state = State.QUEUED
+        self.state = _QUEUED
         self.created_at = created_at
         self.started_at: float | None = None
         #: The worker that holds it, 0 while QUEUED.
-        self.worker = Incarnation(0)
-        self.assign_number = AssignNumber(0)
+        self.worker = _NOBODY
+        self.assign_number = _NOT_ASSIGNED
         #: None, or the request to stop that it is under: the mark `stopping`.
         self.ask: Ask | None = None
         self.lingering = ""
@@ -299,11 +306,12 @@ class Session:
         self.worker = worker
         #: All spawns up to this number have arrived.
         self.spawned = 0
-        #: Answers that the client may not have yet, by spawn number.
-        self.answers: dict[int, SpawnAnswer] = {}
+        #: Answers that the client may not have yet.
+        self.answers = Answers()
         #: All and only its spawns in a `Task.parked`: spawn number -> that task.
         self.parked: dict[int, TaskId] = {}
-        #: Results that the client has not yet taken.
+        #: Results that the client has not yet taken. Those of tasks that ended together and alike are one row, that
+        #: of any of them.
         self.results: dict[TaskId, ResultRow] = {}
         #: Its open stops, by request number: a request that comes again is recognised.
         self.requests: dict[RequestNumber, StopId] = {}
@@ -317,6 +325,18 @@ class Session:
         self.reopened = 0
         #: Tick of the last sign of life. Volatile.
         self.last_heard = 0.0
+
+    def result_rows(self, task_ids: Iterable[TaskId]) -> list[ResultRow | Alike]:
+        """Those of these tasks, as the client is told."""
+        rows: list[ResultRow | Alike] = []
+        for row, together in groupby(task_ids, self.results.__getitem__):
+            first, *others = together
+            mine = row if row.task_id == first else row._replace(task_id=first)
+            if len(others) + 1 < RUN:
+                rows += [mine, *(row._replace(task_id=each) for each in others)]
+            else:
+                rows.append(Alike(mine, list[int](others), 1 + len(others)))
+        return rows
 
 
 class Stop:

@@ -5,8 +5,9 @@ are, so that no task is translated on its way through the broker. Payloads (func
 results) are opaque here: anything with a length in bytes.
 """
 
-from collections.abc import Sized
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sized
+from itertools import repeat
+from typing import Any, Final, NamedTuple
 
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 
@@ -17,6 +18,56 @@ TIMED_OUT: Final = "TaskTimeoutError: "
 LEASE_OVER: Final = "LeaseHalfOver: "
 #: What code a refusal carries: the name of a class in `quiesce.errors`.
 ErrorCode = str
+
+
+#: How many rows at least are worth being told as one.
+RUN: Final = 4
+_new: Final = tuple.__new__
+
+
+class Alike:
+    """Stands for rows, in a list of them: `count` in all, that differ by their first fields alone, which are
+    numbers.
+
+    Nobody makes the others until somebody looks at single ones (see `one_by_one`): on the wire it is one row, too.
+    """
+
+    __slots__ = ("count", "numbers", "row")
+
+    def __init__(self, row: tuple[Any, ...], numbers: list[int], count: int) -> None:
+        self.row = row
+        #: The first fields of the other rows, each row's after the other's.
+        self.numbers = numbers
+        self.count = count
+
+    @property
+    def width(self) -> int:
+        """How many fields differ."""
+        return len(self.numbers) // (self.count - 1)
+
+    def cut(self, most: int) -> "Iterator[Alike | tuple[Any, ...]]":
+        """The same in pieces of at most so many rows."""
+        if self.count <= most:
+            yield self
+            return
+        rows = list(one_by_one((self,)))
+        for start in range(0, len(rows), most):
+            first, *others = rows[start : start + most]
+            numbers = [number for row in others for number in row[: self.width]]
+            yield Alike(first, numbers, 1 + len(others)) if others else first
+
+
+def one_by_one(rows: Iterable[Any]) -> Iterator[Any]:
+    """All these rows, one by one."""
+    for row in rows:
+        if type(row) is not Alike:
+            yield row
+            continue
+        yield row.row
+        width, numbers = row.width, row.numbers
+        fields = [numbers[place::width] for place in range(width)]
+        rest = map(repeat, row.row[width:])
+        yield from map(_new, repeat(type(row.row)), zip(*fields, *rest, strict=False))
 
 
 class SpawnRow(NamedTuple):

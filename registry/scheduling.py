@@ -9,12 +9,14 @@ functions whose last call there was short are handed over ahead, and only behind
 import heapq
 from collections.abc import Iterable, Sized
 from functools import partial
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from typing import Final
 
 from quiesce.registry import facts
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Task, Worker
-from quiesce.registry.rows import AssignRow
+from quiesce.registry.rows import RUN, Alike, AssignRow
 from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
 
@@ -30,6 +32,10 @@ LONGEST: Final = 1024
 LEAST: Final = 20e-6
 #: Without the detour over the arguments of a named tuple.
 _new: Final = tuple.__new__
+_NUMBERS: Final = attrgetter("assign_number", "id")
+_SPAWN: Final = attrgetter("spawn")
+#: All that the worker is told of a task, but for its numbers.
+_TOLD: Final = attrgetter("spawn", "attempt", "tenant_id", "timeline_id", "created_at")
 
 
 def schedule(turn: Turn) -> None:
@@ -55,7 +61,15 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     following = partial(queue.peek, state.has_room, state.allowed)
     alike = queue.alike() if free and len(queue) >= state.alike else None
     if alike is not None and not state.kind(alike[0]).is_limited:
-        hands, following = {}, partial(next, alike[1], None)
+        line = alike[1]
+        if len(free) == 1:
+            ((held, incarnation, most),) = free
+            hand = list(islice(line, most - held))
+            if _may_all_follow(state, state.workers[incarnation], hand):
+                assign(turn, hand, incarnation)
+                return
+            line = chain(hand, line)
+        hands, following = {}, partial(next, line, None)
     #: The workers of which it is known in this turn whether anything may wait behind what they hold.
     calm: dict[Incarnation, bool] = {}
     task_id = following()
@@ -65,7 +79,9 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
         worker = state.workers[incarnation]
         if held and worker.slots == 1:
             if incarnation not in calm:
-                calm[incarnation] = all_quick(state, worker, (*worker.tasks, *hand))
+                calm[incarnation] = all_quick(
+                    worker, map(state.tasks.__getitem__, (*worker.tasks, *hand))
+                )
             if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):
                 heapq.heappop(free)
                 continue
@@ -89,12 +105,13 @@ def room(worker: Worker) -> int:
     return worker.slots + min(MOST, int(AHEAD / max(worker.pace, LEAST)))
 
 
-def paced(worker: Worker, took: list[tuple[Task, float]]) -> None:
-    """So long its last tasks took. Slow ones count at once, quick ones by and by."""
-    mean = sum(seconds for _, seconds in took) / len(took)
-    worker.pace = max(mean, worker.pace / 2)
+def paced(worker: Worker, tasks: list[Task], took: list[float]) -> None:
+    """So many seconds its last tasks took. Slow ones count at once, quick ones by and by."""
+    worker.pace = max(sum(took) / len(took), worker.pace / 2)
     if worker.slots == 1:
-        for task, seconds in took:
+        if max(took) <= AHEAD and all_quick(worker, tasks):
+            return
+        for task, seconds in zip(tasks, took, strict=True):
             if is_quick(worker, task) is not (seconds <= AHEAD):
                 _note(worker, task.spawn.function, quick=seconds <= AHEAD)
 
@@ -104,22 +121,25 @@ def is_quick(worker: Worker, task: Task) -> bool:
     return task.spawn.function in worker.quick
 
 
-def all_quick(state: State, worker: Worker, held: Iterable[TaskId]) -> bool:
-    """Whether something may be handed to it behind all these."""
-    tasks, last = state.tasks, None
-    for task_id in held:
-        function = tasks[task_id].spawn.function
-        if function is not last and function not in worker.quick:
-            return False
-        last = function
-    return True
+def all_quick(worker: Worker, tasks: Iterable[Task]) -> bool:
+    """Whether the last call of each of their functions by this worker was short: then something may be handed to it
+    behind all these.
+    """
+    # Of tasks that follow each other most share a row: then it is one object that is looked at.
+    return all(spawn.function in worker.quick for spawn, _ in groupby(tasks, _SPAWN))
 
 
 def may_follow(state: State, worker: Worker, task: Task) -> bool:
     """Whether this task may be handed to this worker with what it holds."""
     if not worker.tasks or worker.slots > 1:
         return True
-    return is_quick(worker, task) and all_quick(state, worker, worker.tasks)
+    return is_quick(worker, task) and all_quick(worker, map(state.tasks.__getitem__, worker.tasks))
+
+
+def _may_all_follow(state: State, worker: Worker, task_ids: list[TaskId]) -> bool:
+    """Whether each of these may be handed to this worker behind those before it."""
+    held = map(state.tasks.__getitem__, (*worker.tasks, *task_ids))
+    return worker.slots > 1 or all_quick(worker, held)
 
 
 def _note(worker: Worker, function: Sized, *, quick: bool) -> None:
@@ -147,12 +167,22 @@ def assign(turn: Turn, task_ids: list[TaskId], incarnation: Incarnation) -> None
     """Hand queued tasks, of one tenant and kind if many, to a worker, under its next numbers."""
     state = turn.state
     number = state.workers[incarnation].last_assign + 1
+    tasks = map(state.tasks.__getitem__, task_ids)
     if len(task_ids) < turn.state.alike:
         for place, task_id in enumerate(task_ids):
             turn.emit(facts.TaskAssigned(task_id, incarnation, number + place))
-    else:
-        turn.emit(facts.TasksAssigned(incarnation, number, list[int](task_ids)))
-    turn.assign(incarnation, [assign_row(state.tasks[task_id]) for task_id in task_ids])
+        turn.assign(incarnation, map(assign_row, tasks))
+        return
+    turn.emit(facts.TasksAssigned(incarnation, number, list[int](task_ids)))
+    rows: list[AssignRow | Alike] = []
+    for _, told in groupby(tasks, _TOLD):
+        first, *others = told
+        if len(others) + 1 < RUN:
+            rows += map(assign_row, (first, *others))
+        else:
+            numbers = chain.from_iterable(map(_NUMBERS, others))
+            rows.append(Alike(assign_row(first), [*numbers], 1 + len(others)))
+    turn.assign(incarnation, rows)
 
 
 def assign_row(task: Task) -> AssignRow:

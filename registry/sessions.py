@@ -26,14 +26,14 @@ def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
         turn.timers.set(("session", event.session), turn.now.tick + LOOK)
     session.last_heard = turn.now.tick
     turn.send(effects.WelcomeSession(event.session, known))
-    turn.send_results(event.session, session.results.values())
+    turn.send_results(event.session, session.result_rows(session.results))
 
 
 def on_session_attached(turn: Turn, event: events.SessionAttached) -> None:
     """Its results, by way of the journal: an end that it does not hold yet may still be lost."""
     session = turn.state.sessions.get(event.session)
     if session is not None:
-        turn.send_results(event.session, session.results.values())
+        turn.send_results(event.session, session.result_rows(session.results))
 
 
 def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:
@@ -65,7 +65,7 @@ def heard(turn: Turn, session_id: SessionId, answered_through: int) -> Session |
 
 def forget_answers(turn: Turn, session: Session, through: int) -> None:
     """The client has the answers up to this one."""
-    first = next(iter(session.answers), None)
+    first = session.answers.first()
     if first is not None and first <= through:
         turn.emit(facts.AnswersForgotten(session.id, through))
 

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from quiesce.registry import effects, events, facts, sessions
+from quiesce.registry.answers import told
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.names import Refusal, undeclared
@@ -81,14 +82,13 @@ def _register(turn: Turn, session: SessionId, rows: list[SpawnRow]) -> bool:
     arguments = [each.arguments for each in rows]
     if arguments.count(row.arguments) == len(arguments):
         arguments = []
-    last = state.last_task_id
+    task_ids = range(state.last_task_id + 1, state.last_task_id + 1 + len(rows))
     turn.emit(
         facts.TasksRegistered(
-            last + 1, last + len(rows), session, row.number, turn.now.wall, row, arguments
+            task_ids[0], task_ids[-1], session, row.number, turn.now.wall, row, arguments
         )
     )
-    answers = state.sessions[session].answers
-    turn.answer_spawns(session, [answers[each.number] for each in rows])
+    turn.answer_spawns(session, told(range(row.number, row.number + len(rows)), task_ids))
     turn.dirty.add(row.runtime)
     return True
 

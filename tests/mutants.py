@@ -320,8 +320,8 @@ MUTANTS: Final = (
     Mutant(
         "what waits in one's hand counts as calm",
         "registry/scheduling.py",
-        "all_quick(state, worker, (*worker.tasks, *hand))",
-        "all_quick(state, worker, worker.tasks)",
+        "map(state.tasks.__getitem__, (*worker.tasks, *hand))",
+        "map(state.tasks.__getitem__, worker.tasks)",
     ),
     Mutant(
         "many are assigned past a limit",
@@ -350,7 +350,7 @@ MUTANTS: Final = (
     Mutant(
         "a worker keeps in hand what has completed",
         "registry/apply_alike.py",
-        "        take_out(state.held, ids)\n",
+        "    take_out(state.held, task_ids)\n",
         "",
     ),
     Mutant(

@@ -23,9 +23,18 @@ from quiesce.protocol import (
     to_worker,
 )
 from quiesce.protocol.frames import INLINE_LIMIT, Frame, as_payload, payload_bytes
-from quiesce.protocol.runs import PackedRows
+from quiesce.protocol.runs import PackedRows, as_received
+from quiesce.protocol.sizes import FULL, in_parts
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
-from quiesce.registry.rows import AssignRow, EndedRow, ResultRow, SpawnRow, StoppedRow
+from quiesce.registry.rows import (
+    Alike,
+    AssignRow,
+    EndedRow,
+    ResultRow,
+    SpawnRow,
+    StoppedRow,
+    one_by_one,
+)
 
 EVERYTHING = tuple(codec.CODES)
 decoder = codec.Decoder(EVERYTHING)
@@ -679,6 +688,44 @@ def test_rows_may_differ_by_two_numbers(rows: list[AssignRow]) -> None:
     epoch, found = decoder.decode(codec.encode(to_worker.Assign(7, rows)))
     assert (epoch, found) == (7, rows)
     assert all(type(row) is AssignRow for row in found)
+
+
+PIECES = st.lists(
+    st.tuples(st.lists(st.tuples(INTEGERS, INTEGERS), min_size=1, max_size=6), ASSIGNED)
+)
+
+
+def as_given(pieces: list[tuple[list[tuple[int, int]], Any]]) -> list[Any]:
+    """What has two rows or more as what is alike, the rest as rows."""
+    given: list[Any] = []
+    for (first, *others), rest in pieces:
+        one, two = first
+        row = AssignRow(one, TaskId(two), *rest)
+        numbers = [number for pair in others for number in pair]
+        given.append(Alike(row, numbers, 1 + len(others)) if others else row)
+    return given
+
+
+@given(PIECES)
+def test_what_is_given_as_alike_arrives_as_rows(pieces: Any) -> None:
+    rows = [AssignRow(one, two, *rest) for pairs, rest in pieces for one, two in pairs]
+    message = to_worker.Assign(7, as_given(pieces))
+    assert decoder.decode(codec.encode(message)) == (7, rows)
+    assert as_received(message) == (7, rows)
+
+
+@given(PIECES, st.integers(1, 7))
+def test_rows_that_are_alike_are_parted_like_others(pieces: Any, most: int) -> None:
+    rows = [AssignRow(one, two, *rest) for pairs, rest in pieces for one, two in pairs]
+    parts = [list(one_by_one(part)) for part in in_parts(as_given(pieces), most)]
+    assert [row for part in parts for row in part] == rows
+    assert all(0 < len(part) <= most for part in parts)
+
+
+def test_of_rows_that_are_alike_one_weighs() -> None:
+    row = AssignRow(1, TaskId(1), Attempt(1), "gc", "n", None, None, False, 1.0, b"f", b"a" * FULL)
+    alike = Alike(row, [2, 2, 3, 3], 3)
+    assert list(in_parts([alike, alike], 100)) == [[alike], [alike]]
 
 
 def test_a_message_makes_only_so_many_spawns() -> None:

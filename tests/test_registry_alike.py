@@ -11,7 +11,7 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.effects import Effect
 from quiesce.registry.ids import Incarnation, SpawnNumber
 from quiesce.registry.limits import KindLimits
-from quiesce.registry.rows import EndedRow
+from quiesce.registry.rows import EndedRow, one_by_one
 from quiesce.registry.states import State as TaskState
 from registry_helpers import Desk, answer, ended_row, session_id
 
@@ -192,7 +192,9 @@ def test_each_of_them_is_told_as_what_it_was(desk: Desk) -> None:
     rows = [ended_row(n, begun_age=0.9, ended_age=n / 10, result=bytes([n])) for n in range(1, 7)]
     desk.say(events.TasksEnded(Incarnation(worker), rows))
     now = desk.wall
-    told = {effect.session: effect.rows for effect in desk.take(effects.SendResults)}
+    told = {
+        effect.session: list(one_by_one(effect.rows)) for effect in desk.take(effects.SendResults)
+    }
     assert {name: [row.task_id for row in each] for name, each in told.items()} == {
         session_id("A"): [1, 2, 3, 6],
         session_id("B"): [4, 5],
