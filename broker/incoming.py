@@ -298,7 +298,7 @@ class Incoming:
 
     def ended(self, peer: Peer, message: from_worker.Ended) -> None:
         rows = message.rows
-        if any(len(row.text) > TEXT_LIMIT for row in rows):
+        if max([len(row.text) for row in rows], default=0) > TEXT_LIMIT:
             rows = [row._replace(text=cut(row.text)) for row in rows]
         self._handle(events.TasksEnded(Incarnation(peer.worker), rows))
 

@@ -79,7 +79,8 @@ def encode(message: Message, *, escape: bool = False) -> list[bytes]:
 
     try:
         place = ROWS_IN.get(type(message))
-        if place is not None and _may_have_runs(message[place]):
+        rows = () if place is None else message[place]
+        if place is not None and (len(rows) >= RUN or Alike in map(type, rows)):
             frames[0] = pack_with_runs(code, message, place, beside)
         else:
             frames[0] = msgpack.packb((code, *message), default=beside)
@@ -90,10 +91,6 @@ def encode(message: Message, *, escape: bool = False) -> list[bytes]:
     except Exception as error:
         raise ProtocolError(f"{_name(type(message))} can't be encoded: {error}") from error
     return frames
-
-
-def _may_have_runs(rows: list[Any]) -> bool:
-    return len(rows) >= RUN or Alike in map(type, rows)
 
 
 def _escaped(value: Any) -> Any:

@@ -48,6 +48,9 @@ def in_parts(
     rows: list[Any], most: int, weigh: Callable[[Iterable[Any]], int] = held
 ) -> Iterator[list[Any]]:
     """The rows of one message after the other: at most so many each, and none behind FULL bytes."""
+    if len(rows) == 1 and type(rows[0]) is not Alike:
+        yield rows  # whatever it holds
+        return
     if len(rows) + _more(rows) <= most and weigh(rows) <= FULL:
         if rows:
             yield rows

@@ -10,11 +10,13 @@ from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Ask, Task, Worker
 from quiesce.registry.rows import EndedRow
 from quiesce.registry.scheduling import paced, stuck
-from quiesce.registry.states import State as TaskState
+from quiesce.registry.states import Evidence, Outcome, State as TaskState
 from quiesce.registry.turn import Turn
 
 #: The task and the attempt that a worker's row is about.
 _KEY: Final = itemgetter(0, 1)
+#: An attempt that has returned, of which no more is to be said: its task, when it began and ended, and its result.
+Completed = tuple[Task, float, float, Sized]
 
 
 def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | None:
@@ -109,17 +111,19 @@ def _ended_plainly(turn: Turn, worker: Worker, rows: list[EndedRow]) -> bool:
 
 
 def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow]) -> None:
-    took: list[tuple[Task, float]] = []
+    timed: list[Task] = []
+    took: list[float] = []
     now = turn.now.wall
     alive = worker.status is None
-    plain: dict[TaskId, tuple[Task, float, float, Sized]] = {}
+    plain: dict[TaskId, Completed] = {}
     for row in rows:
         task = held(turn, worker.incarnation, row.task_id, row.attempt)
         if task is None or task.id in plain:
             continue  # known already, or of an attempt that has been given up
         begun, begun_age, ended_age = task.started_at, row.begun_age, row.ended_age
         if begun_age is not None:
-            took.append((task, begun_age - ended_age))
+            timed.append(task)
+            took.append(begun_age - ended_age)
             if begun is None:
                 begun = max(task.created_at, now - begun_age)
         at = max(now - ended_age, task.created_at if begun is None else begun)
@@ -127,7 +131,7 @@ def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow]) -> None:
             plain[task.id] = (task, begun, at, row.result)
             continue
         if plain:  # in the order in which they ended
-            complete(turn, worker, *map(list, zip(*plain.values(), strict=True)))
+            _complete(turn, worker, plain)
             plain = {}
         if task.ask is not None:
             # The acknowledgement may still be on its way, on the other socket.
@@ -146,9 +150,26 @@ def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow]) -> None:
             result=row.result,
         )
     if plain:
-        complete(turn, worker, *map(list, zip(*plain.values(), strict=True)))
+        _complete(turn, worker, plain)
     if took:
-        paced(worker, *map(list, zip(*took, strict=True)))
+        paced(worker, timed, took)
+
+
+def _complete(turn: Turn, worker: Worker, plain: dict[TaskId, Completed]) -> None:
+    """End these as `end` would: together, if they are enough."""
+    if len(plain) >= turn.state.alike:
+        complete(turn, worker, *map(list, zip(*plain.values(), strict=True)))
+        return
+    for task, started_at, at, result in plain.values():
+        end(
+            turn,
+            task,
+            outcome=Outcome.COMPLETED,
+            evidence=Evidence.RETURNED,
+            started_at=started_at,
+            at=at,
+            result=result,
+        )
 
 
 def _placed(turn: Turn, ask: Ask, age: float) -> float:

@@ -121,19 +121,7 @@ def complete(
     at: list[float],
     results: list[Sized],
 ) -> None:
-    """End these, which are plain, as `end` would: when each began and ended, and its result."""
-    if len(tasks) < turn.state.alike:
-        for task, began, ended, result in zip(tasks, started_at, at, results, strict=True):
-            end(
-                turn,
-                task,
-                outcome=Outcome.COMPLETED,
-                evidence=Evidence.RETURNED,
-                started_at=began,
-                at=ended,
-                result=result,
-            )
-        return
+    """End these, which are plain, as `end` would, at once: when each began and ended, and its result."""
     kinds: set[str] = set()
     for spawn, together in groupby(tasks, _SPAWN):
         if spawn.kind not in kinds:

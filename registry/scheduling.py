@@ -62,14 +62,13 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     alike = queue.alike() if free and len(queue) >= state.alike else None
     if alike is not None and not state.kind(alike[0]).is_limited:
         line = alike[1]
-        if len(free) == 1:
-            ((held, incarnation, most),) = free
-            hand = list(islice(line, most - held))
-            if _may_all_follow(state, state.workers[incarnation], hand):
+        first = list(islice(line, sum([most - held for held, _, most in free])))
+        hands = deal(first, free)
+        if all(_may_follow_all(state, state.workers[each], hand) for each, hand in hands.items()):
+            for incarnation, hand in hands.items():
                 assign(turn, hand, incarnation)
-                return
-            line = chain(hand, line)
-        hands, following = {}, partial(next, line, None)
+            return
+        hands, following = {}, partial(next, chain(first, line), None)
     #: The workers of which it is known in this turn whether anything may wait behind what they hold.
     calm: dict[Incarnation, bool] = {}
     task_id = following()
@@ -96,6 +95,30 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     for incarnation, hand in (hands or {}).items():
         if hand:
             assign(turn, hand, incarnation)
+
+
+def deal(
+    task_ids: list[TaskId], free: list[tuple[int, Incarnation, int]]
+) -> dict[Incarnation, list[TaskId]]:
+    """Who gets which of these tasks, if each in its turn goes to who holds the least by then, the oldest first.
+
+    `free`: how much each holds, who it is, and how much it may hold; there are no more tasks than these may hold.
+    """
+    hands: dict[Incarnation, list[TaskId]] = {}
+    left, start = sorted(free), 0
+    while start < len(task_ids):
+        # Those who hold the least have their turns, until another holds as little, or one of them may hold no more.
+        level = left[0][0]
+        lowest = [each for each in left if each[0] == level]
+        others = left[len(lowest) :]
+        until = min([most for _, _, most in lowest] + [held for held, _, _ in others[:1]])
+        end = start + (until - level) * len(lowest)
+        for place, (_, incarnation, _) in enumerate(lowest, start):
+            if place < len(task_ids):
+                hands.setdefault(incarnation, []).extend(task_ids[place : end : len(lowest)])
+        left = sorted([(until, each, most) for _, each, most in lowest if until < most] + others)
+        start = end
+    return hands
 
 
 def room(worker: Worker) -> int:
@@ -125,8 +148,10 @@ def all_quick(worker: Worker, tasks: Iterable[Task]) -> bool:
     """Whether the last call of each of their functions by this worker was short: then something may be handed to it
     behind all these.
     """
-    # Of tasks that follow each other most share a row: then it is one object that is looked at.
-    return all(spawn.function in worker.quick for spawn, _ in groupby(tasks, _SPAWN))
+    for spawn, _ in groupby(tasks, _SPAWN):  # noqa: SIM110 - it is called for single tasks, too
+        if spawn.function not in worker.quick:
+            return False
+    return True
 
 
 def may_follow(state: State, worker: Worker, task: Task) -> bool:
@@ -136,7 +161,7 @@ def may_follow(state: State, worker: Worker, task: Task) -> bool:
     return is_quick(worker, task) and all_quick(worker, map(state.tasks.__getitem__, worker.tasks))
 
 
-def _may_all_follow(state: State, worker: Worker, task_ids: list[TaskId]) -> bool:
+def _may_follow_all(state: State, worker: Worker, task_ids: list[TaskId]) -> bool:
     """Whether each of these may be handed to this worker behind those before it."""
     held = map(state.tasks.__getitem__, (*worker.tasks, *task_ids))
     return worker.slots > 1 or all_quick(worker, held)

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.effects import Effect
-from quiesce.registry.ids import Incarnation, SpawnNumber
+from quiesce.registry.ids import Incarnation, SpawnNumber, TaskId
 from quiesce.registry.limits import KindLimits
 from quiesce.registry.rows import EndedRow, one_by_one
+from quiesce.registry.scheduling import deal
 from quiesce.registry.states import State as TaskState
 from registry_helpers import Desk, answer, ended_row, session_id
 
@@ -344,3 +345,28 @@ def test_it_is_the_same_however_many_make_one_fact(steps: list[tuple[str, Any]])
     for least in (1, 2):
         same = lead_to(steps, least) == singly
         assert same, least
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=5),
+    st.floats(0.0, 1.0),
+)
+def test_many_are_dealt_out_as_one_after_the_other(
+    workers: list[tuple[int, int]], share: float
+) -> None:
+    free = [
+        (held, Incarnation(number), held + room) for number, (held, room) in enumerate(workers, 1)
+    ]
+    count = int(share * sum(room for _, room in workers))
+    task_ids = [TaskId(number) for number in range(1, count + 1)]
+    hands: dict[int, list[int]] = {}
+    left = list(free)
+    for task_id in task_ids:
+        held, who, most = min(left)
+        hands.setdefault(who, []).append(task_id)
+        left.remove((held, who, most))
+        if held + 1 < most:
+            left.append((held + 1, who, most))
+    dealt = deal(task_ids, free)
+    assert dealt == hands
+    assert list(dealt) == list(hands), "in the order of their first ones"
