@@ -29,7 +29,7 @@ from quiesce.registry import events
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.machine import HalfDoneError
-from quiesce.registry.rows import SpawnRow
+from quiesce.registry.rows import AlikeEnds, EndedRow, SpawnRow
 from quiesce.registry.scope import Scope
 
 Speaks: Final = frozenset({PROTOCOL_VERSION, PROTOCOL_VERSION - 1})
@@ -297,9 +297,7 @@ class Incoming:
         self._handle(events.TasksBegun(Incarnation(peer.worker), message.rows))
 
     def ended(self, peer: Peer, message: from_worker.Ended) -> None:
-        rows = message.rows
-        if max([len(row.text) for row in rows], default=0) > TEXT_LIMIT:
-            rows = [row._replace(text=cut(row.text)) for row in rows]
+        rows = list(map(_cut, message.rows))
         self._handle(events.TasksEnded(Incarnation(peer.worker), rows))
 
     def given_back(self, peer: Peer, message: from_worker.GivenBack) -> None:
@@ -365,6 +363,13 @@ class Incoming:
 def _name(message: Any) -> str:
     """As in `from_client.Hello`."""
     return f"{type(message).__module__.rpartition('.')[2]}.{type(message).__name__}"
+
+
+def _cut(row: EndedRow | AlikeEnds) -> EndedRow | AlikeEnds:
+    """The same with a text that may be kept."""
+    if isinstance(row, AlikeEnds):
+        return row._replace(row=row.row._replace(text=cut(row.row.text)))
+    return row if len(row.text) <= TEXT_LIMIT else row._replace(text=cut(row.text))
 
 
 def _session(peer: Peer) -> SessionId:

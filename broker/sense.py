@@ -6,13 +6,13 @@ far from anything that an honest peer says, so who is beyond them is not correct
 instead, or refused with words, for somebody may mean them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from quiesce.protocol import from_client, from_supervisor, from_worker
 from quiesce.protocol.sizes import TOGETHER_LIMIT
 from quiesce.registry.limits import LABEL_LIMIT
-from quiesce.registry.rows import EndedRow, SpawnRow
+from quiesce.registry.rows import AlikeEnds, EndedRow, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
 
 #: Ids, numbers and counts stay below this, and so do sums of them below what travels.
@@ -160,7 +160,11 @@ def _begun(message: from_worker.Begun) -> None:
 
 
 def _ended(message: from_worker.Ended) -> None:
-    for row in message.rows:
+    rows: Iterable[EndedRow | AlikeEnds] = message.rows
+    for row in rows:
+        if isinstance(row, AlikeEnds):
+            _alike_ends(row)
+            continue
         task_id, attempt, outcome, evidence, begun, ended, delivered, observed, _, _ = row
         if not (
             0 <= task_id < MOST
@@ -172,6 +176,15 @@ def _ended(message: from_worker.Ended) -> None:
             and delivered is observed is None
         ):
             _ended_row(row)  # most are not even asked
+
+
+def _alike_ends(ends: AlikeEnds) -> None:
+    _ended_row(ends.row)
+    for task_id in (min(ends.task_ids), max(ends.task_ids)):
+        _attempt(task_id, ends.row.attempt)
+    for ages in (ends.begun_ages, ends.ended_ages):
+        _age("an age", min(ages))
+        _age("an age", max(ages))
 
 
 def _ended_row(row: EndedRow) -> None:

@@ -3,6 +3,9 @@
 In a list of rows of RUNS, `[row, number, number, ...]` stands for the row, and for more that differ from it by
 their first fields alone, which are numbers: one field or more, as RUNS says, each row's after the other's. Who
 receives such a message sees all rows; who sends it may give a run as what it is, an `Alike`.
+
+The ends of attempts differ by more: there `[row, tasks, ages, ages, results]` stands for many, and arrives as an
+`AlikeEnds`.
 """
 
 from collections.abc import Callable
@@ -10,16 +13,18 @@ from typing import Any, Final
 
 import msgpack
 
-from quiesce.protocol import from_client, to_client, to_worker
+from quiesce.protocol import from_client, from_worker, to_client, to_worker
 from quiesce.registry.rows import (
     RUN,
     Alike,
     AssignRow,
+    EndedRow,
     ResultRow,
     SpawnAnswer,
     SpawnRow,
     StoppedRow,
     TaskRow,
+    alike_ends,
     one_by_one,
 )
 
@@ -39,6 +44,7 @@ ROWS_IN: Final[dict[type, int]] = {
     message: message._fields.index(field)
     for message, field in (
         (from_client.Spawn, "rows"),
+        (from_worker.Ended, "rows"),
         (to_client.SpawnAnswers, "rows"),
         (to_client.Ended, "rows"),
         (to_client.StopReport, "tasks"),
@@ -114,6 +120,8 @@ def as_received(message: tuple[Any, ...]) -> tuple[Any, ...]:
 def _in_runs(rows: list[Any]) -> list[Any]:
     """The same with runs in place of rows that are alike."""
     items: list[Any] = []
+    if rows and type(rows[0]) is EndedRow:
+        return list(alike_ends(rows))
     width = 0
     start, rest = 0, ()
     for place, row in enumerate(rows):

@@ -1,22 +1,23 @@
 """What workers say of attempts: begun, lingering, associated, given back, ended."""
 
 from collections.abc import Sized
-from operator import itemgetter, sub
-from typing import Final
+from itertools import repeat
+from operator import sub
+from typing import cast
 
 from quiesce.registry import effects, events, facts, stopping
-from quiesce.registry.ending import all_plain, complete, end, is_plain, never_ran
+from quiesce.registry.ending import all_plain, complete, end, is_plain, may_be_plain, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Ask, Task, Worker
-from quiesce.registry.rows import EndedRow
+from quiesce.registry.rows import AlikeEnds, EndedRow, alike_ends
 from quiesce.registry.scheduling import paced, stuck
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
 from quiesce.registry.turn import Turn
 
-#: The task and the attempt that a worker's row is about.
-_KEY: Final = itemgetter(0, 1)
 #: An attempt that has returned, of which no more is to be said: its task, when it began and ended, and its result.
 Completed = tuple[Task, float, float, Sized]
+#: Tasks that have ended, and how many seconds each took.
+Timed = tuple[list[Task], list[float]]
 
 
 def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | None:
@@ -74,25 +75,44 @@ def on_tasks_given_back(turn: Turn, event: events.TasksGivenBack) -> None:
 
 def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
     """Record each end and let the worker forget it; an end that is known already is only taken again."""
-    worker = turn.state.workers.get(event.worker)
-    if worker is None or not event.rows:
+    worker, rows = turn.state.workers.get(event.worker), event.rows
+    if worker is None or not rows:
         return
-    turn.send(effects.TakeEnds(event.worker, list(map(_KEY, event.rows))))
-    if not _ended_plainly(turn, worker, event.rows):
-        _ended_each(turn, worker, event.rows)
+    if len(rows) >= turn.state.alike and AlikeEnds not in map(type, rows):
+        rows = alike_ends(cast("list[EndedRow]", rows))
+    taken: list[tuple[int, int]] = []
+    turn.send(effects.TakeEnds(event.worker, taken))
+    timed: Timed = ([], [])
+    single: list[EndedRow] = []
+    for row in rows:
+        if isinstance(row, AlikeEnds):
+            first, task_ids = row.row, row.task_ids
+            taken += zip((first.task_id, *task_ids), repeat(first.attempt))
+            _ended_each(turn, worker, single, timed)
+            single = [] if _ended_plainly(turn, worker, row, timed) else row.one_by_one()
+        else:
+            taken.append(row[:2])
+            single.append(row)
+    _ended_each(turn, worker, single, timed)
+    if timed[0]:
+        paced(worker, *timed)
 
 
-def _ended_plainly(turn: Turn, worker: Worker, rows: list[EndedRow]) -> bool:
+def _ended_plainly(turn: Turn, worker: Worker, ends: AlikeEnds, timed: Timed) -> bool:
     """End all of these at once, as one by one; False, and nothing is done, if that takes a closer look at each."""
-    if len(rows) < turn.state.alike or worker.status is not None:
+    row = ends.row
+    task_ids = [row.task_id, *ends.task_ids]
+    if not may_be_plain(row) or len(task_ids) < turn.state.alike or worker.status is not None:
         return False
-    task_ids, _, _, _, begun_ages, ended_ages, _, _, _, results = zip(*rows, strict=True)
     # Those that it holds, in this attempt, and each once.
-    if not worker.tasks.keys() >= set(task_ids) or None in begun_ages:
+    distinct = set(task_ids)
+    if len(distinct) < len(task_ids) or not worker.tasks.keys() >= distinct:
         return False
     tasks = list(map(turn.state.tasks.__getitem__, task_ids))
-    if len(set(task_ids)) < len(rows) or not all_plain(worker, tasks, rows):
+    if not all_plain(tasks, row.attempt):
         return False
+    begun_ages = [cast("float", row.begun_age), *ends.begun_ages]
+    ended_ages = [row.ended_age, *ends.ended_ages]
     now = turn.now.wall
     started_at: list[float] = []
     at: list[float] = []
@@ -105,14 +125,14 @@ def _ended_plainly(turn: Turn, worker: Worker, rows: list[EndedRow]) -> bool:
         ended = now - ended_age
         started_at.append(begun)
         at.append(ended if ended > begun else begun)  # noqa: FURB136 - as above
-    complete(turn, worker, tasks, started_at, at, [*results])
-    paced(worker, tasks, list(map(sub, begun_ages, ended_ages)))
+    results = [row.result, *(ends.results or repeat(row.result, len(ends.task_ids)))]
+    complete(turn, worker, tasks, started_at, at, results)
+    timed[0].extend(tasks)
+    timed[1].extend(map(sub, begun_ages, ended_ages))
     return True
 
 
-def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow]) -> None:
-    timed: list[Task] = []
-    took: list[float] = []
+def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow], timed: Timed) -> None:
     now = turn.now.wall
     alive = worker.status is None
     plain: dict[TaskId, Completed] = {}
@@ -122,8 +142,8 @@ def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow]) -> None:
             continue  # known already, or of an attempt that has been given up
         begun, begun_age, ended_age = task.started_at, row.begun_age, row.ended_age
         if begun_age is not None:
-            timed.append(task)
-            took.append(begun_age - ended_age)
+            timed[0].append(task)
+            timed[1].append(begun_age - ended_age)
             if begun is None:
                 begun = max(task.created_at, now - begun_age)
         at = max(now - ended_age, task.created_at if begun is None else begun)
@@ -151,8 +171,6 @@ def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow]) -> None:
         )
     if plain:
         _complete(turn, worker, plain)
-    if took:
-        paced(worker, timed, took)
 
 
 def _complete(turn: Turn, worker: Worker, plain: dict[TaskId, Completed]) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from quiesce.registry import facts
 from quiesce.registry.ids import SessionId, TaskId
 from quiesce.registry.records import Task, Worker
-from quiesce.registry.rows import LEASE_OVER, TIMED_OUT, EndedRow
+from quiesce.registry.rows import LEASE_OVER, TIMED_OUT, EndedRow, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.registry.turn import Turn
 
@@ -79,37 +79,27 @@ def is_plain(task: Task, row: EndedRow) -> bool:
     """Whether nothing follows from this end but its result: no stop waits for it, for it was not asked to stop, and
     nothing comes after it. (Of a worker that lives.)
     """
-    spawn = task.spawn
-    return (
-        row.outcome == _COMPLETED
-        and row.evidence == _RETURNED
-        and not row.text
-        and task.ask is None
-        and not task.parked
-        and spawn.timeout is None
-        and spawn.unique_key is None
-        and spawn.restart != "always"
-    )
+    return may_be_plain(row) and task.ask is None and not task.parked and _ends_plainly(task.spawn)
 
 
-def all_plain(worker: Worker, tasks: list[Task], rows: list[EndedRow]) -> bool:
-    """Whether nothing more follows from any of these ends, each of another task that this worker holds.
+def may_be_plain(row: EndedRow) -> bool:
+    """As far as the row says."""
+    return row.outcome == _COMPLETED and row.evidence == _RETURNED and not row.text
 
-    It may say no where each of them is plain. Field by field, for all at once; tasks that were spawned together
-    share a row.
+
+def _ends_plainly(spawn: SpawnRow) -> bool:
+    return spawn.timeout is None and spawn.unique_key is None and spawn.restart != "always"
+
+
+def all_plain(tasks: list[Task], attempt: int) -> bool:
+    """The same of many tasks whose rows may be plain; they are in this attempt, too. (Those that were spawned
+    together share a row.)
     """
-    _, attempts, outcomes, evidence, _, _, _, _, texts, _ = zip(*rows, strict=True)
     return (
-        set(outcomes) == {_COMPLETED}
-        and set(evidence) == {_RETURNED}
-        and not any(texts)
-        and not any(map(_ASK, tasks))
+        not any(map(_ASK, tasks))
         and not any(map(_PARKED, tasks))
-        and attempts == tuple(map(_ATTEMPT, tasks))
-        and all(
-            spawn.timeout is spawn.unique_key is None and spawn.restart != "always"
-            for spawn, _ in groupby(map(_SPAWN, tasks))
-        )
+        and set(map(_ATTEMPT, tasks)) == {attempt}
+        and all(_ends_plainly(spawn) for spawn, _ in groupby(map(_SPAWN, tasks)))
     )
 
 

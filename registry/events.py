@@ -3,10 +3,11 @@
 Events are said by sessions (clients), workers and supervisors, by the broker itself, and by time.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
-from quiesce.registry.rows import EndedRow, SpawnRow
+from quiesce.registry.rows import AlikeEnds, EndedRow, SpawnRow
 from quiesce.registry.scope import Scope
 
 SupervisorId = bytes
@@ -211,7 +212,7 @@ class TasksEnded(NamedTuple):
     """Attempts have ended, with all that they began."""
 
     worker: Incarnation
-    rows: list[EndedRow]
+    rows: Sequence[EndedRow | AlikeEnds]
 
 
 class StopsSeen(NamedTuple):

@@ -5,8 +5,9 @@ are, so that no task is translated on its way through the broker. Payloads (func
 results) are opaque here: anything with a length in bytes.
 """
 
-from collections.abc import Iterable, Iterator, Sized
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import groupby, repeat
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
@@ -60,6 +61,9 @@ class Alike:
 def one_by_one(rows: Iterable[Any]) -> Iterator[Any]:
     """All these rows, one by one."""
     for row in rows:
+        if type(row) is AlikeEnds:
+            yield from row.one_by_one()
+            continue
         if type(row) is not Alike:
             yield row
             continue
@@ -133,6 +137,65 @@ class EndedRow(NamedTuple):
     observed_age: float | None
     text: str
     result: Sized
+
+
+class AlikeEnds(NamedTuple):
+    """Stands for ends, in a list of them: that of `row`, and others that differ from it by their tasks, their ages
+    (which are there) and their results alone. `results`: none, if all have that of the row.
+    """
+
+    row: EndedRow
+    task_ids: Sequence[TaskId]
+    begun_ages: Sequence[float]
+    ended_ages: Sequence[float]
+    results: Sequence[Sized]
+
+    def one_by_one(self) -> list[EndedRow]:
+        """All these ends."""
+        _, attempt, outcome, evidence, _, _, delivered, observed, text, result = self.row
+        ends = [self.row]
+        for task_id, begun, ended, own in zip(
+            *self[1:4], self.results or repeat(result), strict=False
+        ):
+            fields = (task_id, attempt, outcome, evidence, begun, ended, delivered, observed, text)
+            ends.append(EndedRow(*fields, own))
+        return ends
+
+
+_PLACES: Final = (1, 2, 3, 6, 7, 8)
+_alike_in: Final = itemgetter(*_PLACES)
+_FLOATS: Final = frozenset({float})
+_BYTES: Final = frozenset({bytes})
+
+
+def alike_ends(rows: Sequence[EndedRow]) -> list[EndedRow | AlikeEnds]:
+    """The same, those that follow each other and are alike as one."""
+    whole = _as_one(rows)
+    if whole is not None:
+        return [whole]
+    found: list[EndedRow | AlikeEnds] = []
+    for _, each in groupby(rows, _alike_in):
+        together = list(each)
+        one = _as_one(together)
+        found += together if one is None else [one]
+    return found
+
+
+def _as_one(rows: Sequence[EndedRow]) -> AlikeEnds | None:
+    """These, if they are alike, and enough."""
+    many = len(rows)
+    if many < RUN:
+        return None
+    columns = list(zip(*rows, strict=True))
+    if any(columns[place].count(columns[place][0]) < many for place in _PLACES):
+        return None
+    task_ids, _, _, _, begun, ended, _, _, _, results = columns
+    if not (_FLOATS.issuperset(map(type, begun)) and _FLOATS.issuperset(map(type, ended))):
+        return None
+    if not _BYTES.issuperset(map(type, results)):
+        return None
+    own = () if results.count(results[0]) == many else results[1:]
+    return AlikeEnds(rows[0], task_ids[1:], begun[1:], ended[1:], own)
 
 
 class ResultRow(NamedTuple):

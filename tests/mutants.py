@@ -332,8 +332,44 @@ MUTANTS: Final = (
     Mutant(
         "an end that a stop waits for is one of many",
         "registry/ending.py",
-        "        and task.ask is None\n",
+        "        not any(map(_ASK, tasks))\n        and ",
+        "        ",
+    ),
+    Mutant(
+        "an end of another attempt is one of many",
+        "registry/ending.py",
+        "        and set(map(_ATTEMPT, tasks)) == {attempt}\n",
         "",
+    ),
+    Mutant(
+        "ends that are alike have the result of the first",
+        "registry/attempts.py",
+        "*(ends.results or repeat(row.result, len(ends.task_ids)))]",
+        "*repeat(row.result, len(ends.task_ids))]",
+    ),
+    Mutant(
+        "all are dealt to who holds the least at first",
+        "registry/scheduling.py",
+        "        until = min([most for _, _, most in lowest] + [held for held, _, _ in others[:1]])\n",
+        "        until = min([most for _, _, most in lowest])\n",
+    ),
+    Mutant(
+        "a function that is not known to be short is handed over with many",
+        "registry/scheduling.py",
+        "    return worker.slots > 1 or all_quick(worker, held)\n",
+        "    return True\n",
+    ),
+    Mutant(
+        "answers to a batch are forgotten with the first of them",
+        "registry/answers.py",
+        "        if left < len(numbers):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "results that differ are told as one",
+        "registry/leaving.py",
+        "    if results.count(results[0]) == len(results):\n",
+        "    if True:\n",
     ),
     Mutant(
         "an end that is said twice counts twice",

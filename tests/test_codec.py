@@ -28,6 +28,7 @@ from quiesce.protocol.sizes import FULL, in_parts
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.rows import (
     Alike,
+    AlikeEnds,
     AssignRow,
     EndedRow,
     ResultRow,
@@ -315,7 +316,7 @@ def test_what_is_wrong_is_said_with_its_place(message: Any, expected: str) -> No
 
 ENDED = codec.CODES[from_worker.Ended]
 TAKEN = codec.CODES[to_worker.EndedTaken]
-PLAIN_END = (7, 1, "completed", "RETURNED", 0.5, 0.25, None, None, "", b"r")
+PLAIN_END: Any = (7, 1, "completed", "RETURNED", 0.5, 0.25, None, None, "", b"r")
 
 
 def changed(place: int, value: Any) -> tuple[Any, ...]:
@@ -343,6 +344,64 @@ def test_one_of_many_rows_is_refused_as_one_alone(bad: Any, expected: str, place
     rows[place] = bad
     text = refusal([msgpack.packb([ENDED, rows])])
     assert text.startswith(f"from_worker.Ended.rows[{place}]{expected}")
+
+
+LIKE_IT = ([8, 9, 10], [0.5, 0.25, 0.125], [0.25, 0.125, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ((changed(0, "7"), *LIKE_IT, []), ".task_id: expected an integer, got "),
+        ((PLAIN_END, *LIKE_IT), ": expected four arrays after the first"),
+        ((PLAIN_END, *LIKE_IT, [], []), ": expected four arrays after the first"),
+        ((PLAIN_END, *LIKE_IT, b""), ": expected four arrays after the first"),
+        ((PLAIN_END, [], [], [], []), ": expected as many ages and results as there are tasks"),
+        ((PLAIN_END, [8], *LIKE_IT[1:], []), ": expected as many ages and results"),
+        ((PLAIN_END, *LIKE_IT, [b""]), ": expected as many ages and results"),
+        ((PLAIN_END, [8, 9, True], *LIKE_IT[1:], []), ": expected integers for the tasks"),
+        ((PLAIN_END, *LIKE_IT[:2], [0.25, 0.125, None], []), ": expected numbers for the ages"),
+        ((PLAIN_END, LIKE_IT[0], [0.5, math.nan, 0.5], LIKE_IT[2], []), ": expected numbers"),
+        ((PLAIN_END, LIKE_IT[0], [0.5, -math.inf, math.inf], LIKE_IT[2], []), ": expected numbers"),
+        ((PLAIN_END, *LIKE_IT, [b"", b"", "r"]), ": expected bytes for the results"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_ends_that_are_alike_are_refused_as_one_alone(bad: Any, expected: str, place: int) -> None:
+    rows: list[Any] = [PLAIN_END]
+    rows.insert(place, bad)
+    text = refusal([msgpack.packb([ENDED, rows])])
+    assert text.startswith(f"from_worker.Ended.rows[{place}]{expected}")
+
+
+@st.composite
+def likely_ends(draw: st.DrawFn) -> list[EndedRow]:
+    """Of which many are alike."""
+    rows = []
+    for task_id in draw(st.lists(INTEGERS)):
+        outcome = draw(st.sampled_from(["completed", "failed"]))
+        begun = draw(st.sampled_from([None, 1.5, 2.5, 2.5]))
+        result = draw(st.sampled_from([b"", b"r", Frame(b"frame")]))
+        fields: Any = (task_id, 1, outcome, "RETURNED", begun, 0.25, None, None, "", result)
+        rows.append(EndedRow._make(fields))
+    return rows
+
+
+@given(likely_ends())
+def test_ends_arrive_however_many_are_alike(rows: Any) -> None:
+    (found,) = decoder.decode(codec.encode(from_worker.Ended(rows)))
+    got = [(*row[:-1], payload_bytes(row.result)) for row in one_by_one(found)]
+    assert got == [(*row[:-1], payload_bytes(row.result)) for row in rows]
+
+
+def test_ends_that_are_alike_travel_as_one() -> None:
+    rows = [EndedRow(*PLAIN_END)._replace(task_id=TaskId(n), begun_age=n / 2) for n in range(7)]
+    (found,) = decoder.decode(codec.encode(from_worker.Ended(rows)))
+    assert [type(each) for each in found] == [AlikeEnds]
+    assert found[0].results == ()
+    rows[5] = rows[5]._replace(result=b"own")
+    (found,) = decoder.decode(codec.encode(from_worker.Ended(rows)))
+    assert found[0].results == (b"r", b"r", b"r", b"r", b"own", b"r")
 
 
 def test_many_rows_are_what_each_alone_is() -> None:
