@@ -29,7 +29,7 @@ from quiesce.registry import events
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.machine import HalfDoneError
-from quiesce.registry.rows import AlikeEnds, EndedRow, SpawnRow
+from quiesce.registry.rows import AlikeEnds, EndedRow, spawns_with
 from quiesce.registry.scope import Scope
 
 Speaks: Final = frozenset({PROTOCOL_VERSION, PROTOCOL_VERSION - 1})
@@ -226,13 +226,9 @@ class Incoming:
         self._handle(events.SpawnsAsked(_session(peer), message.rows, False, through))
 
     def spawn_many(self, peer: Peer, message: from_client.SpawnMany) -> None:
-        first, *same, _ = message.common
-        rows: list[SpawnRow] = [
-            tuple.__new__(SpawnRow, (number, *same, arguments))
-            for number, arguments in enumerate(message.arguments, first)
-        ]
+        run = spawns_with(message.common, message.arguments)
         through = message.answered_through
-        self._handle(events.SpawnsAsked(_session(peer), rows, True, through))
+        self._handle(events.SpawnsAsked(_session(peer), run, True, through))
 
     def heartbeat(self, peer: Peer, message: from_client.Heartbeat) -> None:
         self._handle(events.SessionHeard(_session(peer), message.answered_through))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from quiesce.protocol import from_client, from_supervisor, from_worker
 from quiesce.protocol.sizes import TOGETHER_LIMIT
 from quiesce.registry.limits import LABEL_LIMIT
-from quiesce.registry.rows import AlikeEnds, EndedRow, SpawnRow
+from quiesce.registry.rows import AlikeEnds, AlikeSpawns, EndedRow, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
 
 #: Ids, numbers and counts stay below this, and so do sums of them below what travels.
@@ -111,8 +111,9 @@ def _host(host: str) -> None:
 
 def _spawn(message: from_client.Spawn) -> None:
     _count("answered_through", message.answered_through)
-    for row in message.rows:
-        _spawn_row(row)
+    rows: Iterable[SpawnRow | AlikeSpawns] = message.rows
+    for row in rows:
+        _spawn_row(row.row if isinstance(row, AlikeSpawns) else row)
 
 
 def _spawn_many(message: from_client.SpawnMany) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, NewType, Union, get_args, get_origin,
 
 from quiesce.protocol.frames import Frame
 from quiesce.protocol.runs import MOST, RUNS
-from quiesce.registry.rows import AlikeEnds, EndedRow
+from quiesce.registry.rows import AlikeEnds, AlikeSpawns, EndedRow, SpawnRow
 
 #: How deep lists and dictionaries may nest in a field without a row type: Statistics.body.
 MAX_DEPTH: Final = 16
@@ -212,36 +212,44 @@ def list_check(field: Field, together: ManyCheck | None = None) -> Check:
 
 
 def runs_check(check: Check, kind: type[tuple[Any, ...]]) -> Check:
-    """Checks an array of rows of this kind and of runs of them, and gives all rows."""
+    """Checks an array of rows of this kind and of runs of them, and gives all rows; but spawns of consecutive
+    numbers as an AlikeSpawns.
+    """
     new, width, most = tuple.__new__, RUNS[kind], MOST.get(kind, math.inf)
 
-    def expand(run: tuple[Any, ...], found: list[Any]) -> None:
+    def expand(run: tuple[Any, ...], found: list[Any], before: int) -> int:
         row = check(run[0])
         numbers = run[1:]
         if not _NUMBERS.issuperset(map(type, numbers)):
             raise RefusedError("expected integers after the first of a run")
         if len(numbers) % width:
             raise RefusedError(f"expected {width} integers for each row of a run")
-        if len(found) + len(numbers) > most:
+        if before + len(numbers) > most:
             raise RefusedError(f"expected at most {most} rows in runs")
-        found.append(row)
-        fields = [numbers[place::width] for place in range(width)]
-        rest = map(repeat, row[width:])
-        found.extend(map(new, repeat(kind), zip(*fields, *rest, strict=False)))
+        if kind is SpawnRow and numbers == tuple(range(row[0] + 1, row[0] + 1 + len(numbers))):
+            found.append(AlikeSpawns(row, 1 + len(numbers)))
+        else:
+            found.append(row)
+            fields = [numbers[place::width] for place in range(width)]
+            rest = map(repeat, row[width:])
+            found.extend(map(new, repeat(kind), zip(*fields, *rest, strict=False)))
+        return 1 + len(numbers) // width
 
     def check_all(values: tuple[Any, ...]) -> list[Any]:
         found: list[Any] = []
+        count = 0
         try:
             for value in values:
                 if type(value) is not tuple:
                     expected = f"expected an array, a {kind.__name__}"
                     raise RefusedError(f"{expected}, got {_describe(value)}")
                 if value and type(value[0]) is tuple:
-                    expand(value, found)
+                    count += expand(value, found, count)
                 else:
                     found.append(check(value))
+                    count += 1
         except RefusedError as refused:
-            refused.path.append(f"[{len(found)}]")
+            refused.path.append(f"[{count}]")
             raise
         return found
 

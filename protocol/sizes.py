@@ -46,15 +46,18 @@ def weightless(rows: Iterable[Any]) -> int:
 
 def in_parts(
     rows: list[Any], most: int, weigh: Callable[[Iterable[Any]], int] = held
-) -> Iterator[list[Any]]:
+) -> Iterable[list[Any]]:
     """The rows of one message after the other: at most so many each, and none behind FULL bytes."""
     if len(rows) == 1 and type(rows[0]) is not Alike:
-        yield rows  # whatever it holds
-        return
+        return [rows]  # whatever it holds
     if len(rows) + _more(rows) <= most and weigh(rows) <= FULL:
-        if rows:
-            yield rows
-        return
+        return [rows] if rows else []
+    return _parted(rows, most, weigh)
+
+
+def _parted(
+    rows: list[Any], most: int, weigh: Callable[[Iterable[Any]], int]
+) -> Iterator[list[Any]]:
     part: list[Any] = []
     count = size = 0
     for row in rows:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
-from quiesce.registry.rows import AlikeEnds, EndedRow, SpawnRow
+from quiesce.registry.rows import AlikeEnds, AlikeSpawns, EndedRow, SpawnRow
 from quiesce.registry.scope import Scope
 
 SupervisorId = bytes
@@ -56,7 +56,7 @@ class SpawnsAsked(NamedTuple):
     """Spawns of one session, numbers consecutive. `atomic`: all or none. `answered_through` as in SessionHeard."""
 
     session: SessionId
-    rows: list[SpawnRow]
+    rows: Sequence[SpawnRow | AlikeSpawns]
     atomic: bool
     answered_through: int = 0
 

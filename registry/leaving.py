@@ -60,16 +60,15 @@ def leave(
             _leave_key(state, task)
     first = tasks[0]
     fields = (first.attempt, outcome, evidence, exit_status, text)
-    sessions = [*filter(None, map(state.sessions.get, first.watchers))]
-    if sessions:
-        told = dict(zip(ids, _result_rows(ids, fields, results), strict=True))
-        for session in sessions:
-            session.results.update(told)
+    rows: list[ResultRow] = []
+    for session in map(state.sessions.get, first.watchers):
+        if session is not None:
+            rows = rows or _result_rows(ids, fields, results)
+            session.results.update(zip(ids, rows, strict=True))
     times = zip(tasks, started_at, ended_at, strict=False)
     ended = ended_tasks(first, outcome, evidence, exit_status, times, host, worker_pid)
-    remembered = dict(zip(ids, ended, strict=True))
-    state.history.update(remembered)
-    state.ended_now.update(remembered)
+    for task_id, each in zip(ids, ended, strict=True):
+        state.history[task_id] = state.ended_now[task_id] = each
     keep_short(state)
     spawn = first.spawn
     state.index.remove_many(ids, spawn.kind, first.tenant_id, first.timeline_id, spawn.runtime)
@@ -80,10 +79,10 @@ def leave(
 
 def _result_rows(
     ids: list[TaskId], fields: tuple[Any, ...], results: Sequence[Any]
-) -> Iterable[ResultRow]:
+) -> list[ResultRow]:
     """The first fields and the result of each; one row for all if these are the same. See `Session.results`."""
     if results.count(results[0]) == len(results):
-        return repeat(_new(ResultRow, (ids[0], *fields, results[0])), len(ids))
+        return [_new(ResultRow, (ids[0], *fields, results[0]))] * len(ids)
     return [
         _new(ResultRow, (task_id, *fields, result))
         for task_id, result in zip(ids, results, strict=False)

@@ -61,7 +61,7 @@ class Alike:
 def one_by_one(rows: Iterable[Any]) -> Iterator[Any]:
     """All these rows, one by one."""
     for row in rows:
-        if type(row) is AlikeEnds:
+        if isinstance(row, (AlikeEnds, AlikeSpawns)):
             yield from row.one_by_one()
             continue
         if type(row) is not Alike:
@@ -91,6 +91,60 @@ class SpawnRow(NamedTuple):
     parent: tuple[TaskId, Attempt] | None
     function: Sized
     arguments: Sized
+
+
+class AlikeSpawns(NamedTuple):
+    """Stands for spawns, in a list of them: so many, with the number of `row` and those after it. `arguments`:
+    those of each, where they differ; else none, and all have those of the row.
+    """
+
+    row: SpawnRow
+    many: int
+    arguments: Sequence[Sized] = ()
+
+    def one_by_one(self) -> Iterator[SpawnRow]:
+        """All these spawns."""
+        first, *same, arguments = self.row
+        numbers = range(first, first + self.many)
+        rest = zip(numbers, *map(repeat, same), self.arguments or repeat(arguments), strict=False)
+        return map(_new, repeat(SpawnRow), rest)
+
+    def largest(self) -> SpawnRow:
+        """One with the most arguments."""
+        if not self.arguments:
+            return self.row
+        return self.row._replace(arguments=max(self.arguments, key=len))
+
+
+def alike_spawns(rows: Sequence[SpawnRow | AlikeSpawns]) -> list[AlikeSpawns]:
+    """The same, those as one that follow each other, by their numbers too, and differ in their arguments alone."""
+    found: list[AlikeSpawns] = []
+    start, following = 0, 0
+    rest: tuple[Any, ...] = ()
+    for place, row in enumerate(rows):
+        if isinstance(row, AlikeSpawns):
+            found += _as_run(rows[start:place])
+            found.append(row)
+            start, rest = place + 1, ()
+        elif row[1:-1] != rest or row.number != following:
+            found += _as_run(rows[start:place])
+            start, rest, following = place, row[1:-1], row.number
+        following += 1
+    return found + _as_run(rows[start:])
+
+
+def _as_run(rows: Sequence[Any]) -> list[AlikeSpawns]:
+    if len(rows) < 2:
+        return [AlikeSpawns(row, 1) for row in rows]
+    return spawns_with(rows[0], [row.arguments for row in rows])
+
+
+def spawns_with(row: SpawnRow, arguments: Sequence[Sized]) -> list[AlikeSpawns]:
+    """Those like this one, from its number on, with these arguments; one AlikeSpawns, if there are any."""
+    if not arguments:
+        return []
+    own = arguments if arguments.count(arguments[0]) < len(arguments) else ()
+    return [AlikeSpawns(row._replace(arguments=arguments[0]), len(arguments), own)]
 
 
 class SpawnAnswer(NamedTuple):

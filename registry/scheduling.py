@@ -132,11 +132,10 @@ def paced(worker: Worker, tasks: list[Task], took: list[float]) -> None:
     """So many seconds its last tasks took. Slow ones count at once, quick ones by and by."""
     worker.pace = max(sum(took) / len(took), worker.pace / 2)
     if worker.slots == 1:
-        if max(took) <= AHEAD and all_quick(worker, tasks):
-            return
         for task, seconds in zip(tasks, took, strict=True):
-            if is_quick(worker, task) is not (seconds <= AHEAD):
-                _note(worker, task.spawn.function, quick=seconds <= AHEAD)
+            function = task.spawn.function
+            if (function in worker.quick) is not (seconds <= AHEAD):
+                _note(worker, function, quick=seconds <= AHEAD)
 
 
 def is_quick(worker: Worker, task: Task) -> bool:

@@ -241,8 +241,8 @@ MUTANTS: Final = (
     Mutant(
         "a spawn that comes again runs again",
         "registry/spawning.py",
-        "    new = [row for row in event.rows if row.number > last]\n",
-        "    new = list(event.rows)\n",
+        "        rows = [row for row in single if row.number > last]\n",
+        "        rows = [row._replace(number=last + 1 + n) for n, row in enumerate(single)]\n",
     ),
     Mutant(
         "a session that was forgotten is opened anew",
@@ -378,9 +378,15 @@ MUTANTS: Final = (
         "        if task is None:\n",
     ),
     Mutant(
+        "spawns that are alike need not follow each other",
+        "protocol/field_checks.py",
+        "numbers == tuple(range(row[0] + 1, row[0] + 1 + len(numbers)))",
+        "numbers",
+    ),
+    Mutant(
         "many are registered in a closed scope",
         "registry/spawning.py",
-        "    if row.unique_key is not None or _refusal(state, _largest(rows)):\n",
+        "    if row.unique_key is not None or _refusal(state, run.largest()):\n",
         "    if row.unique_key is not None:\n",
     ),
     Mutant(

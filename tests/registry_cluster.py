@@ -417,7 +417,7 @@ class Cluster:
                 self.unanswered[effect.session] = [
                     event
                     for event in self.unanswered.get(effect.session, [])
-                    if not {row.number for row in event.rows} <= answered
+                    if not {row.number for row in one_by_one(event.rows)} <= answered
                 ]
             case effects.AnswerStop():
                 self.reported(effect)

@@ -29,6 +29,7 @@ from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.rows import (
     Alike,
     AlikeEnds,
+    AlikeSpawns,
     AssignRow,
     EndedRow,
     ResultRow,
@@ -794,9 +795,19 @@ def test_a_message_makes_only_so_many_spawns() -> None:
     code = codec.CODES[from_client.Spawn]
     most = runs.MOST[SpawnRow]
     (_, found) = decoder.decode([msgpack.packb([code, 0, [[row, *range(2, most)]]])])
-    assert len(found) == most - 1
+    assert len([*one_by_one(found)]) == most - 1
+    assert [type(each) for each in found] == [AlikeSpawns]
     with pytest.raises(ProtocolError, match="at most 10000 rows"):
         decoder.decode([msgpack.packb([code, 0, [[row, *range(2, most)], [row, *range(9)]]])])
+
+
+def test_spawns_that_do_not_follow_each_other_are_told_as_they_are() -> None:
+    row = SpawnRow(
+        SpawnNumber(1), "r", "k", None, None, "n", False, 0, "never", None, None, None, b"", b""
+    )
+    rows = [row._replace(number=SpawnNumber(n)) for n in (1, 2, 3, 5, 6)]
+    (_, found) = decoder.decode(codec.encode(from_client.Spawn(0, rows)))
+    assert found == rows
 
 
 def test_a_run_costs_a_number_for_each_row() -> None:

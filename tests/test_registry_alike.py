@@ -11,10 +11,10 @@ from quiesce.registry import effects, events, facts
 from quiesce.registry.effects import Effect
 from quiesce.registry.ids import Incarnation, SpawnNumber, TaskId
 from quiesce.registry.limits import KindLimits
-from quiesce.registry.rows import EndedRow, one_by_one
+from quiesce.registry.rows import AlikeSpawns, EndedRow, one_by_one
 from quiesce.registry.scheduling import deal
 from quiesce.registry.states import State as TaskState
-from registry_helpers import Desk, answer, ended_row, session_id
+from registry_helpers import Desk, answer, ended_row, session_id, spawn_row
 
 SOLO = {"runtime": "solo"}
 
@@ -348,6 +348,51 @@ def test_it_is_the_same_however_many_make_one_fact(steps: list[tuple[str, Any]])
     for least in (1, 2, 4):
         same = lead_to(steps, least) == singly
         assert same, least
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_each_result_is_told_now_and_again_until_it_is_taken(desk: Desk, own: bool) -> None:
+    worker = desk.worker("pool", slots=6)
+    desk.spawn(*[{}] * 6)
+    results = [bytes([n * own]) for n in range(6)]
+    rows = [ended_row(n, result=each) for n, each in enumerate(results, 1)]
+    desk.say(events.TasksEnded(Incarnation(worker), rows))
+    told = [(row.task_id, row.result) for row in desk.results()]
+    assert told == list(enumerate(results, 1))
+    desk.say(events.ResultsTaken(session_id("A"), [1, 4]))
+    desk.say(events.SessionAttached(session_id("A")))
+    again = [(row.task_id, row.result) for row in desk.results()]
+    assert again == [told[place] for place in (1, 2, 4, 5)]
+
+
+def test_many_ends_of_an_earlier_attempt_are_only_taken(desk: Desk) -> None:
+    worker = desk.worker("pool", slots=5)
+    desk.spawn(*[{"retries": 1}] * 5)
+    end_all(desk, worker, [1, 2, 3, 4, 5], outcome="failed")
+    assert [row.attempt for row in desk.assigned(worker)] == [2] * 5
+    rows = [ended_row(each, 1, begun_age=0.5) for each in (1, 2, 3, 4, 5)]
+    desk.say(events.TasksEnded(Incarnation(worker), rows))
+    assert desk.facts == []
+    assert desk.one(effects.TakeEnds).rows == [(each, 1) for each in (1, 2, 3, 4, 5)]
+
+
+def test_spawns_are_the_same_as_one_and_one_by_one(desk: Desk) -> None:
+    """Those that come for the first time, and those that come again."""
+    other = Desk()
+    other.session("A")
+    row = spawn_row(1, arguments=b"\1")
+    runs = [AlikeSpawns(row, 3), AlikeSpawns(spawn_row(4), 4, [b"\1", b"", b"\2", b"\3"])]
+    for said in (runs, runs[1:], [AlikeSpawns(row, 9)], [AlikeSpawns(spawn_row(11), 4)]):
+        desk.say(events.SpawnsAsked(session_id("A"), said, False))
+        other.say(events.SpawnsAsked(session_id("A"), list(one_by_one(said)), False))
+        assert desk.effects == other.effects
+        assert stands(desk) == stands(other)
+    assert desk.one(effects.WantHello)
+    assert [desk.task(n).spawn.arguments for n in range(1, 10)] == [
+        *[b"\1"] * 3,
+        *(b"\1", b"", b"\2", b"\3"),
+        *[b"\1"] * 2,
+    ]
 
 
 @given(
