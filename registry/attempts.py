@@ -134,7 +134,7 @@ def _ended_plainly(turn: Turn, worker: Worker, ends: AlikeEnds, timed: Timed) ->
 
 def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow], timed: Timed) -> None:
     now = turn.now.wall
-    alive = worker.status is None
+    enough = worker.status is None and len(rows) >= turn.state.alike
     plain: dict[TaskId, Completed] = {}
     for row in rows:
         task = held(turn, worker.incarnation, row.task_id, row.attempt)
@@ -147,7 +147,7 @@ def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow], timed: Timed) 
             if begun is None:
                 begun = max(task.created_at, now - begun_age)
         at = max(now - ended_age, task.created_at if begun is None else begun)
-        if begun is not None and alive and is_plain(task, row):
+        if enough and begun is not None and is_plain(task, row):
             plain[task.id] = (task, begun, at, row.result)
             continue
         if plain:  # in the order in which they ended

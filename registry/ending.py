@@ -66,8 +66,9 @@ def end(
             task.id, str(outcome), str(evidence), exit_status, started_at, at, text, result
         )
     )
-    for session_id in task.watchers:
-        _tell(turn, session_id, [task.id])
+    for session in map(turn.state.sessions.get, task.watchers):
+        if session is not None:
+            turn.send_results(session.id, [session.results[task.id]])
     if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
         turn.fatal = (
             f"task {task.id} {task.spawn.kind} {task.spawn.name!r}, marked "
@@ -207,13 +208,9 @@ def _tell_watchers(turn: Turn, tasks: list[Task]) -> None:
         for session_id in watchers:
             watched.setdefault(session_id, []).extend(task_ids)
     for session_id, task_ids in watched.items():
-        _tell(turn, session_id, task_ids)
-
-
-def _tell(turn: Turn, session_id: SessionId, task_ids: list[TaskId]) -> None:
-    session = turn.state.sessions.get(session_id)
-    if session is not None:
-        turn.send_results(session_id, session.result_rows(task_ids))
+        session = turn.state.sessions.get(session_id)
+        if session is not None:
+            turn.send_results(session_id, session.result_rows(task_ids))
 
 
 def never_ran(turn: Turn, task: Task) -> None:

@@ -16,9 +16,20 @@ from quiesce.registry.turn import Turn
 
 def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
     """Decide on each spawn that is new; answer again what was decided before."""
-    session = sessions.heard(turn, event.session, event.answered_through)
+    session, rows = sessions.heard(turn, event.session, event.answered_through), event.rows
     if session is None:
         return
+    if len(rows) == 1 and isinstance(rows[0], SpawnRow) and rows[0].number == session.spawned + 1:
+        decide(turn, event.session, rows[0])
+    elif not _decide_many(turn, event, session):
+        return
+    # Stops of this session that waited for these spawns to arrive are looked at again.
+    turn.touched.update(session.requests.values())
+    sessions.forget_answers(turn, session, event.answered_through)
+
+
+def _decide_many(turn: Turn, event: events.SpawnsAsked, session: Session) -> bool:
+    """False, and nothing is decided: some between these and those before are missing, and must be sent again."""
     last = session.spawned
     rows: Sequence[SpawnRow | AlikeSpawns] = event.rows
     again: list[SpawnRow] = []
@@ -31,7 +42,7 @@ def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
     for run in runs:
         if run.row.number != last + 1 + count:
             turn.send(effects.WantHello(event.session))
-            return
+            return False
         count += run.many
     for row in again:
         answer = session.answers.get(row.number)
@@ -47,9 +58,7 @@ def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
         if run.many < turn.state.alike or not _register(turn, event.session, run):
             for row in run.one_by_one():
                 decide(turn, event.session, row)
-    # Stops of this session that waited for these spawns to arrive are looked at again.
-    turn.touched.update(session.requests.values())
-    sessions.forget_answers(turn, session, event.answered_through)
+    return True
 
 
 def _number(row: SpawnRow | AlikeSpawns) -> int:
