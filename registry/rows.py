@@ -51,11 +51,12 @@ class Alike:
         if self.count <= most:
             yield self
             return
-        rows = list(one_by_one((self,)))
-        for start in range(0, len(rows), most):
-            first, *others = rows[start : start + most]
-            numbers = [number for row in others for number in row[: self.width]]
-            yield Alike(first, numbers, 1 + len(others)) if others else first
+        width, row = self.width, self.row
+        numbers = [*row[:width], *self.numbers]
+        for start in range(0, len(numbers), most * width):
+            first = _new(type(row), (*numbers[start : start + width], *row[width:]))
+            others = numbers[start + width : start + most * width]
+            yield Alike(first, others, 1 + len(others) // width) if others else first
 
 
 def one_by_one(rows: Iterable[Any]) -> Iterator[Any]:
