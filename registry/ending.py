@@ -8,6 +8,7 @@ from typing import Final
 from quiesce.registry import facts
 from quiesce.registry.ids import SessionId, TaskId
 from quiesce.registry.records import Task, Worker
+from quiesce.registry.results import told
 from quiesce.registry.rows import LEASE_OVER, TIMED_OUT, EndedRow, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.registry.turn import Turn
@@ -210,7 +211,7 @@ def _tell_watchers(turn: Turn, tasks: list[Task]) -> None:
     for session_id, task_ids in watched.items():
         session = turn.state.sessions.get(session_id)
         if session is not None:
-            turn.send_results(session_id, session.result_rows(task_ids))
+            turn.send_results(session_id, told(session, task_ids))
 
 
 def never_ran(turn: Turn, task: Task) -> None:

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, repeat
-from typing import Any, Final
+from typing import Any
 
 from quiesce.registry.counts import count
 from quiesce.registry.ended import ended_tasks
 from quiesce.registry.ids import TaskId
 from quiesce.registry.moving import keep_short, move_all
 from quiesce.registry.records import Task
+from quiesce.registry.results import made
 from quiesce.registry.rows import ResultRow
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
-
-_new: Final = tuple.__new__
 
 
 def alike(tasks: Iterable[Task]) -> Iterator[list[Task]]:
@@ -63,7 +62,7 @@ def leave(
     rows: list[ResultRow] = []
     for session in map(state.sessions.get, first.watchers):
         if session is not None:
-            rows = rows or _result_rows(ids, fields, results)
+            rows = rows or made(ids, fields, results)
             session.results.update(zip(ids, rows, strict=True))
     times = zip(tasks, started_at, ended_at, strict=False)
     ended = ended_tasks(first, outcome, evidence, exit_status, times, host, worker_pid)
@@ -75,18 +74,6 @@ def leave(
     pool = (spawn.runtime, spawn.kind)
     count(state.live_total, pool, -len(ids))
     count(state.ended_total, (*pool, outcome), len(ids))
-
-
-def _result_rows(
-    ids: list[TaskId], fields: tuple[Any, ...], results: Sequence[Any]
-) -> list[ResultRow]:
-    """The first fields and the result of each; one row for all if these are the same. See `Session.results`."""
-    if results.count(results[0]) == len(results):
-        return [_new(ResultRow, (ids[0], *fields, results[0]))] * len(ids)
-    return [
-        _new(ResultRow, (task_id, *fields, result))
-        for task_id, result in zip(ids, results, strict=False)
-    ]
 
 
 def _leave_key(state: State, task: Task) -> None:

@@ -5,7 +5,6 @@ Telemetry (progress, checks, usage) is the exception: it is never decided on, so
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Final
 
 from quiesce.registry.answers import Answers
@@ -18,7 +17,7 @@ from quiesce.registry.ids import (
     StopId,
     TaskId,
 )
-from quiesce.registry.rows import RUN, Alike, ResultRow, SpawnRow, StoppedRow
+from quiesce.registry.rows import ResultRow, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.serials import Serials
 from quiesce.registry.states import State
@@ -325,18 +324,6 @@ class Session:
         self.reopened = 0
         #: Tick of the last sign of life. Volatile.
         self.last_heard = 0.0
-
-    def result_rows(self, task_ids: Iterable[TaskId]) -> list[ResultRow | Alike]:
-        """Those of these tasks, as the client is told."""
-        rows: list[ResultRow | Alike] = []
-        for row, together in groupby(task_ids, self.results.__getitem__):
-            first, *others = together
-            mine = row if row.task_id == first else row._replace(task_id=first)
-            if len(others) + 1 < RUN:
-                rows += [mine, *(row._replace(task_id=each) for each in others)]
-            else:
-                rows.append(Alike(mine, list[int](others), 1 + len(others)))
-        return rows
 
 
 class Stop:

@@ -367,7 +367,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "results that differ are told as one",
-        "registry/leaving.py",
+        "registry/results.py",
         "    if results.count(results[0]) == len(results):\n",
         "    if True:\n",
     ),
