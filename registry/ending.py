@@ -101,7 +101,7 @@ def all_plain(tasks: list[Task], attempt: int) -> bool:
         not any(map(_ASK, tasks))
         and not any(map(_PARKED, tasks))
         and set(map(_ATTEMPT, tasks)) == {attempt}
-        and all(_ends_plainly(spawn) for spawn, _ in groupby(map(_SPAWN, tasks)))
+        and all(_ends_plainly(next(same)) for _, same in groupby(map(_SPAWN, tasks), id))
     )
 
 
@@ -114,11 +114,8 @@ def complete(
     results: list[Sized],
 ) -> None:
     """End these, which are plain, as `end` would, at once: when each began and ended, and its result."""
-    kinds: set[str] = set()
-    for spawn, together in groupby(tasks, _SPAWN):
-        if spawn.kind not in kinds:
-            kinds.add(spawn.kind)
-            turn.let_go(next(together))
+    for task in {task.spawn.kind: task for task in tasks}.values():
+        turn.let_go(task)
     task_ids: list[int] = list(map(_ID, tasks))
     turn.emit(facts.TasksCompleted(worker.incarnation, task_ids, started_at, at, results))
     _tell_watchers(turn, tasks)

@@ -33,9 +33,10 @@ LEAST: Final = 20e-6
 #: Without the detour over the arguments of a named tuple.
 _new: Final = tuple.__new__
 _NUMBERS: Final = attrgetter("assign_number", "id")
-_SPAWN: Final = attrgetter("spawn")
-#: All that the worker is told of a task, but for its numbers.
-_TOLD: Final = attrgetter("spawn", "attempt", "tenant_id", "timeline_id", "created_at")
+#: All that the worker is told of a task, but for its numbers; first what differs the soonest.
+_TOLD: Final = attrgetter(
+    "spawn.arguments", "spawn", "attempt", "tenant_id", "timeline_id", "created_at"
+)
 
 
 def schedule(turn: Turn) -> None:
@@ -147,9 +148,12 @@ def all_quick(worker: Worker, tasks: Iterable[Task]) -> bool:
     """Whether the last call of each of their functions by this worker was short: then something may be handed to it
     behind all these.
     """
-    for spawn, _ in groupby(tasks, _SPAWN):  # noqa: SIM110 - it is called for single tasks, too
-        if spawn.function not in worker.quick:
+    last = None
+    for task in tasks:
+        function = task.spawn.function
+        if function is not last and function not in worker.quick:
             return False
+        last = function
     return True
 
 
@@ -200,12 +204,12 @@ def assign(turn: Turn, task_ids: list[TaskId], incarnation: Incarnation) -> None
     turn.emit(facts.TasksAssigned(incarnation, number, list[int](task_ids)))
     rows: list[AssignRow | Alike] = []
     for _, told in groupby(tasks, _TOLD):
-        first, *others = told
-        if len(others) + 1 < RUN:
-            rows += map(assign_row, (first, *others))
+        together = list(told)
+        if len(together) < RUN:
+            rows += map(assign_row, together)
         else:
-            numbers = chain.from_iterable(map(_NUMBERS, others))
-            rows.append(Alike(assign_row(first), [*numbers], 1 + len(others)))
+            numbers = chain.from_iterable(map(_NUMBERS, together[1:]))
+            rows.append(Alike(assign_row(together[0]), [*numbers], len(together)))
     turn.assign(incarnation, rows)
 
 
