@@ -1,6 +1,7 @@
 """Counts of durations by size: cheap to keep, and read while they are kept by another thread."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from typing import Any, Final
 
 #: Upper bounds of the buckets, in seconds; the last bucket has none.
@@ -32,6 +33,20 @@ class Histogram:
             seconds = 0.0
         self.counts[bisect_left(self._bounds, seconds)] += count
         self.sum += count * seconds
+
+    def add_all(self, seconds: Iterable[float]) -> None:
+        """All these, of which there is one at least. They are sorted, for most of them lie in the same bucket."""
+        ordered = sorted(seconds)
+        if ordered[0] < 0.0:
+            ordered = [max(0.0, each) for each in ordered]
+        counts, bounds, before = self.counts, self._bounds, 0
+        last = bisect_left(bounds, ordered[-1])
+        for place in range(bisect_left(bounds, ordered[0]), last):
+            through = bisect_right(ordered, bounds[place])
+            counts[place] += through - before
+            before = through
+        counts[last] += len(ordered) - before
+        self.sum += sum(ordered)
 
     def plain(self) -> dict[str, Any]:
         """As `Client.statistics()` shows it."""

@@ -29,7 +29,7 @@ from quiesce.registry import events
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.machine import HalfDoneError
-from quiesce.registry.rows import SpawnRow
+from quiesce.registry.rows import AlikeEnds, EndedRow, spawns_with
 from quiesce.registry.scope import Scope
 
 Speaks: Final = frozenset({PROTOCOL_VERSION, PROTOCOL_VERSION - 1})
@@ -226,13 +226,9 @@ class Incoming:
         self._handle(events.SpawnsAsked(_session(peer), message.rows, False, through))
 
     def spawn_many(self, peer: Peer, message: from_client.SpawnMany) -> None:
-        first, *same, _ = message.common
-        rows: list[SpawnRow] = [
-            tuple.__new__(SpawnRow, (number, *same, arguments))
-            for number, arguments in enumerate(message.arguments, first)
-        ]
+        run = spawns_with(message.common, message.arguments)
         through = message.answered_through
-        self._handle(events.SpawnsAsked(_session(peer), rows, True, through))
+        self._handle(events.SpawnsAsked(_session(peer), run, True, through))
 
     def heartbeat(self, peer: Peer, message: from_client.Heartbeat) -> None:
         self._handle(events.SessionHeard(_session(peer), message.answered_through))
@@ -297,10 +293,7 @@ class Incoming:
         self._handle(events.TasksBegun(Incarnation(peer.worker), message.rows))
 
     def ended(self, peer: Peer, message: from_worker.Ended) -> None:
-        rows = [
-            row if len(row.text) <= TEXT_LIMIT else row._replace(text=cut(row.text))
-            for row in message.rows
-        ]
+        rows = list(map(_cut, message.rows))
         self._handle(events.TasksEnded(Incarnation(peer.worker), rows))
 
     def given_back(self, peer: Peer, message: from_worker.GivenBack) -> None:
@@ -366,6 +359,13 @@ class Incoming:
 def _name(message: Any) -> str:
     """As in `from_client.Hello`."""
     return f"{type(message).__module__.rpartition('.')[2]}.{type(message).__name__}"
+
+
+def _cut(row: EndedRow | AlikeEnds) -> EndedRow | AlikeEnds:
+    """The same with a text that may be kept."""
+    if isinstance(row, AlikeEnds):
+        return row._replace(row=row.row._replace(text=cut(row.row.text)))
+    return row if len(row.text) <= TEXT_LIMIT else row._replace(text=cut(row.text))
 
 
 def _session(peer: Peer) -> SessionId:

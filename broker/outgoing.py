@@ -13,7 +13,7 @@ from typing import Any, Final
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.protocol import PROTOCOL_VERSION, to_client, to_supervisor, to_worker
 from quiesce.protocol.runs import PackedRows
-from quiesce.protocol.sizes import in_parts
+from quiesce.protocol.sizes import held, in_parts, weightless
 from quiesce.registry import effects
 from quiesce.registry.effects import Effect
 from quiesce.registry.ids import StopId
@@ -83,13 +83,7 @@ class Outgoing:
 
     def _send_rows(self, kind: type, channel: Channel, key: Any, rows: list[Any]) -> None:
         peer = self._peer(key)
-        if kind in HEAVY:
-            parts = in_parts(rows, ROWS)
-        elif len(rows) <= ROWS:
-            parts = iter((rows,))
-        else:
-            parts = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
-        for part in parts:
+        for part in in_parts(rows, ROWS, held if kind in HEAVY else weightless):
             self._peers.send(peer, channel, self._message(kind, part))
 
     def _keep(self, kind: type, key: Any, rows: list[Any], tick: float) -> None:

@@ -6,13 +6,13 @@ far from anything that an honest peer says, so who is beyond them is not correct
 instead, or refused with words, for somebody may mean them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from quiesce.protocol import from_client, from_supervisor, from_worker
 from quiesce.protocol.sizes import TOGETHER_LIMIT
 from quiesce.registry.limits import LABEL_LIMIT
-from quiesce.registry.rows import EndedRow, SpawnRow
+from quiesce.registry.rows import AlikeEnds, AlikeSpawns, EndedRow, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
 
 #: Ids, numbers and counts stay below this, and so do sums of them below what travels.
@@ -111,8 +111,9 @@ def _host(host: str) -> None:
 
 def _spawn(message: from_client.Spawn) -> None:
     _count("answered_through", message.answered_through)
-    for row in message.rows:
-        _spawn_row(row)
+    rows: Iterable[SpawnRow | AlikeSpawns] = message.rows
+    for row in rows:
+        _spawn_row(row.row if isinstance(row, AlikeSpawns) else row)
 
 
 def _spawn_many(message: from_client.SpawnMany) -> None:
@@ -160,22 +161,34 @@ def _begun(message: from_worker.Begun) -> None:
 
 
 def _ended(message: from_worker.Ended) -> None:
-    for row in message.rows:
-        _ended_row(row)
+    rows: Iterable[EndedRow | AlikeEnds] = message.rows
+    for row in rows:
+        if isinstance(row, AlikeEnds):
+            _alike_ends(row)
+            continue
+        task_id, attempt, outcome, evidence, begun, ended, delivered, observed, _, _ = row
+        if not (
+            0 <= task_id < MOST
+            and 0 <= attempt < MOST
+            and outcome in _OUTCOMES
+            and evidence in _EVIDENCE
+            and -MOST_SECONDS < ended < MOST_SECONDS
+            and (begun is None or -MOST_SECONDS < begun < MOST_SECONDS)
+            and delivered is observed is None
+        ):
+            _ended_row(row)  # most are not even asked
+
+
+def _alike_ends(ends: AlikeEnds) -> None:
+    _ended_row(ends.row)
+    for task_id in (min(ends.task_ids), max(ends.task_ids)):
+        _attempt(task_id, ends.row.attempt)
+    for ages in (ends.begun_ages, ends.ended_ages):
+        _age("an age", min(ages))
+        _age("an age", max(ages))
 
 
 def _ended_row(row: EndedRow) -> None:
-    task_id, attempt, outcome, evidence, begun, ended, delivered, observed, _, _ = row
-    if (
-        0 <= task_id < MOST
-        and 0 <= attempt < MOST
-        and outcome in _OUTCOMES
-        and evidence in _EVIDENCE
-        and -MOST_SECONDS < ended < MOST_SECONDS
-        and (begun is None or -MOST_SECONDS < begun < MOST_SECONDS)
-        and delivered is observed is None
-    ):
-        return  # as most are
     _attempt(row.task_id, row.attempt)
     if row.outcome not in _OUTCOMES:
         raise _fail("an outcome", row.outcome)

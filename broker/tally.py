@@ -1,17 +1,17 @@
 """How long things take: histograms of what this broker has seen since its start, for `Client.statistics()`.
 
-Kept always, since they cost about two microseconds for a task; the totals, which outlive a broker, are the
-registry's own.
+Kept always, since they cost little: what has ended together is counted together. The totals, which outlive a
+broker, are the registry's own.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from operator import attrgetter
-from typing import Any, Final
+from itertools import groupby
+from operator import attrgetter, sub
+from typing import Any, Final, cast
 
 from quiesce.broker.histogram import CHECK_AGES, TASK_TIMES, Histogram
 from quiesce.registry import facts
-from quiesce.registry.ended import EndedTask
 from quiesce.registry.events import UsageSaid
 from quiesce.registry.facts import Fact
 from quiesce.registry.ids import TaskId
@@ -19,6 +19,9 @@ from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
 
 _POOL: Final = attrgetter("runtime", "kind")
+_CREATED: Final = attrgetter("created_at")
+_STARTED: Final = attrgetter("started_at")
+_ENDED: Final = attrgetter("ended_at")
 #: What is measured, and its buckets.
 MEASURES: Final = {
     "queue": TASK_TIMES,  # from the spawn to the beginning of the first attempt
@@ -100,9 +103,10 @@ class Tally:
         asked = self._asked.pop(fact.task_id, None) if self._asked else None
         ended = self._state.ended_now[TaskId(fact.task_id)]
         histograms = self._of(ended.runtime, ended.kind)
-        started_at = fact.started_at
-        if started_at is not None:
-            _ran(histograms, ended, started_at, fact.at)
+        if fact.started_at is not None:
+            if ended.attempt == 1:
+                histograms["queue"].add(fact.started_at - ended.created_at)
+            histograms["run"].add(fact.at - fact.started_at)
         if asked is None:
             return
         histograms["stop"].add(fact.at - asked.at)
@@ -115,11 +119,13 @@ class Tally:
 
     def on_completed(self, fact: facts.TasksCompleted) -> None:
         """Nobody had asked them to stop."""
-        ended_now = self._state.ended_now
-        rows = zip(map(TaskId, fact.task_ids), fact.started_at, fact.at, strict=True)
-        for task_id, started_at, at in rows:
-            ended = ended_now[task_id]
-            _ran(self._of(ended.runtime, ended.kind), ended, started_at, at)
+        task_ids = cast("list[TaskId]", fact.task_ids)
+        for pool, together in groupby(map(self._state.ended_now.__getitem__, task_ids), _POOL):
+            histograms, ended = self._of(*pool), list(together)
+            first = [each for each in ended if each.attempt == 1]
+            if first:
+                histograms["queue"].add_all(map(sub, map(_STARTED, first), map(_CREATED, first)))
+            histograms["run"].add_all(map(sub, map(_ENDED, ended), map(_STARTED, ended)))
 
     def on_never_ran(self, fact: facts.TasksNeverRan) -> None:
         """As if each had been asked, and had ended then: nothing else is measured of it."""
@@ -137,12 +143,6 @@ class Tally:
                     continue
                 since = now - (task.started_at or now) if age is None else age
                 self._of(task.spawn.runtime, task.spawn.kind)["check_age"].add(since)
-
-
-def _ran(histograms: dict[str, Histogram], ended: EndedTask, started_at: float, at: float) -> None:
-    if ended.attempt == 1:
-        histograms["queue"].add(started_at - ended.created_at)
-    histograms["run"].add(at - started_at)
 
 
 _COUNTED: Final[dict[type, Callable[[Tally, Any], None]]] = {

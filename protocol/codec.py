@@ -26,8 +26,9 @@ from quiesce.protocol import (
 from quiesce.protocol.field_checks import Check, Compiler, RefusedError
 from quiesce.protocol.frames import Frame
 from quiesce.protocol.labels import escaped
-from quiesce.protocol.runs import ROWS_IN, RUN, pack_with_runs
+from quiesce.protocol.runs import ROWS_IN, pack_with_runs
 from quiesce.protocol.sizes import CONTROL_LIMIT, LARGEST_PAYLOAD
+from quiesce.registry.rows import RUN, Alike
 
 #: A message: a NamedTuple of one of the six direction modules.
 Message = tuple[Any, ...]
@@ -78,7 +79,8 @@ def encode(message: Message, *, escape: bool = False) -> list[bytes]:
 
     try:
         place = ROWS_IN.get(type(message))
-        if place is not None and len(message[place]) >= RUN:
+        rows = () if place is None else message[place]
+        if place is not None and (len(rows) >= RUN or Alike in map(type, rows)):
             frames[0] = pack_with_runs(code, message, place, beside)
         else:
             frames[0] = msgpack.packb((code, *message), default=beside)

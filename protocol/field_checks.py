@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, NewType, Union, get_args, get_origin,
 
 from quiesce.protocol.frames import Frame
 from quiesce.protocol.runs import MOST, RUNS
+from quiesce.registry.rows import AlikeEnds, AlikeSpawns, EndedRow, SpawnRow
 
 #: How deep lists and dictionaries may nest in a field without a row type: Statistics.body.
 MAX_DEPTH: Final = 16
@@ -83,6 +84,11 @@ class Compiler:
             return _union([self.field(argument) for argument in arguments])
         if origin is list and arguments[0] in RUNS:
             return Field({tuple: runs_check(self.row(arguments[0]), arguments[0])}, "an array")
+        if origin is list and arguments[0] is EndedRow:
+            either = ends_check(self.row(EndedRow))
+            many = columns_check(self._fields_of(EndedRow), EndedRow)
+            item = Field({tuple: either}, f"an array, a {EndedRow.__name__}")
+            return Field({tuple: list_check(item, many)}, "an array")
         if origin is list:
             (item,) = arguments
             together = None
@@ -206,40 +212,73 @@ def list_check(field: Field, together: ManyCheck | None = None) -> Check:
 
 
 def runs_check(check: Check, kind: type[tuple[Any, ...]]) -> Check:
-    """Checks an array of rows of this kind and of runs of them, and gives all rows."""
+    """Checks an array of rows of this kind and of runs of them, and gives all rows; but spawns of consecutive
+    numbers as an AlikeSpawns.
+    """
     new, width, most = tuple.__new__, RUNS[kind], MOST.get(kind, math.inf)
 
-    def expand(run: tuple[Any, ...], found: list[Any]) -> None:
+    def expand(run: tuple[Any, ...], found: list[Any], before: int) -> int:
         row = check(run[0])
         numbers = run[1:]
         if not _NUMBERS.issuperset(map(type, numbers)):
             raise RefusedError("expected integers after the first of a run")
         if len(numbers) % width:
             raise RefusedError(f"expected {width} integers for each row of a run")
-        if len(found) + len(numbers) > most:
+        if before + len(numbers) > most:
             raise RefusedError(f"expected at most {most} rows in runs")
-        found.append(row)
-        fields = [numbers[place::width] for place in range(width)]
-        rest = map(repeat, row[width:])
-        found.extend(map(new, repeat(kind), zip(*fields, *rest, strict=False)))
+        if kind is SpawnRow and numbers == tuple(range(row[0] + 1, row[0] + 1 + len(numbers))):
+            found.append(AlikeSpawns(row, 1 + len(numbers)))
+        else:
+            found.append(row)
+            fields = [numbers[place::width] for place in range(width)]
+            rest = map(repeat, row[width:])
+            found.extend(map(new, repeat(kind), zip(*fields, *rest, strict=False)))
+        return 1 + len(numbers) // width
 
     def check_all(values: tuple[Any, ...]) -> list[Any]:
         found: list[Any] = []
+        count = 0
         try:
             for value in values:
                 if type(value) is not tuple:
                     expected = f"expected an array, a {kind.__name__}"
                     raise RefusedError(f"{expected}, got {_describe(value)}")
                 if value and type(value[0]) is tuple:
-                    expand(value, found)
+                    count += expand(value, found, count)
                 else:
                     found.append(check(value))
+                    count += 1
         except RefusedError as refused:
-            refused.path.append(f"[{len(found)}]")
+            refused.path.append(f"[{count}]")
             raise
         return found
 
     return check_all
+
+
+def ends_check(check: Check) -> Check:
+    """Checks the row of an end by `check`, or many ends that are alike."""
+
+    def check_either(values: tuple[Any, ...]) -> Any:
+        if not values or type(values[0]) is not tuple:
+            return check(values)
+        row, *columns = values
+        if len(columns) != 4 or not _ARRAYS.issuperset(map(type, columns)):
+            raise RefusedError("expected four arrays after the first of many ends")
+        task_ids, begun, ended, results = columns
+        if not task_ids or {*map(len, (begun, ended, results or task_ids))} != {len(task_ids)}:
+            raise RefusedError("expected as many ages and results as there are tasks")
+        if not _NUMBERS.issuperset(map(type, task_ids)):
+            raise RefusedError("expected integers for the tasks of many ends")
+        if not all(
+            _FLOATS.issuperset(map(type, each)) and sum(each) > -math.inf for each in (begun, ended)
+        ):
+            raise RefusedError("expected numbers for the ages of many ends")
+        if not _BYTES.issuperset(map(type, results)):
+            raise RefusedError("expected bytes for the results of many ends")
+        return AlikeEnds(check(row), task_ids, begun, ended, results)
+
+    return check_either
 
 
 def _step(field: Field, value: Any, *path: str) -> Check | None:
@@ -288,6 +327,8 @@ def _plain_field(value: Any) -> Any:
 
 
 _NUMBERS: Final[frozenset[type]] = frozenset({int})
+_FLOATS: Final[frozenset[type]] = frozenset({float})
+_BYTES: Final[frozenset[type]] = frozenset({bytes})
 _ARRAYS: Final[frozenset[type]] = frozenset({tuple})
 _TIMES: Final[frozenset[type]] = frozenset({float, type(None)})
 _ATOMS: Final[frozenset[type]] = frozenset({type(None), bool, int, str, bytes})

@@ -44,7 +44,10 @@ class Begun(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Data: these attempts have ended, with all that they began. Sent again until EndedTaken names them."""
+    """Data: these attempts have ended, with all that they began. Sent again until EndedTaken names them.
+
+    Where it arrives, an `AlikeEnds` may stand for many of the rows.
+    """
 
     rows: list[EndedRow]
 

@@ -1,8 +1,11 @@
 """Rows that are alike, in messages that may have many: a batch of spawns, the ends of one stop.
 
 In a list of rows of RUNS, `[row, number, number, ...]` stands for the row, and for more that differ from it by
-their first fields alone, which are numbers: one field or more, as RUNS says, each row's after the other's. Whoever
-sends and who receives such a message sees all rows.
+their first fields alone, which are numbers: one field or more, as RUNS says, each row's after the other's. Who
+receives such a message sees all rows; who sends it may give a run as what it is, an `Alike`.
+
+The ends of attempts differ by more: there `[row, tasks, ages, ages, results]` stands for many, and arrives as an
+`AlikeEnds`.
 """
 
 from collections.abc import Callable
@@ -10,14 +13,19 @@ from typing import Any, Final
 
 import msgpack
 
-from quiesce.protocol import from_client, to_client, to_worker
+from quiesce.protocol import from_client, from_worker, to_client, to_worker
 from quiesce.registry.rows import (
+    RUN,
+    Alike,
     AssignRow,
+    EndedRow,
     ResultRow,
     SpawnAnswer,
     SpawnRow,
     StoppedRow,
     TaskRow,
+    alike_ends,
+    one_by_one,
 )
 
 #: Rows whose first fields are numbers, and which may be alike otherwise: how many fields these are.
@@ -29,8 +37,6 @@ RUNS: Final[dict[type, int]] = {
     StoppedRow: 1,
     TaskRow: 1,
 }
-#: How many rows at least make a run.
-RUN: Final = 4
 #: How many rows a message may have that has runs, where a peer could make a few bytes of very many.
 MOST: Final[dict[type, int]] = {SpawnRow: 10_000}
 #: Messages that are looked through for runs, and the place of their rows.
@@ -38,6 +44,7 @@ ROWS_IN: Final[dict[type, int]] = {
     message: message._fields.index(field)
     for message, field in (
         (from_client.Spawn, "rows"),
+        (from_worker.Ended, "rows"),
         (to_client.SpawnAnswers, "rows"),
         (to_client.Ended, "rows"),
         (to_client.StopReport, "tasks"),
@@ -99,12 +106,31 @@ def pack_with_runs(
     return b"".join(pieces)
 
 
+def as_received(message: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The message as who receives it sees it: for networks that only seem to be ones."""
+    place = ROWS_IN.get(type(message))
+    if place is None:
+        return message
+    rows = [*one_by_one(message[place])]
+    kind: Any = type(message)
+    received: tuple[Any, ...] = kind(*message[:place], rows, *message[place + 1 :])
+    return received
+
+
 def _in_runs(rows: list[Any]) -> list[Any]:
     """The same with runs in place of rows that are alike."""
     items: list[Any] = []
-    width = RUNS[type(rows[0])] if rows else 0
+    if rows and type(rows[0]) is EndedRow:
+        return list(alike_ends(rows))
+    width = 0
     start, rest = 0, ()
     for place, row in enumerate(rows):
+        if type(row) is Alike:
+            _add_run(items, rows[start:place], width)
+            items.append([row.row, *row.numbers])
+            start, rest = place + 1, ()
+            continue
+        width = width or RUNS[type(row)]
         if row[width:] != rest:
             _add_run(items, rows[start:place], width)
             start, rest = place, row[width:]

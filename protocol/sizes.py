@@ -4,10 +4,10 @@ A message that is larger than its receiver takes is dropped whole, and so it is 
 puts rows together counts what they hold, and begins another message in time; texts without bounds are cut.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 
-R = TypeVar("R", bound=tuple[Any, ...])
+from quiesce.registry.rows import Alike
 
 #: Bytes of a message on control: it has no payloads, so it has no business being larger.
 CONTROL_LIMIT: Final = 16 * 2**20
@@ -27,30 +27,54 @@ def data_limit(payload_limit: int) -> int:
     return 2 * payload_limit + CONTROL_LIMIT
 
 
-def held(rows: Iterable[tuple[Any, ...]]) -> int:
-    """Bytes of the last two fields of these rows, in which the payloads are, and the texts."""
+def held(rows: Iterable[Any]) -> int:
+    """Bytes of the last two fields of these rows, in which the payloads are, and the texts. Of rows that are alike
+    one travels.
+    """
     size = 0
     for row in rows:
-        size += len(row[-2]) + len(row[-1])
+        whole = row.row if type(row) is Alike else row
+        size += len(whole[-2]) + len(whole[-1])
     return size
 
 
-def in_parts(rows: list[R], most: int) -> Iterator[list[R]]:
-    """The rows of one message after the other: at most so many each, and none behind FULL bytes (see `held`)."""
-    if len(rows) <= most and held(rows) <= FULL:
-        if rows:
-            yield rows
-        return
-    part: list[R] = []
-    size = 0
+def weightless(rows: Iterable[Any]) -> int:
+    """The same of rows that have no payloads."""
+    del rows
+    return 0
+
+
+def in_parts(
+    rows: list[Any], most: int, weigh: Callable[[Iterable[Any]], int] = held
+) -> Iterable[list[Any]]:
+    """The rows of one message after the other: at most so many each, and none behind FULL bytes."""
+    if len(rows) == 1 and type(rows[0]) is not Alike:
+        return [rows]  # whatever it holds
+    if len(rows) + _more(rows) <= most and weigh(rows) <= FULL:
+        return [rows] if rows else []
+    return _parted(rows, most, weigh)
+
+
+def _parted(
+    rows: list[Any], most: int, weigh: Callable[[Iterable[Any]], int]
+) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    count = size = 0
     for row in rows:
-        more = held((row,))
-        if part and (len(part) == most or size + more > FULL):
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += more
+        for piece in row.cut(most) if type(row) is Alike else (row,):
+            number, more = 1 + _more((piece,)), weigh((piece,))
+            if part and (count + number > most or size + more > FULL):
+                yield part
+                part, count, size = [], 0, 0
+            part.append(piece)
+            count += number
+            size += more
     yield part
+
+
+def _more(rows: Iterable[Any]) -> int:
+    """How many rows there are beyond those that stand there."""
+    return sum([row.count - 1 for row in rows if type(row) is Alike])
 
 
 def cut(text: str, limit: int = TEXT_LIMIT) -> str:

@@ -65,9 +65,7 @@ def session_closed(state: State, fact: facts.SessionClosed) -> None:
 
 
 def answers_forgotten(state: State, fact: facts.AnswersForgotten) -> None:
-    answers = state.sessions[SessionId(fact.session)].answers
-    for number in [number for number in answers if number <= fact.through]:
-        del answers[number]
+    state.sessions[SessionId(fact.session)].answers.forget(fact.through)
 
 
 def results_forgotten(state: State, fact: facts.ResultsForgotten) -> None:
@@ -81,7 +79,7 @@ def results_forgotten(state: State, fact: facts.ResultsForgotten) -> None:
 
 def _answer(state: State, session_id: bytes, answer: SpawnAnswer) -> None:
     session = state.sessions[SessionId(session_id)]
-    session.answers[answer.number] = answer
+    session.answers.add(answer)
     session.spawned = max(session.spawned, answer.number)
     if session.parked:
         holder = session.parked.get(answer.number)

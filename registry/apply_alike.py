@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from typing import Final
+from typing import Final, cast
 
 from quiesce.registry import facts
 from quiesce.registry.counts import count
-from quiesce.registry.ids import AssignNumber, Incarnation, SessionId, SpawnNumber, TaskId
+from quiesce.registry.ids import Incarnation, SessionId, SpawnNumber, TaskId
 from quiesce.registry.leaving import alike, leave
-from quiesce.registry.moving import move
+from quiesce.registry.moving import move_all
 from quiesce.registry.records import Task
-from quiesce.registry.rows import SpawnAnswer, SpawnRow
+from quiesce.registry.rows import SpawnRow
 from quiesce.registry.sets import take_out
 from quiesce.registry.state import State
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
@@ -23,8 +23,9 @@ _new: Final = tuple.__new__
 def tasks_registered(state: State, fact: facts.TasksRegistered) -> None:
     """Tasks that are alike share one row; its number is that of the first."""
     row, session = fact.row, state.sessions[SessionId(fact.session)]
-    task_ids: Sequence[TaskId] = range(fact.first, fact.last + 1)  # type: ignore[assignment]  # of ids
-    many = len(task_ids)
+    ids = range(fact.first, fact.last + 1)
+    task_ids: Sequence[TaskId] = ids  # type: ignore[assignment]  # of ids
+    many = len(ids)
     spawns: Iterable[SpawnRow] = repeat(row)
     if fact.arguments:
         spawns = [_new(SpawnRow, (*row[:-1], each)) for each in fact.arguments]
@@ -38,20 +39,19 @@ def tasks_registered(state: State, fact: facts.TasksRegistered) -> None:
     state.index.add_many(task_ids, row.kind, row.tenant_id, row.timeline_id, row.runtime)
     state.queues[row.runtime].push_many(task_ids, row.tenant_id, row.kind)
     numbers = range(fact.number, fact.number + many)
-    fields = zip(numbers, task_ids, repeat(None), repeat(""), strict=False)
-    session.answers.update(zip(numbers, map(_new, repeat(SpawnAnswer), fields), strict=False))
+    session.answers.add_tasks(numbers, ids)
     session.spawned = max(session.spawned, SpawnNumber(numbers[-1]))
 
 
 def tasks_assigned(state: State, fact: facts.TasksAssigned) -> None:
     incarnation = Incarnation(fact.worker)
     worker = state.workers[incarnation]
-    task_ids = list(map(TaskId, fact.task_ids))
-    for number, task_id in enumerate(task_ids, fact.number):
-        task = state.tasks[task_id]
-        move(task, TaskState.ASSIGNED)
+    task_ids = cast("list[TaskId]", fact.task_ids)
+    tasks = list(map(state.tasks.__getitem__, task_ids))
+    move_all(tasks, TaskState.ASSIGNED)
+    for number, task in enumerate(tasks, fact.number):
         task.worker = incarnation
-        task.assign_number = AssignNumber(number)
+        task.assign_number = number  # type: ignore[assignment]  # of numbers
     worker.last_assign = task.assign_number
     worker.tasks.update(dict.fromkeys(task_ids))
     state.held.update(task_ids)
@@ -63,15 +63,14 @@ def tasks_assigned(state: State, fact: facts.TasksAssigned) -> None:
 
 def tasks_completed(state: State, fact: facts.TasksCompleted) -> None:
     worker = state.workers[Incarnation(fact.worker)]
+    task_ids = cast("list[TaskId]", fact.task_ids)
     start = 0
-    tasks = map(state.tasks.pop, fact.task_ids)  # type: ignore[arg-type]  # of ids
-    for together in alike(tasks):
-        ids = [task.id for task in together]
-        end = start + len(ids)
+    for together in alike(map(state.tasks.pop, task_ids)):
+        end = start + len(together)
         leave(
             state,
             together,
-            ids,
+            task_ids[start:end],
             outcome=_COMPLETED,
             evidence=_RETURNED,
             ended_at=fact.at[start:end],
@@ -81,9 +80,8 @@ def tasks_completed(state: State, fact: facts.TasksCompleted) -> None:
             worker_pid=worker.pid,
         )
         start = end
-        for task_id in ids:
-            del worker.tasks[task_id]
-        take_out(state.held, ids)
         kind = together[0].spawn.kind
-        count(state.held_kind, kind, -len(ids))
-        count(state.held_tenant, (kind, together[0].tenant_id), -len(ids))
+        count(state.held_kind, kind, -len(together))
+        count(state.held_tenant, (kind, together[0].tenant_id), -len(together))
+    take_out(worker.tasks, task_ids)
+    take_out(state.held, task_ids)

@@ -1,12 +1,23 @@
 """What workers say of attempts: begun, lingering, associated, given back, ended."""
 
+from collections.abc import Sized
+from itertools import repeat
+from operator import sub
+from typing import cast
+
 from quiesce.registry import effects, events, facts, stopping
-from quiesce.registry.ending import Completed, complete, end, is_plain, never_ran
+from quiesce.registry.ending import all_plain, complete, end, is_plain, may_be_plain, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
-from quiesce.registry.records import Ask, Task
+from quiesce.registry.records import Ask, Task, Worker
+from quiesce.registry.rows import AlikeEnds, EndedRow, alike_ends
 from quiesce.registry.scheduling import paced, stuck
-from quiesce.registry.states import State as TaskState
+from quiesce.registry.states import Evidence, Outcome, State as TaskState
 from quiesce.registry.turn import Turn
+
+#: An attempt that has returned, of which no more is to be said: its task, when it began and ended, and its result.
+Completed = tuple[Task, float, float, Sized]
+#: Tasks that have ended, and how many seconds each took.
+Timed = tuple[list[Task], list[float]]
 
 
 def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | None:
@@ -64,31 +75,83 @@ def on_tasks_given_back(turn: Turn, event: events.TasksGivenBack) -> None:
 
 def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
     """Record each end and let the worker forget it; an end that is known already is only taken again."""
-    worker = turn.state.workers.get(event.worker)
-    if worker is None:
+    worker, rows = turn.state.workers.get(event.worker), event.rows
+    if worker is None or not rows:
         return
-    took: list[tuple[Task, float]] = []
+    if len(rows) >= turn.state.alike and AlikeEnds not in map(type, rows):
+        rows = alike_ends(cast("list[EndedRow]", rows))
+    taken: list[tuple[int, int]] = []
+    turn.send(effects.TakeEnds(event.worker, taken))
+    timed: Timed = ([], [])
+    single: list[EndedRow] = []
+    for row in rows:
+        if isinstance(row, AlikeEnds):
+            first, task_ids = row.row, row.task_ids
+            taken += zip((first.task_id, *task_ids), repeat(first.attempt))
+            _ended_each(turn, worker, single, timed)
+            single = [] if _ended_plainly(turn, worker, row, timed) else row.one_by_one()
+        else:
+            taken.append(row[:2])
+            single.append(row)
+    _ended_each(turn, worker, single, timed)
+    if timed[0]:
+        paced(worker, *timed)
+
+
+def _ended_plainly(turn: Turn, worker: Worker, ends: AlikeEnds, timed: Timed) -> bool:
+    """End all of these at once, as one by one; False, and nothing is done, if that takes a closer look at each."""
+    row = ends.row
+    task_ids = [row.task_id, *ends.task_ids]
+    if not may_be_plain(row) or len(task_ids) < turn.state.alike or worker.status is not None:
+        return False
+    # Those that it holds, in this attempt, and each once.
+    distinct = set(task_ids)
+    if len(distinct) < len(task_ids) or not worker.tasks.keys() >= distinct:
+        return False
+    tasks = list(map(turn.state.tasks.__getitem__, task_ids))
+    if not all_plain(tasks, row.attempt):
+        return False
+    begun_ages = [cast("float", row.begun_age), *ends.begun_ages]
+    ended_ages = [row.ended_age, *ends.ended_ages]
     now = turn.now.wall
-    if event.rows:
-        ends: list[tuple[int, int]] = [(row.task_id, row.attempt) for row in event.rows]
-        turn.send(effects.TakeEnds(event.worker, ends))
-    alive = worker.status is None
+    started_at: list[float] = []
+    at: list[float] = []
+    for task, begun_age, ended_age in zip(tasks, begun_ages, ended_ages, strict=True):
+        begun = task.started_at
+        if begun is None:
+            begun = now - begun_age
+            if begun < task.created_at:  # noqa: PLR1730 - max() costs more than all the rest
+                begun = task.created_at
+        ended = now - ended_age
+        started_at.append(begun)
+        at.append(ended if ended > begun else begun)  # noqa: FURB136 - as above
+    results = [row.result, *(ends.results or repeat(row.result, len(ends.task_ids)))]
+    complete(turn, worker, tasks, started_at, at, results)
+    timed[0].extend(tasks)
+    timed[1].extend(map(sub, begun_ages, ended_ages))
+    return True
+
+
+def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow], timed: Timed) -> None:
+    now = turn.now.wall
+    enough = worker.status is None and len(rows) >= turn.state.alike
     plain: dict[TaskId, Completed] = {}
-    for row in event.rows:
-        task = held(turn, event.worker, row.task_id, row.attempt)
+    for row in rows:
+        task = held(turn, worker.incarnation, row.task_id, row.attempt)
         if task is None or task.id in plain:
             continue  # known already, or of an attempt that has been given up
         begun, begun_age, ended_age = task.started_at, row.begun_age, row.ended_age
         if begun_age is not None:
-            took.append((task, begun_age - ended_age))
+            timed[0].append(task)
+            timed[1].append(begun_age - ended_age)
             if begun is None:
                 begun = max(task.created_at, now - begun_age)
-        at = max(now - ended_age, begun or task.created_at)
-        if begun is not None and alive and is_plain(task, row):
+        at = max(now - ended_age, task.created_at if begun is None else begun)
+        if enough and begun is not None and is_plain(task, row):
             plain[task.id] = (task, begun, at, row.result)
             continue
         if plain:  # in the order in which they ended
-            complete(turn, worker, plain)
+            _complete(turn, worker, plain)
             plain = {}
         if task.ask is not None:
             # The acknowledgement may still be on its way, on the other socket.
@@ -107,9 +170,24 @@ def on_tasks_ended(turn: Turn, event: events.TasksEnded) -> None:
             result=row.result,
         )
     if plain:
-        complete(turn, worker, plain)
-    if took:
-        paced(worker, took)
+        _complete(turn, worker, plain)
+
+
+def _complete(turn: Turn, worker: Worker, plain: dict[TaskId, Completed]) -> None:
+    """End these as `end` would: together, if they are enough."""
+    if len(plain) >= turn.state.alike:
+        complete(turn, worker, *map(list, zip(*plain.values(), strict=True)))
+        return
+    for task, started_at, at, result in plain.values():
+        end(
+            turn,
+            task,
+            outcome=Outcome.COMPLETED,
+            evidence=Evidence.RETURNED,
+            started_at=started_at,
+            at=at,
+            result=result,
+        )
 
 
 def _placed(turn: Turn, ask: Ask, age: float) -> float:

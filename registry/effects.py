@@ -7,7 +7,7 @@ All others leave only when the facts of their turn are committed; `BINDING` ones
 from typing import Final, NamedTuple
 
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
-from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, StoppedRow
+from quiesce.registry.rows import Alike, AssignRow, ResultRow, SpawnAnswer, StoppedRow
 
 
 class WelcomeSession(NamedTuple):
@@ -23,12 +23,12 @@ class WantHello(NamedTuple):
 
 class AnswerSpawns(NamedTuple):
     session: SessionId
-    rows: list[SpawnAnswer]
+    rows: list[SpawnAnswer | Alike]
 
 
 class SendResults(NamedTuple):
     session: SessionId
-    rows: list[ResultRow]
+    rows: list[ResultRow | Alike]
 
 
 class Report(NamedTuple):
@@ -107,7 +107,7 @@ class RefuseWorker(NamedTuple):
 
 class AssignTasks(NamedTuple):
     worker: Incarnation
-    rows: list[AssignRow]
+    rows: list[AssignRow | Alike]
 
 
 class TakeEnds(NamedTuple):

@@ -8,7 +8,8 @@ from typing import Final
 from quiesce.registry import facts
 from quiesce.registry.ids import SessionId, TaskId
 from quiesce.registry.records import Task, Worker
-from quiesce.registry.rows import LEASE_OVER, TIMED_OUT, EndedRow
+from quiesce.registry.results import told
+from quiesce.registry.rows import LEASE_OVER, TIMED_OUT, EndedRow, SpawnRow
 from quiesce.registry.states import Evidence, Outcome
 from quiesce.registry.turn import Turn
 
@@ -22,6 +23,11 @@ NEVER_BEGAN: Final = "stopped before it began"
 #: Enumerations are slow.
 _COMPLETED: Final = str(Outcome.COMPLETED)
 _RETURNED: Final = str(Evidence.RETURNED)
+_ASK: Final = attrgetter("ask")
+_ATTEMPT: Final = attrgetter("attempt")
+_ID: Final = attrgetter("id")
+_PARKED: Final = attrgetter("parked")
+_SPAWN: Final = attrgetter("spawn")
 _WATCHERS: Final = attrgetter("watchers")
 
 
@@ -61,8 +67,9 @@ def end(
             task.id, str(outcome), str(evidence), exit_status, started_at, at, text, result
         )
     )
-    for session_id in task.watchers:
-        _tell(turn, session_id, [task.id])
+    for session in map(turn.state.sessions.get, task.watchers):
+        if session is not None:
+            turn.send_results(session.id, [session.results[task.id]])
     if task.spawn.shutdown_process_on_error and outcome in BAD and not _asked(task):
         turn.fatal = (
             f"task {task.id} {task.spawn.kind} {task.spawn.name!r}, marked "
@@ -70,50 +77,47 @@ def end(
         )
 
 
-#: An attempt that has returned, of which no more is to be said: its task, when it began and ended, and its result.
-Completed = tuple[Task, float, float, Sized]
-
-
 def is_plain(task: Task, row: EndedRow) -> bool:
     """Whether nothing follows from this end but its result: no stop waits for it, for it was not asked to stop, and
     nothing comes after it. (Of a worker that lives.)
     """
-    spawn = task.spawn
+    return may_be_plain(row) and task.ask is None and not task.parked and _ends_plainly(task.spawn)
+
+
+def may_be_plain(row: EndedRow) -> bool:
+    """As far as the row says."""
+    return row.outcome == _COMPLETED and row.evidence == _RETURNED and not row.text
+
+
+def _ends_plainly(spawn: SpawnRow) -> bool:
+    return spawn.timeout is None and spawn.unique_key is None and spawn.restart != "always"
+
+
+def all_plain(tasks: list[Task], attempt: int) -> bool:
+    """The same of many tasks whose rows may be plain; they are in this attempt, too. (Those that were spawned
+    together share a row.)
+    """
     return (
-        row.outcome == _COMPLETED
-        and row.evidence == _RETURNED
-        and not row.text
-        and task.ask is None
-        and not task.parked
-        and spawn.timeout is None
-        and spawn.unique_key is None
-        and spawn.restart != "always"
+        not any(map(_ASK, tasks))
+        and not any(map(_PARKED, tasks))
+        and set(map(_ATTEMPT, tasks)) == {attempt}
+        and all(_ends_plainly(next(same)) for _, same in groupby(map(_SPAWN, tasks), id))
     )
 
 
-def complete(turn: Turn, worker: Worker, ended: dict[TaskId, Completed]) -> None:
-    """End these, which are plain, as `end` would."""
-    rows = ended.values()
-    if len(rows) < turn.state.alike:
-        for task, started_at, at, result in rows:
-            end(
-                turn,
-                task,
-                outcome=Outcome.COMPLETED,
-                evidence=Evidence.RETURNED,
-                started_at=started_at,
-                at=at,
-                result=result,
-            )
-        return
-    tasks: list[Task]
-    tasks, *columns = map(list, zip(*rows, strict=True))
-    kinds: set[str] = set()
-    for task in tasks:
-        if task.spawn.kind not in kinds:
-            kinds.add(task.spawn.kind)
-            turn.let_go(task)
-    turn.emit(facts.TasksCompleted(worker.incarnation, [*ended], *columns))
+def complete(
+    turn: Turn,
+    worker: Worker,
+    tasks: list[Task],
+    started_at: list[float],
+    at: list[float],
+    results: list[Sized],
+) -> None:
+    """End these, which are plain, as `end` would, at once: when each began and ended, and its result."""
+    for task in {task.spawn.kind: task for task in tasks}.values():
+        turn.let_go(task)
+    task_ids: list[int] = list(map(_ID, tasks))
+    turn.emit(facts.TasksCompleted(worker.incarnation, task_ids, started_at, at, results))
     _tell_watchers(turn, tasks)
 
 
@@ -198,17 +202,13 @@ def _tell_watchers(turn: Turn, tasks: list[Task]) -> None:
     """These have ended: whoever watches one of them, and is still there, gets its result."""
     watched: dict[SessionId, list[TaskId]] = {}
     for watchers, together in groupby(tasks, _WATCHERS):
-        task_ids = [task.id for task in together]
+        task_ids = list(map(_ID, together))
         for session_id in watchers:
             watched.setdefault(session_id, []).extend(task_ids)
     for session_id, task_ids in watched.items():
-        _tell(turn, session_id, task_ids)
-
-
-def _tell(turn: Turn, session_id: SessionId, task_ids: list[TaskId]) -> None:
-    session = turn.state.sessions.get(session_id)
-    if session is not None:
-        turn.send_results(session_id, list(map(session.results.__getitem__, task_ids)))
+        session = turn.state.sessions.get(session_id)
+        if session is not None:
+            turn.send_results(session_id, told(session, task_ids))
 
 
 def never_ran(turn: Turn, task: Task) -> None:

@@ -3,10 +3,11 @@
 Events are said by sessions (clients), workers and supervisors, by the broker itself, and by time.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from quiesce.registry.ids import Incarnation, RequestNumber, SessionId, StopId, TaskId
-from quiesce.registry.rows import EndedRow, SpawnRow
+from quiesce.registry.rows import AlikeEnds, AlikeSpawns, EndedRow, SpawnRow
 from quiesce.registry.scope import Scope
 
 SupervisorId = bytes
@@ -55,7 +56,7 @@ class SpawnsAsked(NamedTuple):
     """Spawns of one session, numbers consecutive. `atomic`: all or none. `answered_through` as in SessionHeard."""
 
     session: SessionId
-    rows: list[SpawnRow]
+    rows: Sequence[SpawnRow | AlikeSpawns]
     atomic: bool
     answered_through: int = 0
 
@@ -211,7 +212,7 @@ class TasksEnded(NamedTuple):
     """Attempts have ended, with all that they began."""
 
     worker: Incarnation
-    rows: list[EndedRow]
+    rows: Sequence[EndedRow | AlikeEnds]
 
 
 class StopsSeen(NamedTuple):

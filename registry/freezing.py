@@ -26,7 +26,8 @@ from quiesce.registry.records import (
     Task,
     Worker,
 )
-from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
+from quiesce.registry.results import told
+from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow, one_by_one
 from quiesce.registry.scope import Scope
 from quiesce.registry.serials import Serials
 from quiesce.registry.state import State
@@ -236,11 +237,11 @@ def _freeze_supervisor(supervisor: Supervisor, volatile: bool) -> Frozen:
 def _freeze_session(session: Session, volatile: bool, keep: Keep) -> Frozen:
     return (
         _get_session(session),
-        tuple(session.answers.values()),
+        tuple(session.answers),
         tuple(
             [
                 row if type(row.result) is bytes else (*row[:-1], keep(row.result))
-                for row in session.results.values()
+                for row in one_by_one(told(session, session.results))
             ]
         ),
         tuple(sorted(session.requests.items())),
@@ -414,7 +415,8 @@ def _thaw_session(state: State, frozen: Frozen) -> None:
     session = Session(*plain[: len(_SESSION)])
     more = plain[len(_SESSION) :]
     _set(session, _SESSION_MORE[: len(more)], more)
-    session.answers = {row[0]: SpawnAnswer(*row) for row in answers}
+    for row in answers:
+        session.answers.add(SpawnAnswer(*row))
     session.results = {
         TaskId(row[0]): ResultRow._make((*row[:-1], _thaw_payload(row[-1]))) for row in results
     }

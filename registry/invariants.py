@@ -240,10 +240,11 @@ def _sessions(state: State) -> None:
         _same(f"the reports of session {name!r} are its ended stops", session.reports, ended)
         if len(session.reports) > REPORTS_KEPT:
             raise _fault("reports are bounded", f"session {name!r} has {len(session.reports)}")
-        for number in (*session.answers, *session.parked):
+        answered: set[int] = {answer.number for answer in session.answers}
+        for number in (*answered, *session.parked):
             if not 1 <= number <= session.spawned:
                 raise _fault("answers are of spawns that have come", f"{name!r}: {number}")
-        both = session.answers.keys() & session.parked.keys()
+        both = answered & session.parked.keys()
         _same(f"no parked spawn of session {name!r} is answered", both, set())
         both = {task_id for task_id in session.results if task_id in state.tasks}
         _same(f"session {name!r} has results of ended tasks only", both, set())

@@ -1,19 +1,18 @@
 """What follows for the registry when tasks have ended: one, or many that follow each other and are alike."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, repeat
-from typing import Any, Final
+from typing import Any
 
 from quiesce.registry.counts import count
 from quiesce.registry.ended import ended_tasks
 from quiesce.registry.ids import TaskId
-from quiesce.registry.moving import keep_short, move
+from quiesce.registry.moving import keep_short, move_all
 from quiesce.registry.records import Task
+from quiesce.registry.results import made
 from quiesce.registry.rows import ResultRow
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
-
-_new: Final = tuple.__new__
 
 
 def alike(tasks: Iterable[Task]) -> Iterator[list[Task]]:
@@ -47,13 +46,14 @@ def leave(
     started_at: Iterable[float | None] = repeat(None),
     exit_status: int | None = None,
     text: str = "",
-    results: Iterable[Any] = repeat(b""),
+    results: Sequence[Any] = (b"",),
     host: str = "",
     worker_pid: int | None = None,
 ) -> None:
-    """These, which are alike, have ended, each at its times. `State.tasks` and who held them have none of them."""
-    for task in tasks:
-        move(task, TaskState.ENDED)
+    """These, which are alike, have ended, each at its times, with its result or one that is everybody's.
+    `State.tasks` and who held them have none of them.
+    """
+    move_all(tasks, TaskState.ENDED)
     if state.unique or state.parked.holders:
         for task in tasks:
             _leave_key(state, task)
@@ -62,10 +62,7 @@ def leave(
     rows: list[ResultRow] = []
     for session in map(state.sessions.get, first.watchers):
         if session is not None:
-            rows = rows or [
-                _new(ResultRow, (task_id, *fields, result))
-                for task_id, result in zip(ids, results, strict=False)
-            ]
+            rows = rows or made(ids, fields, results)
             session.results.update(zip(ids, rows, strict=True))
     times = zip(tasks, started_at, ended_at, strict=False)
     ended = ended_tasks(first, outcome, evidence, exit_status, times, host, worker_pid)

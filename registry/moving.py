@@ -1,5 +1,7 @@
 """What all of `apply` stands on: the one step from state to state, and what goes with it."""
 
+from collections.abc import Iterable
+
 from quiesce.registry.records import Task
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
@@ -19,10 +21,16 @@ def story(task: Task) -> str:
 
 
 def move(task: Task, to: TaskState) -> None:
-    """The one place where a task's state changes."""
-    if to not in task.state.leads_to:
-        raise RegistryFault(f"can't go from {task.state} to {to}: {story(task)}")
-    task.state = to
+    """See `move_all`."""
+    move_all((task,), to)
+
+
+def move_all(tasks: Iterable[Task], to: TaskState) -> None:
+    """The one place where the state of tasks changes."""
+    for task in tasks:
+        if to not in task.state.leads_to:
+            raise RegistryFault(f"can't go from {task.state} to {to}: {story(task)}")
+        task.state = to
 
 
 def keep_short(state: State) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
+from quiesce.registry.answers import Answers
 from quiesce.registry.ids import (
     AssignNumber,
     Attempt,
@@ -16,7 +17,7 @@ from quiesce.registry.ids import (
     StopId,
     TaskId,
 )
-from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
+from quiesce.registry.rows import ResultRow, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.serials import Serials
 from quiesce.registry.states import State
@@ -66,6 +67,11 @@ class Ask:
 
 #: Of nearly all tasks; never written to.
 _NONE_PARKED: Final[dict[tuple[SessionId, int], SpawnRow]] = {}
+#: Of all tasks at first. (A type of ids is a call, and a member of an enumeration a look into it.)
+_FIRST: Final = Attempt(1)
+_QUEUED: Final = State.QUEUED
+_NOBODY: Final = Incarnation(0)
+_NOT_ASSIGNED: Final = AssignNumber(0)
 
 
 class Task:
@@ -99,14 +105,14 @@ class Task:
         self.spawn = spawn
         self.tenant_id = spawn.tenant_id
         self.timeline_id = spawn.timeline_id
-        self.attempt = Attempt(1)
+        self.attempt = _FIRST
         self.retries = spawn.retries
-        self.state = State.QUEUED
+        self.state = _QUEUED
         self.created_at = created_at
         self.started_at: float | None = None
         #: The worker that holds it, 0 while QUEUED.
-        self.worker = Incarnation(0)
-        self.assign_number = AssignNumber(0)
+        self.worker = _NOBODY
+        self.assign_number = _NOT_ASSIGNED
         #: None, or the request to stop that it is under: the mark `stopping`.
         self.ask: Ask | None = None
         self.lingering = ""
@@ -299,11 +305,12 @@ class Session:
         self.worker = worker
         #: All spawns up to this number have arrived.
         self.spawned = 0
-        #: Answers that the client may not have yet, by spawn number.
-        self.answers: dict[int, SpawnAnswer] = {}
+        #: Answers that the client may not have yet.
+        self.answers = Answers()
         #: All and only its spawns in a `Task.parked`: spawn number -> that task.
         self.parked: dict[int, TaskId] = {}
-        #: Results that the client has not yet taken.
+        #: Results that the client has not yet taken. Those of tasks that ended together and alike are one row, that
+        #: of any of them.
         self.results: dict[TaskId, ResultRow] = {}
         #: Its open stops, by request number: a request that comes again is recognised.
         self.requests: dict[RequestNumber, StopId] = {}

@@ -5,8 +5,10 @@ are, so that no task is translated on its way through the broker. Payloads (func
 results) are opaque here: anything with a length in bytes.
 """
 
-from collections.abc import Sized
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import groupby, repeat
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 
@@ -17,6 +19,60 @@ TIMED_OUT: Final = "TaskTimeoutError: "
 LEASE_OVER: Final = "LeaseHalfOver: "
 #: What code a refusal carries: the name of a class in `quiesce.errors`.
 ErrorCode = str
+
+
+#: How many rows at least are worth being told as one.
+RUN: Final = 4
+_new: Final = tuple.__new__
+
+
+class Alike:
+    """Stands for rows, in a list of them: `count` in all, that differ by their first fields alone, which are
+    numbers.
+
+    Nobody makes the others until somebody looks at single ones (see `one_by_one`): on the wire it is one row, too.
+    """
+
+    __slots__ = ("count", "numbers", "row")
+
+    def __init__(self, row: tuple[Any, ...], numbers: list[int], count: int) -> None:
+        self.row = row
+        #: The first fields of the other rows, each row's after the other's.
+        self.numbers = numbers
+        self.count = count
+
+    @property
+    def width(self) -> int:
+        """How many fields differ."""
+        return len(self.numbers) // (self.count - 1)
+
+    def cut(self, most: int) -> "Iterator[Alike | tuple[Any, ...]]":
+        """The same in pieces of at most so many rows."""
+        if self.count <= most:
+            yield self
+            return
+        width, row = self.width, self.row
+        numbers = [*row[:width], *self.numbers]
+        for start in range(0, len(numbers), most * width):
+            first = _new(type(row), (*numbers[start : start + width], *row[width:]))
+            others = numbers[start + width : start + most * width]
+            yield Alike(first, others, 1 + len(others) // width) if others else first
+
+
+def one_by_one(rows: Iterable[Any]) -> Iterator[Any]:
+    """All these rows, one by one."""
+    for row in rows:
+        if isinstance(row, (AlikeEnds, AlikeSpawns)):
+            yield from row.one_by_one()
+            continue
+        if type(row) is not Alike:
+            yield row
+            continue
+        yield row.row
+        width, numbers = row.width, row.numbers
+        fields = [numbers[place::width] for place in range(width)]
+        rest = map(repeat, row.row[width:])
+        yield from map(_new, repeat(type(row.row)), zip(*fields, *rest, strict=False))
 
 
 class SpawnRow(NamedTuple):
@@ -36,6 +92,60 @@ class SpawnRow(NamedTuple):
     parent: tuple[TaskId, Attempt] | None
     function: Sized
     arguments: Sized
+
+
+class AlikeSpawns(NamedTuple):
+    """Stands for spawns, in a list of them: so many, with the number of `row` and those after it. `arguments`:
+    those of each, where they differ; else none, and all have those of the row.
+    """
+
+    row: SpawnRow
+    many: int
+    arguments: Sequence[Sized] = ()
+
+    def one_by_one(self) -> Iterator[SpawnRow]:
+        """All these spawns."""
+        first, *same, arguments = self.row
+        numbers = range(first, first + self.many)
+        rest = zip(numbers, *map(repeat, same), self.arguments or repeat(arguments), strict=False)
+        return map(_new, repeat(SpawnRow), rest)
+
+    def largest(self) -> SpawnRow:
+        """One with the most arguments."""
+        if not self.arguments:
+            return self.row
+        return self.row._replace(arguments=max(self.arguments, key=len))
+
+
+def alike_spawns(rows: Sequence[SpawnRow | AlikeSpawns]) -> list[AlikeSpawns]:
+    """The same, those as one that follow each other, by their numbers too, and differ in their arguments alone."""
+    found: list[AlikeSpawns] = []
+    start, following = 0, 0
+    rest: tuple[Any, ...] = ()
+    for place, row in enumerate(rows):
+        if isinstance(row, AlikeSpawns):
+            found += _as_run(rows[start:place])
+            found.append(row)
+            start, rest = place + 1, ()
+        elif row[1:-1] != rest or row.number != following:
+            found += _as_run(rows[start:place])
+            start, rest, following = place, row[1:-1], row.number
+        following += 1
+    return found + _as_run(rows[start:])
+
+
+def _as_run(rows: Sequence[Any]) -> list[AlikeSpawns]:
+    if len(rows) < 2:
+        return [AlikeSpawns(row, 1) for row in rows]
+    return spawns_with(rows[0], [row.arguments for row in rows])
+
+
+def spawns_with(row: SpawnRow, arguments: Sequence[Sized]) -> list[AlikeSpawns]:
+    """Those like this one, from its number on, with these arguments; one AlikeSpawns, if there are any."""
+    if not arguments:
+        return []
+    own = arguments if arguments.count(arguments[0]) < len(arguments) else ()
+    return [AlikeSpawns(row._replace(arguments=arguments[0]), len(arguments), own)]
 
 
 class SpawnAnswer(NamedTuple):
@@ -82,6 +192,65 @@ class EndedRow(NamedTuple):
     observed_age: float | None
     text: str
     result: Sized
+
+
+class AlikeEnds(NamedTuple):
+    """Stands for ends, in a list of them: that of `row`, and others that differ from it by their tasks, their ages
+    (which are there) and their results alone. `results`: none, if all have that of the row.
+    """
+
+    row: EndedRow
+    task_ids: Sequence[TaskId]
+    begun_ages: Sequence[float]
+    ended_ages: Sequence[float]
+    results: Sequence[Sized]
+
+    def one_by_one(self) -> list[EndedRow]:
+        """All these ends."""
+        _, attempt, outcome, evidence, _, _, delivered, observed, text, result = self.row
+        ends = [self.row]
+        for task_id, begun, ended, own in zip(
+            *self[1:4], self.results or repeat(result), strict=False
+        ):
+            fields = (task_id, attempt, outcome, evidence, begun, ended, delivered, observed, text)
+            ends.append(EndedRow(*fields, own))
+        return ends
+
+
+_PLACES: Final = (1, 2, 3, 6, 7, 8)
+_alike_in: Final = itemgetter(*_PLACES)
+_FLOATS: Final = frozenset({float})
+_BYTES: Final = frozenset({bytes})
+
+
+def alike_ends(rows: Sequence[EndedRow]) -> list[EndedRow | AlikeEnds]:
+    """The same, those that follow each other and are alike as one."""
+    whole = _as_one(rows)
+    if whole is not None:
+        return [whole]
+    found: list[EndedRow | AlikeEnds] = []
+    for _, each in groupby(rows, _alike_in):
+        together = list(each)
+        one = _as_one(together)
+        found += together if one is None else [one]
+    return found
+
+
+def _as_one(rows: Sequence[EndedRow]) -> AlikeEnds | None:
+    """These, if they are alike, and enough."""
+    many = len(rows)
+    if many < RUN:
+        return None
+    columns = list(zip(*rows, strict=True))
+    if any(columns[place].count(columns[place][0]) < many for place in _PLACES):
+        return None
+    task_ids, _, _, _, begun, ended, _, _, _, results = columns
+    if not (_FLOATS.issuperset(map(type, begun)) and _FLOATS.issuperset(map(type, ended))):
+        return None
+    if not _BYTES.issuperset(map(type, results)):
+        return None
+    own = () if results.count(results[0]) == many else results[1:]
+    return AlikeEnds(rows[0], task_ids[1:], begun[1:], ended[1:], own)
 
 
 class ResultRow(NamedTuple):

@@ -9,12 +9,14 @@ functions whose last call there was short are handed over ahead, and only behind
 import heapq
 from collections.abc import Iterable, Sized
 from functools import partial
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from typing import Final
 
 from quiesce.registry import facts
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Task, Worker
-from quiesce.registry.rows import AssignRow
+from quiesce.registry.rows import RUN, Alike, AssignRow
 from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
 
@@ -30,6 +32,11 @@ LONGEST: Final = 1024
 LEAST: Final = 20e-6
 #: Without the detour over the arguments of a named tuple.
 _new: Final = tuple.__new__
+_NUMBERS: Final = attrgetter("assign_number", "id")
+#: All that the worker is told of a task, but for its numbers; first what differs the soonest.
+_TOLD: Final = attrgetter(
+    "spawn.arguments", "spawn", "attempt", "tenant_id", "timeline_id", "created_at"
+)
 
 
 def schedule(turn: Turn) -> None:
@@ -55,7 +62,14 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     following = partial(queue.peek, state.has_room, state.allowed)
     alike = queue.alike() if free and len(queue) >= state.alike else None
     if alike is not None and not state.kind(alike[0]).is_limited:
-        hands, following = {}, partial(next, alike[1], None)
+        line = alike[1]
+        first = list(islice(line, sum([most - held for held, _, most in free])))
+        hands = deal(first, free)
+        if all(_may_follow_all(state, state.workers[each], hand) for each, hand in hands.items()):
+            for incarnation, hand in hands.items():
+                assign(turn, hand, incarnation)
+            return
+        hands, following = {}, partial(next, chain(first, line), None)
     #: The workers of which it is known in this turn whether anything may wait behind what they hold.
     calm: dict[Incarnation, bool] = {}
     task_id = following()
@@ -65,7 +79,9 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
         worker = state.workers[incarnation]
         if held and worker.slots == 1:
             if incarnation not in calm:
-                calm[incarnation] = all_quick(state, worker, (*worker.tasks, *hand))
+                calm[incarnation] = all_quick(
+                    worker, map(state.tasks.__getitem__, (*worker.tasks, *hand))
+                )
             if not (calm[incarnation] and is_quick(worker, state.tasks[task_id])):
                 heapq.heappop(free)
                 continue
@@ -82,6 +98,30 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
             assign(turn, hand, incarnation)
 
 
+def deal(
+    task_ids: list[TaskId], free: list[tuple[int, Incarnation, int]]
+) -> dict[Incarnation, list[TaskId]]:
+    """Who gets which of these tasks, if each in its turn goes to who holds the least by then, the oldest first.
+
+    `free`: how much each holds, who it is, and how much it may hold; there are no more tasks than these may hold.
+    """
+    hands: dict[Incarnation, list[TaskId]] = {}
+    left, start = sorted(free), 0
+    while start < len(task_ids):
+        # Those who hold the least have their turns, until another holds as little, or one of them may hold no more.
+        level = left[0][0]
+        lowest = [each for each in left if each[0] == level]
+        others = left[len(lowest) :]
+        until = min([most for _, _, most in lowest] + [held for held, _, _ in others[:1]])
+        end = start + (until - level) * len(lowest)
+        for place, (_, incarnation, _) in enumerate(lowest, start):
+            if place < len(task_ids):
+                hands.setdefault(incarnation, []).extend(task_ids[place : end : len(lowest)])
+        left = sorted([(until, each, most) for _, each, most in lowest if until < most] + others)
+        start = end
+    return hands
+
+
 def room(worker: Worker) -> int:
     """How many tasks this worker may hold, by the pace of its last ones."""
     if worker.pace > AHEAD:
@@ -89,14 +129,14 @@ def room(worker: Worker) -> int:
     return worker.slots + min(MOST, int(AHEAD / max(worker.pace, LEAST)))
 
 
-def paced(worker: Worker, took: list[tuple[Task, float]]) -> None:
-    """So long its last tasks took. Slow ones count at once, quick ones by and by."""
-    mean = sum(seconds for _, seconds in took) / len(took)
-    worker.pace = max(mean, worker.pace / 2)
+def paced(worker: Worker, tasks: list[Task], took: list[float]) -> None:
+    """So many seconds its last tasks took. Slow ones count at once, quick ones by and by."""
+    worker.pace = max(sum(took) / len(took), worker.pace / 2)
     if worker.slots == 1:
-        for task, seconds in took:
-            if is_quick(worker, task) is not (seconds <= AHEAD):
-                _note(worker, task.spawn.function, quick=seconds <= AHEAD)
+        for task, seconds in zip(tasks, took, strict=True):
+            function = task.spawn.function
+            if (function in worker.quick) is not (seconds <= AHEAD):
+                _note(worker, function, quick=seconds <= AHEAD)
 
 
 def is_quick(worker: Worker, task: Task) -> bool:
@@ -104,11 +144,13 @@ def is_quick(worker: Worker, task: Task) -> bool:
     return task.spawn.function in worker.quick
 
 
-def all_quick(state: State, worker: Worker, held: Iterable[TaskId]) -> bool:
-    """Whether something may be handed to it behind all these."""
-    tasks, last = state.tasks, None
-    for task_id in held:
-        function = tasks[task_id].spawn.function
+def all_quick(worker: Worker, tasks: Iterable[Task]) -> bool:
+    """Whether the last call of each of their functions by this worker was short: then something may be handed to it
+    behind all these.
+    """
+    last = None
+    for task in tasks:
+        function = task.spawn.function
         if function is not last and function not in worker.quick:
             return False
         last = function
@@ -119,7 +161,13 @@ def may_follow(state: State, worker: Worker, task: Task) -> bool:
     """Whether this task may be handed to this worker with what it holds."""
     if not worker.tasks or worker.slots > 1:
         return True
-    return is_quick(worker, task) and all_quick(state, worker, worker.tasks)
+    return is_quick(worker, task) and all_quick(worker, map(state.tasks.__getitem__, worker.tasks))
+
+
+def _may_follow_all(state: State, worker: Worker, task_ids: list[TaskId]) -> bool:
+    """Whether each of these may be handed to this worker behind those before it."""
+    held = map(state.tasks.__getitem__, (*worker.tasks, *task_ids))
+    return worker.slots > 1 or all_quick(worker, held)
 
 
 def _note(worker: Worker, function: Sized, *, quick: bool) -> None:
@@ -147,12 +195,22 @@ def assign(turn: Turn, task_ids: list[TaskId], incarnation: Incarnation) -> None
     """Hand queued tasks, of one tenant and kind if many, to a worker, under its next numbers."""
     state = turn.state
     number = state.workers[incarnation].last_assign + 1
+    tasks = map(state.tasks.__getitem__, task_ids)
     if len(task_ids) < turn.state.alike:
         for place, task_id in enumerate(task_ids):
             turn.emit(facts.TaskAssigned(task_id, incarnation, number + place))
-    else:
-        turn.emit(facts.TasksAssigned(incarnation, number, list[int](task_ids)))
-    turn.assign(incarnation, [assign_row(state.tasks[task_id]) for task_id in task_ids])
+        turn.assign(incarnation, map(assign_row, tasks))
+        return
+    turn.emit(facts.TasksAssigned(incarnation, number, list[int](task_ids)))
+    rows: list[AssignRow | Alike] = []
+    for _, told in groupby(tasks, _TOLD):
+        together = list(told)
+        if len(together) < RUN:
+            rows += map(assign_row, together)
+        else:
+            numbers = chain.from_iterable(map(_NUMBERS, together[1:]))
+            rows.append(Alike(assign_row(together[0]), [*numbers], len(together)))
+    turn.assign(incarnation, rows)
 
 
 def assign_row(task: Task) -> AssignRow:

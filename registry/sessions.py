@@ -5,6 +5,7 @@ from typing import Final
 from quiesce.registry import effects, events, facts
 from quiesce.registry.ids import Incarnation, SessionId
 from quiesce.registry.records import Session
+from quiesce.registry.results import told
 from quiesce.registry.timers import HELD_UP
 from quiesce.registry.turn import Turn
 
@@ -26,14 +27,14 @@ def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
         turn.timers.set(("session", event.session), turn.now.tick + LOOK)
     session.last_heard = turn.now.tick
     turn.send(effects.WelcomeSession(event.session, known))
-    turn.send_results(event.session, session.results.values())
+    turn.send_results(event.session, told(session, session.results))
 
 
 def on_session_attached(turn: Turn, event: events.SessionAttached) -> None:
     """Its results, by way of the journal: an end that it does not hold yet may still be lost."""
     session = turn.state.sessions.get(event.session)
     if session is not None:
-        turn.send_results(event.session, session.results.values())
+        turn.send_results(event.session, told(session, session.results))
 
 
 def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:
@@ -65,7 +66,7 @@ def heard(turn: Turn, session_id: SessionId, answered_through: int) -> Session |
 
 def forget_answers(turn: Turn, session: Session, through: int) -> None:
     """The client has the answers up to this one."""
-    first = next(iter(session.answers), None)
+    first = session.answers.first()
     if first is not None and first <= through:
         turn.emit(facts.AnswersForgotten(session.id, through))
 

@@ -1,48 +1,68 @@
 """Spawns: checked, registered, refused, joined to the holder of their unique key, or parked behind it."""
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence, Sized
 
 from quiesce.registry import effects, events, facts, sessions
+from quiesce.registry.answers import told
 from quiesce.registry.ids import SessionId, SpawnNumber, StopId, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.names import Refusal, undeclared
 from quiesce.registry.printable import printable
 from quiesce.registry.records import Closure, Session
-from quiesce.registry.rows import SpawnAnswer, SpawnRow
+from quiesce.registry.rows import AlikeSpawns, SpawnAnswer, SpawnRow, alike_spawns, one_by_one
 from quiesce.registry.state import State
 from quiesce.registry.turn import Turn
 
 
 def on_spawns_asked(turn: Turn, event: events.SpawnsAsked) -> None:
     """Decide on each spawn that is new; answer again what was decided before."""
-    session = sessions.heard(turn, event.session, event.answered_through)
+    session, rows = sessions.heard(turn, event.session, event.answered_through), event.rows
     if session is None:
         return
-    last = session.spawned
-    new = [row for row in event.rows if row.number > last]
-    if [row.number for row in new] != list(range(last + 1, last + 1 + len(new))):
-        turn.send(effects.WantHello(event.session))
+    if len(rows) == 1 and isinstance(rows[0], SpawnRow) and rows[0].number == session.spawned + 1:
+        decide(turn, event.session, rows[0])
+    elif not _decide_many(turn, event, session):
         return
-    if len(new) < len(event.rows):
-        for row in event.rows:
-            answer = session.answers.get(row.number)
-            if row.number <= last and answer is not None:
-                turn.answer_spawn(event.session, answer)
-    runs = _alike(new)
-    if event.atomic and new:
-        refusal = _whole(turn.state, runs, len(new))
-        if refusal is not None:
-            for row in new:
-                _refuse(turn, event.session, row.number, refusal)
-            runs = []
-    for rows in runs:
-        if len(rows) < turn.state.alike or not _register(turn, event.session, rows):
-            for row in rows:
-                decide(turn, event.session, row)
     # Stops of this session that waited for these spawns to arrive are looked at again.
     turn.touched.update(session.requests.values())
     sessions.forget_answers(turn, session, event.answered_through)
+
+
+def _decide_many(turn: Turn, event: events.SpawnsAsked, session: Session) -> bool:
+    """False, and nothing is decided: some between these and those before are missing, and must be sent again."""
+    last = session.spawned
+    rows: Sequence[SpawnRow | AlikeSpawns] = event.rows
+    again: list[SpawnRow] = []
+    if rows and _number(rows[0]) <= last:  # some of them, perhaps all, have come before
+        single = list[SpawnRow](one_by_one(rows))
+        again = [row for row in single if row.number <= last]
+        rows = [row for row in single if row.number > last]
+    runs = alike_spawns(rows)
+    count = 0
+    for run in runs:
+        if run.row.number != last + 1 + count:
+            turn.send(effects.WantHello(event.session))
+            return False
+        count += run.many
+    for row in again:
+        answer = session.answers.get(row.number)
+        if answer is not None:
+            turn.answer_spawn(event.session, answer)
+    if event.atomic and runs:
+        refusal = _whole(turn.state, runs, count)
+        if refusal is not None:
+            for number in range(last + 1, last + 1 + count):
+                _refuse(turn, event.session, SpawnNumber(number), refusal)
+            runs = []
+    for run in runs:
+        if run.many < turn.state.alike or not _register(turn, event.session, run):
+            for row in run.one_by_one():
+                decide(turn, event.session, row)
+    return True
+
+
+def _number(row: SpawnRow | AlikeSpawns) -> int:
+    return row.row.number if isinstance(row, AlikeSpawns) else row.number
 
 
 def on_room_said(turn: Turn, event: events.RoomSaid) -> None:
@@ -53,42 +73,22 @@ def on_room_said(turn: Turn, event: events.RoomSaid) -> None:
         turn.log("WARNING", f"the journal {'has room again' if event.room else lacks}")
 
 
-def _alike(rows: list[SpawnRow]) -> list[list[SpawnRow]]:
-    """The same in runs of rows that differ in their numbers and arguments alone."""
-    runs: list[list[SpawnRow]] = []
-    rest: tuple[Any, ...] = ()
-    for row in rows:
-        if row[1:-1] == rest:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-            rest = row[1:-1]
-    return runs
-
-
-def _largest(rows: list[SpawnRow]) -> SpawnRow:
-    sizes = [len(row.arguments) for row in rows]
-    return rows[sizes.index(max(sizes))]
-
-
-def _register(turn: Turn, session: SessionId, rows: list[SpawnRow]) -> bool:
-    """Register rows that are alike, all at once; False if that takes a closer look at each."""
-    state, row = turn.state, rows[0]
-    if row.unique_key is not None or _refusal(state, _largest(rows)):
+def _register(turn: Turn, session: SessionId, run: AlikeSpawns) -> bool:
+    """Register spawns that are alike, all at once; False if that takes a closer look at each."""
+    state, row, count = turn.state, run.row, run.many
+    if row.unique_key is not None or _refusal(state, run.largest()):
         return False
-    if _full(state, row, len(rows)):
+    if _full(state, row, count):
         return False
-    arguments = [each.arguments for each in rows]
-    if arguments.count(row.arguments) == len(arguments):
-        arguments = []
-    last = state.last_task_id
+    numbers = range(row.number, row.number + count)
+    task_ids = range(state.last_task_id + 1, state.last_task_id + 1 + count)
     turn.emit(
         facts.TasksRegistered(
-            last + 1, last + len(rows), session, row.number, turn.now.wall, row, arguments
+            *(task_ids[0], task_ids[-1], session, row.number),
+            *(turn.now.wall, row, list[Sized](run.arguments)),
         )
     )
-    answers = state.sessions[session].answers
-    turn.answer_spawns(session, [answers[each.number] for each in rows])
+    turn.answer_spawns(session, told(numbers, task_ids))
     turn.dirty.add(row.runtime)
     return True
 
@@ -125,13 +125,13 @@ def _refuse(turn: Turn, session: SessionId, number: SpawnNumber, refusal: Refusa
     turn.answer_spawn(session, SpawnAnswer(number, TaskId(0), *refusal))
 
 
-def _whole(state: State, runs: list[list[SpawnRow]], count: int) -> Refusal | None:
-    """Why none of these rows, so many in all, may be spawned, if one may not."""
-    for rows in runs:
-        refusal = _refusal(state, _largest(rows))
+def _whole(state: State, runs: list[AlikeSpawns], count: int) -> Refusal | None:
+    """Why none of these, so many in all, may be spawned, if one may not."""
+    for run in runs:
+        refusal = _refusal(state, run.largest())
         if refusal is not None:
             return refusal
-    return _full(state, runs[0][0], count)
+    return _full(state, runs[0].row, count)
 
 
 def _refusal(state: State, row: SpawnRow) -> Refusal | None:

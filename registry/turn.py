@@ -14,7 +14,7 @@ from quiesce.registry.facts import Fact
 from quiesce.registry.ids import Incarnation, SessionId, StopId
 from quiesce.registry.printable import printable
 from quiesce.registry.records import Task
-from quiesce.registry.rows import AssignRow, ResultRow, SpawnAnswer, SpawnRow
+from quiesce.registry.rows import Alike, AssignRow, ResultRow, SpawnAnswer, SpawnRow
 from quiesce.registry.state import State
 from quiesce.registry.timers import Timers
 
@@ -95,16 +95,16 @@ class Turn:
         """One row of AnswerSpawns."""
         self._batch(effects.AnswerSpawns, session, answer)
 
-    def answer_spawns(self, session: SessionId, answers: Iterable[SpawnAnswer]) -> None:
+    def answer_spawns(self, session: SessionId, answers: Iterable[SpawnAnswer | Alike]) -> None:
         """Some rows of AnswerSpawns."""
         self._rows(effects.AnswerSpawns, session).extend(answers)
 
-    def send_results(self, session: SessionId, rows: Collection[ResultRow]) -> None:
+    def send_results(self, session: SessionId, rows: Collection[ResultRow | Alike]) -> None:
         """Some rows of SendResults."""
         if rows:
             self._rows(effects.SendResults, session).extend(rows)
 
-    def assign(self, worker: Incarnation, rows: Iterable[AssignRow]) -> None:
+    def assign(self, worker: Incarnation, rows: Iterable[AssignRow | Alike]) -> None:
         """Some rows of AssignTasks."""
         self._rows(effects.AssignTasks, worker).extend(rows)
 

@@ -14,6 +14,7 @@ from quiesce.client.steps import CONTROL, DATA
 from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client
 from quiesce.protocol.addresses import endpoints
 from quiesce.protocol.codec import Decoder, encode
+from quiesce.protocol.runs import as_received
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.rows import ResultRow, SpawnAnswer, StoppedRow, TaskRow
 
@@ -154,7 +155,7 @@ class FakeBroker:
                 if socket not in ready:
                     continue
                 peer, *received = socket.recv_multipart()
-                message = decoder.decode(received)
+                message = as_received(decoder.decode(received))
                 known_peer = self._peers.get(channel) == peer
                 if isinstance(message, from_client.Hello):
                     self._peers[channel] = peer

@@ -241,8 +241,8 @@ MUTANTS: Final = (
     Mutant(
         "a spawn that comes again runs again",
         "registry/spawning.py",
-        "    new = [row for row in event.rows if row.number > last]\n",
-        "    new = list(event.rows)\n",
+        "        rows = [row for row in single if row.number > last]\n",
+        "        rows = [row._replace(number=last + 1 + n) for n, row in enumerate(single)]\n",
     ),
     Mutant(
         "a session that was forgotten is opened anew",
@@ -320,8 +320,8 @@ MUTANTS: Final = (
     Mutant(
         "what waits in one's hand counts as calm",
         "registry/scheduling.py",
-        "all_quick(state, worker, (*worker.tasks, *hand))",
-        "all_quick(state, worker, worker.tasks)",
+        "map(state.tasks.__getitem__, (*worker.tasks, *hand))",
+        "map(state.tasks.__getitem__, worker.tasks)",
     ),
     Mutant(
         "many are assigned past a limit",
@@ -332,8 +332,44 @@ MUTANTS: Final = (
     Mutant(
         "an end that a stop waits for is one of many",
         "registry/ending.py",
-        "        and task.ask is None\n",
+        "        not any(map(_ASK, tasks))\n        and ",
+        "        ",
+    ),
+    Mutant(
+        "an end of another attempt is one of many",
+        "registry/ending.py",
+        "        and set(map(_ATTEMPT, tasks)) == {attempt}\n",
         "",
+    ),
+    Mutant(
+        "ends that are alike have the result of the first",
+        "registry/attempts.py",
+        "*(ends.results or repeat(row.result, len(ends.task_ids)))]",
+        "*repeat(row.result, len(ends.task_ids))]",
+    ),
+    Mutant(
+        "all are dealt to who holds the least at first",
+        "registry/scheduling.py",
+        "        until = min([most for _, _, most in lowest] + [held for held, _, _ in others[:1]])\n",
+        "        until = min([most for _, _, most in lowest])\n",
+    ),
+    Mutant(
+        "a function that is not known to be short is handed over with many",
+        "registry/scheduling.py",
+        "    return worker.slots > 1 or all_quick(worker, held)\n",
+        "    return True\n",
+    ),
+    Mutant(
+        "answers to a batch are forgotten with the first of them",
+        "registry/answers.py",
+        "        if left < len(numbers):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "results that differ are told as one",
+        "registry/results.py",
+        "    if results.count(results[0]) == len(results):\n",
+        "    if True:\n",
     ),
     Mutant(
         "an end that is said twice counts twice",
@@ -342,15 +378,21 @@ MUTANTS: Final = (
         "        if task is None:\n",
     ),
     Mutant(
+        "spawns that are alike need not follow each other",
+        "protocol/field_checks.py",
+        "numbers == tuple(range(row[0] + 1, row[0] + 1 + len(numbers)))",
+        "numbers",
+    ),
+    Mutant(
         "many are registered in a closed scope",
         "registry/spawning.py",
-        "    if row.unique_key is not None or _refusal(state, _largest(rows)):\n",
+        "    if row.unique_key is not None or _refusal(state, run.largest()):\n",
         "    if row.unique_key is not None:\n",
     ),
     Mutant(
         "a worker keeps in hand what has completed",
         "registry/apply_alike.py",
-        "        take_out(state.held, ids)\n",
+        "    take_out(state.held, task_ids)\n",
         "",
     ),
     Mutant(

@@ -13,7 +13,7 @@ from quiesce.registry.effects import Effect
 from quiesce.registry.ids import Attempt, AttemptKey, Incarnation, TaskId
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.machine import Registry
-from quiesce.registry.rows import TIMED_OUT, AssignRow, EndedRow, SpawnRow
+from quiesce.registry.rows import TIMED_OUT, AssignRow, EndedRow, SpawnRow, one_by_one
 from registry_helpers import Desk, ended_row, session_id, supervisor_id
 
 #: Seconds of a lease here.
@@ -114,7 +114,7 @@ class Process:
                     self.say_begun(sorted(self.running))
                 self.say_ended()
             case effects.AssignTasks():
-                for row in message.rows:
+                for row in one_by_one(message.rows):
                     self._assigned(row)
                 self.say_ended()
             case effects.TakeEnds():
@@ -413,11 +413,11 @@ class Cluster:
             case effects.KillWorker():
                 self.kill_if_begun(effect)
             case effects.AnswerSpawns():
-                answered = {row.number for row in effect.rows}
+                answered = {row.number for row in one_by_one(effect.rows)}
                 self.unanswered[effect.session] = [
                     event
                     for event in self.unanswered.get(effect.session, [])
-                    if not {row.number for row in event.rows} <= answered
+                    if not {row.number for row in one_by_one(event.rows)} <= answered
                 ]
             case effects.AnswerStop():
                 self.reported(effect)

@@ -26,7 +26,15 @@ from quiesce.registry.invariants import check
 from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.machine import Registry
 from quiesce.registry.records import Task
-from quiesce.registry.rows import AssignRow, EndedRow, ResultRow, SpawnAnswer, SpawnRow, StoppedRow
+from quiesce.registry.rows import (
+    AssignRow,
+    EndedRow,
+    ResultRow,
+    SpawnAnswer,
+    SpawnRow,
+    StoppedRow,
+    one_by_one,
+)
 from quiesce.registry.scope import Scope
 
 #: The wall clock when the desk's tick is 0.
@@ -54,6 +62,17 @@ def configuration(**changes: Any) -> dict[str, Any]:
         "lease": LEASE,
         **changes,
     }
+
+
+def handle(registry: Registry, event: Event, now: Instant) -> tuple[list[Fact], list[Effect]]:
+    """What follows from an event; rows that are alike one by one, as their receivers see them."""
+    decided, caused = registry.handle(event, now)
+    return decided, [
+        effect._replace(rows=[*one_by_one(effect.rows)])
+        if isinstance(effect, (effects.AnswerSpawns, effects.AssignTasks, effects.SendResults))
+        else effect
+        for effect in caused
+    ]
 
 
 def session_id(name: str) -> SessionId:
@@ -175,14 +194,14 @@ class Desk:
         if self.thorough:
             copy = Registry.thaw(self.registry.freeze(), **self.configuration)
             assert self.registry.ahead.go_on()
-        decided, caused = self.registry.handle(event, self.now)
+        decided, caused = handle(self.registry, event, self.now)
         for fact in singly(decided):  # a slice leads to where the ends of single tasks do
             self.replayed.apply(fact)
         self.facts += decided
         self.effects += caused
         self.again += [effect.stop_id for effect in caused if isinstance(effect, effects.Again)]
         if copy is not None:
-            assert copy.handle(event, self.now) == (decided, caused), "a thawed copy differs"
+            assert handle(copy, event, self.now) == (decided, caused), "a thawed copy differs"
             assert copy.freeze() == self.registry.freeze(), "a thawed copy went elsewhere"
             hash(copy.freeze())
             check(self.registry)
@@ -307,11 +326,13 @@ class Desk:
 
     def answers(self) -> list[SpawnAnswer]:
         """The spawn answers that came last."""
-        return [row for effect in self.take(effects.AnswerSpawns) for row in effect.rows]
+        return [
+            row for effect in self.take(effects.AnswerSpawns) for row in one_by_one(effect.rows)
+        ]
 
     def results(self) -> list[ResultRow]:
         """The results that came last."""
-        return [row for effect in self.take(effects.SendResults) for row in effect.rows]
+        return [row for effect in self.take(effects.SendResults) for row in one_by_one(effect.rows)]
 
     def stop(self, session: str = "A", **wishes: Any) -> StopId:
         """shutdown_tasks of a scope (kind, tenant_id, timeline_id, runtime), with these wishes."""
@@ -430,7 +451,7 @@ class Desk:
             row
             for effect in self.take(effects.AssignTasks)
             if worker in (None, effect.worker)
-            for row in effect.rows
+            for row in one_by_one(effect.rows)
         ]
 
     def begin(self, worker: int, *task_ids: int) -> None:

@@ -13,6 +13,7 @@ from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client, to_worker
 from quiesce.protocol.codec import Decoder, encode
+from quiesce.protocol.runs import as_received
 from quiesce.registry.effects import AssignTasks, Effect, TakeEnds
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
@@ -57,7 +58,7 @@ class RecordingPeers(Peers):
         self.sent: list[tuple[Any, Channel, Any]] = []
 
     def _encode(self, message: Any, whom: object) -> list[Any]:
-        return [message]
+        return [as_received(message)]
 
     def _try(self, peer: Peer, channel: Channel, frames: list[Any]) -> bool:
         if peer.routes[channel] is not None:

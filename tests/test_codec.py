@@ -23,9 +23,20 @@ from quiesce.protocol import (
     to_worker,
 )
 from quiesce.protocol.frames import INLINE_LIMIT, Frame, as_payload, payload_bytes
-from quiesce.protocol.runs import PackedRows
+from quiesce.protocol.runs import PackedRows, as_received
+from quiesce.protocol.sizes import FULL, in_parts
 from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
-from quiesce.registry.rows import AssignRow, EndedRow, ResultRow, SpawnRow, StoppedRow
+from quiesce.registry.rows import (
+    Alike,
+    AlikeEnds,
+    AlikeSpawns,
+    AssignRow,
+    EndedRow,
+    ResultRow,
+    SpawnRow,
+    StoppedRow,
+    one_by_one,
+)
 
 EVERYTHING = tuple(codec.CODES)
 decoder = codec.Decoder(EVERYTHING)
@@ -306,7 +317,7 @@ def test_what_is_wrong_is_said_with_its_place(message: Any, expected: str) -> No
 
 ENDED = codec.CODES[from_worker.Ended]
 TAKEN = codec.CODES[to_worker.EndedTaken]
-PLAIN_END = (7, 1, "completed", "RETURNED", 0.5, 0.25, None, None, "", b"r")
+PLAIN_END: Any = (7, 1, "completed", "RETURNED", 0.5, 0.25, None, None, "", b"r")
 
 
 def changed(place: int, value: Any) -> tuple[Any, ...]:
@@ -334,6 +345,64 @@ def test_one_of_many_rows_is_refused_as_one_alone(bad: Any, expected: str, place
     rows[place] = bad
     text = refusal([msgpack.packb([ENDED, rows])])
     assert text.startswith(f"from_worker.Ended.rows[{place}]{expected}")
+
+
+LIKE_IT = ([8, 9, 10], [0.5, 0.25, 0.125], [0.25, 0.125, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ((changed(0, "7"), *LIKE_IT, []), ".task_id: expected an integer, got "),
+        ((PLAIN_END, *LIKE_IT), ": expected four arrays after the first"),
+        ((PLAIN_END, *LIKE_IT, [], []), ": expected four arrays after the first"),
+        ((PLAIN_END, *LIKE_IT, b""), ": expected four arrays after the first"),
+        ((PLAIN_END, [], [], [], []), ": expected as many ages and results as there are tasks"),
+        ((PLAIN_END, [8], *LIKE_IT[1:], []), ": expected as many ages and results"),
+        ((PLAIN_END, *LIKE_IT, [b""]), ": expected as many ages and results"),
+        ((PLAIN_END, [8, 9, True], *LIKE_IT[1:], []), ": expected integers for the tasks"),
+        ((PLAIN_END, *LIKE_IT[:2], [0.25, 0.125, None], []), ": expected numbers for the ages"),
+        ((PLAIN_END, LIKE_IT[0], [0.5, math.nan, 0.5], LIKE_IT[2], []), ": expected numbers"),
+        ((PLAIN_END, LIKE_IT[0], [0.5, -math.inf, math.inf], LIKE_IT[2], []), ": expected numbers"),
+        ((PLAIN_END, *LIKE_IT, [b"", b"", "r"]), ": expected bytes for the results"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_ends_that_are_alike_are_refused_as_one_alone(bad: Any, expected: str, place: int) -> None:
+    rows: list[Any] = [PLAIN_END]
+    rows.insert(place, bad)
+    text = refusal([msgpack.packb([ENDED, rows])])
+    assert text.startswith(f"from_worker.Ended.rows[{place}]{expected}")
+
+
+@st.composite
+def likely_ends(draw: st.DrawFn) -> list[EndedRow]:
+    """Of which many are alike."""
+    rows = []
+    for task_id in draw(st.lists(INTEGERS)):
+        outcome = draw(st.sampled_from(["completed", "failed"]))
+        begun = draw(st.sampled_from([None, 1.5, 2.5, 2.5]))
+        result = draw(st.sampled_from([b"", b"r", Frame(b"frame")]))
+        fields: Any = (task_id, 1, outcome, "RETURNED", begun, 0.25, None, None, "", result)
+        rows.append(EndedRow._make(fields))
+    return rows
+
+
+@given(likely_ends())
+def test_ends_arrive_however_many_are_alike(rows: Any) -> None:
+    (found,) = decoder.decode(codec.encode(from_worker.Ended(rows)))
+    got = [(*row[:-1], payload_bytes(row.result)) for row in one_by_one(found)]
+    assert got == [(*row[:-1], payload_bytes(row.result)) for row in rows]
+
+
+def test_ends_that_are_alike_travel_as_one() -> None:
+    rows = [EndedRow(*PLAIN_END)._replace(task_id=TaskId(n), begun_age=n / 2) for n in range(7)]
+    (found,) = decoder.decode(codec.encode(from_worker.Ended(rows)))
+    assert [type(each) for each in found] == [AlikeEnds]
+    assert found[0].results == ()
+    rows[5] = rows[5]._replace(result=b"own")
+    (found,) = decoder.decode(codec.encode(from_worker.Ended(rows)))
+    assert found[0].results == (b"r", b"r", b"r", b"r", b"own", b"r")
 
 
 def test_many_rows_are_what_each_alone_is() -> None:
@@ -681,6 +750,44 @@ def test_rows_may_differ_by_two_numbers(rows: list[AssignRow]) -> None:
     assert all(type(row) is AssignRow for row in found)
 
 
+PIECES = st.lists(
+    st.tuples(st.lists(st.tuples(INTEGERS, INTEGERS), min_size=1, max_size=6), ASSIGNED)
+)
+
+
+def as_given(pieces: list[tuple[list[tuple[int, int]], Any]]) -> list[Any]:
+    """What has two rows or more as what is alike, the rest as rows."""
+    given: list[Any] = []
+    for (first, *others), rest in pieces:
+        one, two = first
+        row = AssignRow(one, TaskId(two), *rest)
+        numbers = [number for pair in others for number in pair]
+        given.append(Alike(row, numbers, 1 + len(others)) if others else row)
+    return given
+
+
+@given(PIECES)
+def test_what_is_given_as_alike_arrives_as_rows(pieces: Any) -> None:
+    rows = [AssignRow(one, two, *rest) for pairs, rest in pieces for one, two in pairs]
+    message = to_worker.Assign(7, as_given(pieces))
+    assert decoder.decode(codec.encode(message)) == (7, rows)
+    assert as_received(message) == (7, rows)
+
+
+@given(PIECES, st.integers(1, 7))
+def test_rows_that_are_alike_are_parted_like_others(pieces: Any, most: int) -> None:
+    rows = [AssignRow(one, two, *rest) for pairs, rest in pieces for one, two in pairs]
+    parts = [list(one_by_one(part)) for part in in_parts(as_given(pieces), most)]
+    assert [row for part in parts for row in part] == rows
+    assert all(0 < len(part) <= most for part in parts)
+
+
+def test_of_rows_that_are_alike_one_weighs() -> None:
+    row = AssignRow(1, TaskId(1), Attempt(1), "gc", "n", None, None, False, 1.0, b"f", b"a" * FULL)
+    alike = Alike(row, [2, 2, 3, 3], 3)
+    assert list(in_parts([alike, alike], 100)) == [[alike], [alike]]
+
+
 def test_a_message_makes_only_so_many_spawns() -> None:
     row = SpawnRow(
         SpawnNumber(1), "r", "k", None, None, "n", False, 0, "never", None, None, None, b"", b""
@@ -688,9 +795,19 @@ def test_a_message_makes_only_so_many_spawns() -> None:
     code = codec.CODES[from_client.Spawn]
     most = runs.MOST[SpawnRow]
     (_, found) = decoder.decode([msgpack.packb([code, 0, [[row, *range(2, most)]]])])
-    assert len(found) == most - 1
+    assert len([*one_by_one(found)]) == most - 1
+    assert [type(each) for each in found] == [AlikeSpawns]
     with pytest.raises(ProtocolError, match="at most 10000 rows"):
         decoder.decode([msgpack.packb([code, 0, [[row, *range(2, most)], [row, *range(9)]]])])
+
+
+def test_spawns_that_do_not_follow_each_other_are_told_as_they_are() -> None:
+    row = SpawnRow(
+        SpawnNumber(1), "r", "k", None, None, "n", False, 0, "never", None, None, None, b"", b""
+    )
+    rows = [row._replace(number=SpawnNumber(n)) for n in (1, 2, 3, 5, 6)]
+    (_, found) = decoder.decode(codec.encode(from_client.Spawn(0, rows)))
+    assert found == rows
 
 
 def test_a_run_costs_a_number_for_each_row() -> None:

@@ -22,10 +22,10 @@ from quiesce.protocol import (
 )
 from quiesce.protocol.codec import Decoder, encode
 from quiesce.protocol.sizes import TOGETHER_LIMIT
-from quiesce.registry.ids import SpawnNumber
+from quiesce.registry.ids import Attempt, SpawnNumber, TaskId
 from quiesce.registry.limits import LABEL_LIMIT
 from quiesce.registry.machine import HalfDoneError
-from quiesce.registry.rows import EndedRow, SpawnRow
+from quiesce.registry.rows import AlikeEnds, EndedRow, SpawnRow
 from quiesce.testing import fuzz
 from quiesce.testing.fuzz import Mess
 from quiesce.testing.fuzz_values import MESSAGES, RUNTIMES, World, frames, message
@@ -286,6 +286,34 @@ def test_long_texts_of_workers_are_cut() -> None:
     mess.core.leave()
     mess.check()
     assert len(sent(mess, to_client.Ended)[-1].rows[-1].text) == 2**20
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"task_id": -1},
+        {"task_id": 2**53},
+        {"begun_age": 1e11},
+        {"begun_age": -1e11},
+        {"ended_age": -1e11},
+        {"outcome": "lost"},
+        {"evidence": "REAPED"},
+    ],
+)
+@pytest.mark.parametrize("many", [3, 5])
+def test_of_many_ends_none_may_be_impossible(bad: dict[str, Any], many: int) -> None:
+    row = EndedRow(TaskId(1), Attempt(1), "completed", "RETURNED", 0.5, 0.0, None, None, "", b"")
+    rows = [row] * many
+    sense.check(from_worker.Ended(rows))
+    (same,) = Decoder(from_worker.MESSAGES).decode(encode(from_worker.Ended(rows)))
+    sense.check(from_worker.Ended(same))
+    rows[many - 2] = row._replace(**bad)
+    if bad.keys() & {"outcome", "evidence"}:
+        rows = [row._replace(**bad)] * many
+    (same,) = Decoder(from_worker.MESSAGES).decode(encode(from_worker.Ended(rows)))
+    assert (type(same[0]) is AlikeEnds) is (many > 3)
+    with pytest.raises(sense.SenseError):
+        sense.check(from_worker.Ended(same))
 
 
 # --- what must stay bounded

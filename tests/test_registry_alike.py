@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from quiesce.registry import effects, events, facts
 from quiesce.registry.effects import Effect
-from quiesce.registry.ids import Incarnation, SpawnNumber
+from quiesce.registry.ids import Incarnation, SpawnNumber, TaskId
 from quiesce.registry.limits import KindLimits
-from quiesce.registry.rows import EndedRow
+from quiesce.registry.rows import AlikeSpawns, EndedRow, one_by_one
+from quiesce.registry.scheduling import deal
 from quiesce.registry.states import State as TaskState
-from registry_helpers import Desk, answer, ended_row, session_id
+from registry_helpers import Desk, answer, ended_row, session_id, spawn_row
 
 SOLO = {"runtime": "solo"}
 
@@ -192,7 +193,9 @@ def test_each_of_them_is_told_as_what_it_was(desk: Desk) -> None:
     rows = [ended_row(n, begun_age=0.9, ended_age=n / 10, result=bytes([n])) for n in range(1, 7)]
     desk.say(events.TasksEnded(Incarnation(worker), rows))
     now = desk.wall
-    told = {effect.session: effect.rows for effect in desk.take(effects.SendResults)}
+    told = {
+        effect.session: list(one_by_one(effect.rows)) for effect in desk.take(effects.SendResults)
+    }
     assert {name: [row.task_id for row in each] for name, each in told.items()} == {
         session_id("A"): [1, 2, 3, 6],
         session_id("B"): [4, 5],
@@ -299,7 +302,10 @@ def take(desk: Desk, step: tuple[str, Any]) -> None:
             rows: list[EndedRow] = []
             for outcome, task_id in zip(how, list(worker.tasks), strict=False):
                 attempt = int(state.tasks[task_id].attempt)
-                rows.append(ended_row(task_id, attempt, outcome=outcome, begun_age=10e-6))
+                result = b"r" if len(how) % 2 else bytes([task_id % 3])
+                age = 10e-6 * (1 + task_id % 2)
+                made = {"outcome": outcome, "begun_age": age, "result": result}
+                rows.append(ended_row(task_id, attempt, **made))
             desk.say(events.TasksEnded(worker.incarnation, rows))
     desk.go_on()
 
@@ -326,8 +332,8 @@ def lead_to(steps: list[tuple[str, Any]], least: int) -> list[Any]:
     """What is told and what stands after each step, if so many that are alike make one fact."""
     desk = Desk(alike=least)
     desk.session("A")
-    for runtime in ("pool", "solo"):
-        desk.worker(runtime)
+    for runtime, slots in (("pool", 8), ("pool", 3), ("solo", 1)):
+        desk.worker(runtime, slots=slots)
     found = []
     for step in steps:
         take(desk, step)
@@ -339,6 +345,76 @@ def lead_to(steps: list[tuple[str, Any]], least: int) -> list[Any]:
 @given(st.lists(STEPS, max_size=12))
 def test_it_is_the_same_however_many_make_one_fact(steps: list[tuple[str, Any]]) -> None:
     singly = lead_to(steps, 10**9)
-    for least in (1, 2):
+    for least in (1, 2, 4):
         same = lead_to(steps, least) == singly
         assert same, least
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_each_result_is_told_now_and_again_until_it_is_taken(desk: Desk, own: bool) -> None:
+    worker = desk.worker("pool", slots=6)
+    desk.spawn(*[{}] * 6)
+    results = [bytes([n * own]) for n in range(6)]
+    rows = [ended_row(n, result=each) for n, each in enumerate(results, 1)]
+    desk.say(events.TasksEnded(Incarnation(worker), rows))
+    told = [(row.task_id, row.result) for row in desk.results()]
+    assert told == list(enumerate(results, 1))
+    desk.say(events.ResultsTaken(session_id("A"), [1, 4]))
+    desk.say(events.SessionAttached(session_id("A")))
+    again = [(row.task_id, row.result) for row in desk.results()]
+    assert again == [told[place] for place in (1, 2, 4, 5)]
+
+
+def test_many_ends_of_an_earlier_attempt_are_only_taken(desk: Desk) -> None:
+    worker = desk.worker("pool", slots=5)
+    desk.spawn(*[{"retries": 1}] * 5)
+    end_all(desk, worker, [1, 2, 3, 4, 5], outcome="failed")
+    assert [row.attempt for row in desk.assigned(worker)] == [2] * 5
+    rows = [ended_row(each, 1, begun_age=0.5) for each in (1, 2, 3, 4, 5)]
+    desk.say(events.TasksEnded(Incarnation(worker), rows))
+    assert desk.facts == []
+    assert desk.one(effects.TakeEnds).rows == [(each, 1) for each in (1, 2, 3, 4, 5)]
+
+
+def test_spawns_are_the_same_as_one_and_one_by_one(desk: Desk) -> None:
+    """Those that come for the first time, and those that come again."""
+    other = Desk()
+    other.session("A")
+    row = spawn_row(1, arguments=b"\1")
+    runs = [AlikeSpawns(row, 3), AlikeSpawns(spawn_row(4), 4, [b"\1", b"", b"\2", b"\3"])]
+    for said in (runs, runs[1:], [AlikeSpawns(row, 9)], [AlikeSpawns(spawn_row(11), 4)]):
+        desk.say(events.SpawnsAsked(session_id("A"), said, False))
+        other.say(events.SpawnsAsked(session_id("A"), list(one_by_one(said)), False))
+        assert desk.effects == other.effects
+        assert stands(desk) == stands(other)
+    assert desk.one(effects.WantHello)
+    assert [desk.task(n).spawn.arguments for n in range(1, 10)] == [
+        *[b"\1"] * 3,
+        *(b"\1", b"", b"\2", b"\3"),
+        *[b"\1"] * 2,
+    ]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=5),
+    st.floats(0.0, 1.0),
+)
+def test_many_are_dealt_out_as_one_after_the_other(
+    workers: list[tuple[int, int]], share: float
+) -> None:
+    free = [
+        (held, Incarnation(number), held + room) for number, (held, room) in enumerate(workers, 1)
+    ]
+    count = int(share * sum(room for _, room in workers))
+    task_ids = [TaskId(number) for number in range(1, count + 1)]
+    hands: dict[int, list[int]] = {}
+    left = list(free)
+    for task_id in task_ids:
+        held, who, most = min(left)
+        hands.setdefault(who, []).append(task_id)
+        left.remove((held, who, most))
+        if held + 1 < most:
+            left.append((held + 1, who, most))
+    dealt = deal(task_ids, free)
+    assert dealt == hands
+    assert list(dealt) == list(hands), "in the order of their first ones"

@@ -29,6 +29,7 @@ from quiesce.protocol.callables import (
 )
 from quiesce.protocol.codec import Decoder, encode
 from quiesce.protocol.frames import Frame, Payload, as_payload, payload_bytes
+from quiesce.protocol.runs import as_received
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow, EndedRow
 from quiesce.workers.settings import PoolSettings
@@ -106,7 +107,7 @@ class FakeBroker:
         poller.register(self.data, zmq.POLLIN)
         for socket, _ in poller.poll(int(timeout * 1000)):
             sender, *frames = socket.recv_multipart()
-            message = self._decoder.decode(frames)
+            message = as_received(self._decoder.decode(frames))
             self.log.append(message)
             self._on(sender, message)
 

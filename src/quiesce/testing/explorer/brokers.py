@@ -14,6 +14,7 @@ from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
 from quiesce.broker.tally import Tally
 from quiesce.protocol import to_client, to_supervisor
+from quiesce.protocol.runs import as_received
 from quiesce.registry import effects, events
 from quiesce.registry.effects import Effect
 from quiesce.registry.events import Instant
@@ -73,7 +74,7 @@ class MemoryPeers(Peers):
 
     def _encode(self, message: Any, whom: object) -> list[Any]:
         del whom
-        return [message]
+        return [as_received(message)]
 
     def _try(self, peer: Peer, channel: Channel, frames: list[Any]) -> bool:
         """As over a socket that is never full."""

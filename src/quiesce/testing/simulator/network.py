@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from quiesce.broker.peers import Channel, Peer, PeerKey, Peers
+from quiesce.protocol.runs import as_received
 from quiesce.testing.simulator.engine import Engine
 
 
@@ -364,7 +365,7 @@ class SimulatedPeers(Peers):
 
     def _encode(self, message: Any, whom: object) -> list[Any]:
         del whom
-        return [message]  # one frame, as long as the message has fields
+        return [as_received(message)]  # one frame, as long as the message has fields
 
     def send_to_route(self, channel: Channel, route: bytes, message: Any) -> None:
         """As its base."""
