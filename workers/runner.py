@@ -94,7 +94,7 @@ class Runner:
     def start(self, attempt: Attempt) -> None:
         """Run an attempt if it is not stopped before it begins. With one slot this may last as long as its body."""
         if self._inline:
-            self._load_and_run(attempt, Where.MAIN_THREAD)
+            self._load_and_run(attempt, _MAIN_THREAD)
         else:
             self._hands.queue(lambda: self._load_and_run(attempt, Where.THREAD))
 
@@ -116,17 +116,17 @@ class Runner:
 
     def run(self, attempt: Attempt, known: Loaded) -> None:
         """Call a function that is known, and no coroutine's, in the main thread: the attempt has begun."""
-        self._run(attempt, known, Where.MAIN_THREAD)
+        self._run(attempt, known, _MAIN_THREAD)
 
     def _run(self, attempt: Attempt, known: Loaded | None, where: Where) -> None:
         attempt.where = where
-        ident = threading.get_ident()
-        attempt.scope.threads[ident] = threading.current_thread().name
-        interrupt = self._interrupt if where is Where.MAIN_THREAD else None
+        ident, threads = threading.get_ident(), attempt.scope.threads
+        threads[ident] = threading.current_thread().name
+        interrupt = self._interrupt if where is _MAIN_THREAD else None
         value, error = guarded(self._load_and_call, attempt, known, interrupt)
         if self._nursery.in_child:
             leave_child(error)
-        attempt.scope.threads.pop(ident, None)
+        threads.pop(ident, None)
         if not isinstance(value, _Coroutine):
             self._end_body(attempt, value, error, here=True)
         elif self._gate.may_wait(attempt):
@@ -289,6 +289,8 @@ class Runner:
             loops.cancel_children(attempt.scope)
 
 
+#: To look up a member of an enumeration costs more than to store it.
+_MAIN_THREAD: Final = Where.MAIN_THREAD
 #: Of these ends only those who debug want to hear.
 _QUIET: Final = frozenset({Outcome.COMPLETED, Outcome.CANCELLED})
 #: What the task of an attempt gives that was stopped before it began.
