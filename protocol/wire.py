@@ -43,9 +43,11 @@ def send_frames(socket: Any, frames: Sequence[bytes]) -> None:
 
 def receive_frames(socket: Any) -> list[Any]:
     """One message that has arrived, or the rest of it. Frames after its first are payloads: views, not copied."""
-    frames = [socket.recv(_LAST)]
-    while socket.getsockopt(zmq.RCVMORE):
-        frames.append(socket.recv(_LAST, copy=False).buffer)
+    frame = socket.recv(_LAST, copy=False)
+    frames = [frame.bytes]
+    while frame.more:  # to ask the socket costs more
+        frame = socket.recv(_LAST, copy=False)
+        frames.append(frame.buffer)
     return frames
 
 
