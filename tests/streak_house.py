@@ -26,7 +26,7 @@ from quiesce.protocol.callables import pack_arguments, pack_function
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow, EndedRow
 from quiesce.testing import streak_bodies
-from quiesce.workers.main_thread import MainThread
+from quiesce.workers.main_thread import MainThread, nothing_new
 from quiesce.workers.settings import PoolSettings
 from quiesce.workers.streak import Streak
 from quiesce.workers.table import ENTRIES, LEASE_TURNS, Phase, PoolTable
@@ -273,7 +273,7 @@ def twice(house: House) -> int:
         for _ in range(3):
             acts = (
                 (at, lambda: house.worker.say(anew)),
-                (at + chance.randrange(1, 150), lambda: house.worker.say(WorkerSession.tick)),
+                (at + chance.randrange(1, 150), lambda: house.worker.say(nothing_new)),
             )
             looked = house.round(*acts)
             assert len(house.settle()) == TASKS
