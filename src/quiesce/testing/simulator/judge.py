@@ -257,6 +257,9 @@ class Judge:
                         self._is_lost(truth)
                 elif task_id is not None and task_id in self.tasks:
                     self.tasks[task_id].smudged = True
+                    if type(fact) is facts.TaskEnded:
+                        # A result tells what may get lost; the report of a stop has waited for the disk.
+                        self.tasks[task_id].over = self.tasks[task_id].reported
                 elif isinstance(fact, facts.ResultsForgotten):
                     for each in fact.task_ids:
                         if each in self.tasks:
@@ -357,7 +360,7 @@ class Judge:
                 if truth.running is not None and stop.caller != truth.id:
                     self.fail(f"{truth.running} runs, and a stop of it is complete")
                 if stop.caller != truth.id:
-                    truth.over = True
+                    truth.over = truth.reported = True
             return
         if scope.tenant_id is not None:
             running: Iterable[Attempt] = self.running.get(scope.tenant_id, ())
@@ -380,6 +383,9 @@ class Judge:
         evidence = row.evidence or ""
         self.evidence[evidence] = self.evidence.get(evidence, 0) + 1
         self._judge_end(row.id, row.attempt, row.outcome, evidence, row.exit_status, "", report)
+        truth = self.tasks.get(row.id)
+        if truth is not None:
+            truth.reported = truth.over
 
     def _collateral(self, row: StoppedRow) -> None:
         """That attempt is over; another may follow."""

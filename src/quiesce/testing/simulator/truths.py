@@ -50,6 +50,7 @@ class TaskTruth:
         "labels",
         "number",
         "over",
+        "reported",
         "running",
         "smudged",
     )
@@ -70,6 +71,8 @@ class TaskTruth:
         self.running: Attempt | None = None
         #: A client has been told of its end: it must never run again.
         self.over = False
+        #: By the report of a stop, which no disk may lose.
+        self.reported = False
         #: The disk has lost something of it, as its mode allows: how it ended is anybody's guess.
         self.smudged = False
 
