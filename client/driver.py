@@ -115,8 +115,15 @@ class Driver:
         #: Guarded by the lock.
         self._listeners: list[Listener] = []
         self._thread = threading.Thread(target=self._main, name="quiesce-client", daemon=True)
-        self._thread.start()
-        atexit.register(self._at_exit)
+
+    def start(self) -> None:
+        """Begin to connect. Once, before all else."""
+        try:
+            self._thread.start()
+            atexit.register(self._at_exit)
+        except BaseException:  # a KeyboardInterrupt, too: nobody will ever have this
+            self._mail.close(0)
+            raise
 
     # --- from any thread ---------------------------------------------------------------------
 

@@ -487,6 +487,26 @@ def test_a_stop_with_a_wrong_argument_stops_nothing(
     assert broker.count(from_client.Stop) == 0
 
 
+def test_a_client_whose_making_is_interrupted_ends(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the wait for its thread to have begun, which begins all the same."""
+    before = set(threading.enumerate())
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Event", Interrupted)
+        with pytest.raises(
+            KeyboardInterrupt
+        ) as interrupt:  # kept, as by an interactive interpreter
+            Client(broker.address)
+    assert broker.until(lambda: set(threading.enumerate()) <= before)
+    assert interrupt.traceback
+
+
 class _Interrupt:
     """Raises KeyboardInterrupt when the thread has entered and left so many functions of the client."""
 
