@@ -171,7 +171,9 @@ class Mailbox:
         """
         with self.lock:
             changed = self.deadline != deadline
-            self._asleep = not (self.commands or self.retired or changed)
+            # Once there is a deadline, it is all that being retired asks for.
+            retired = self.retired and deadline is None
+            self._asleep = not (self.commands or retired or changed)
             return self._asleep
 
     def awake(self, *, rung: bool) -> None:

@@ -76,6 +76,19 @@ def test_what_is_put_is_taken_in_order_so_many_at_a_time(box: Mailbox) -> None:
     assert box.may_sleep(None)
 
 
+def test_one_that_is_retired_sleeps_once_it_has_a_deadline(box: Mailbox) -> None:
+    """It may have spawns without an answer, and a broker that is away."""
+    assert box.may_sleep(None)
+    box.retire()
+    assert rings(box)
+    box.awake(rung=True)
+    assert not box.may_sleep(None)
+    box.close(1.0)
+    assert not box.may_sleep(None)
+    assert box.may_sleep(box.deadline)
+    assert not rings(box)
+
+
 def test_nothing_is_done_for_a_command_that_is_not_taken(box: Mailbox) -> None:
     done: list[str] = []
     box.put(ask(from_client.GetStatistics(0)), lambda: done.append("open"))
