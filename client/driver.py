@@ -363,6 +363,8 @@ class Driver:
             self._heard_at = time.monotonic()
         session = self._session.session
         for channel, frames in arrived:
+            if self._mail.broken is not None:
+                return  # all have been told that nothing more will come
             try:
                 message = self._decoder.decode(frames)
             except ProtocolError as error:
