@@ -143,8 +143,8 @@ class Mailbox:
         with self.lock:
             if self.deadline is None or deadline < self.deadline:
                 self.deadline = deadline
-                if self._asleep:
-                    self._wake()
+            if self._asleep:  # also if the one before was interrupted at this
+                self._wake()
 
     def retire(self) -> None:
         """From a garbage collection, between any two steps of anything: so without the lock."""

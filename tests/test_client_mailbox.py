@@ -68,6 +68,23 @@ def test_who_is_interrupted_before_the_ring_leaves_it_to_the_next(
     assert len(box.take(9)) == 2
 
 
+def test_an_interrupted_close_is_rung_for_by_the_next(
+    box: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(fd: int, value: int) -> None:
+        raise KeyboardInterrupt
+
+    assert box.may_sleep(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            box.close(1.0)
+    first = box.deadline
+    box.close(2.0)
+    assert rings(box)
+    assert box.deadline == first
+
+
 def test_what_is_put_is_taken_in_order_so_many_at_a_time(box: Mailbox) -> None:
     commands = [ask(from_client.GetStatistics(number)) for number in range(5)]
     for command in commands:
