@@ -66,6 +66,7 @@ class BaseClient:
         self._driver = Driver(self.address, worker)
         self._finalizer = weakref.finalize(self, self._driver.retire)
         self._finalizer.atexit = False  # the driver sees to that itself
+        self._driver.start()  # last of all: an interrupt must not leave it to nobody
 
     def __repr__(self) -> str:
         driver = vars(self).get("_driver")

@@ -108,8 +108,7 @@ class Client(SpawningClient):
         if self._driver.forked:
             return False
         first = not self._driver.closing
-        if first:
-            self._driver.close(timeout)
+        self._driver.close(timeout)
         self._driver.wait(self._driver.ended, timeout + CLOSING, interruptible=False)
         self._driver.join(CLOSING)
         self._finalizer.detach()

@@ -115,8 +115,15 @@ class Driver:
         #: Guarded by the lock.
         self._listeners: list[Listener] = []
         self._thread = threading.Thread(target=self._main, name="quiesce-client", daemon=True)
-        self._thread.start()
-        atexit.register(self._at_exit)
+
+    def start(self) -> None:
+        """Begin to connect. Once, before all else."""
+        try:
+            self._thread.start()
+            atexit.register(self._at_exit)
+        except BaseException:  # a KeyboardInterrupt, too: nobody will ever have this
+            self._mail.close(0)
+            raise
 
     # --- from any thread ---------------------------------------------------------------------
 
@@ -356,6 +363,8 @@ class Driver:
             self._heard_at = time.monotonic()
         session = self._session.session
         for channel, frames in arrived:
+            if self._mail.broken is not None:
+                return  # all have been told that nothing more will come
             try:
                 message = self._decoder.decode(frames)
             except ProtocolError as error:

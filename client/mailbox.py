@@ -143,8 +143,8 @@ class Mailbox:
         with self.lock:
             if self.deadline is None or deadline < self.deadline:
                 self.deadline = deadline
-                if self._asleep:
-                    self._wake()
+            if self._asleep:  # also if the one before was interrupted at this
+                self._wake()
 
     def retire(self) -> None:
         """From a garbage collection, between any two steps of anything: so without the lock."""
@@ -171,7 +171,9 @@ class Mailbox:
         """
         with self.lock:
             changed = self.deadline != deadline
-            self._asleep = not (self.commands or self.retired or changed)
+            # Once there is a deadline, it is all that being retired asks for.
+            retired = self.retired and deadline is None
+            self._asleep = not (self.commands or retired or changed)
             return self._asleep
 
     def awake(self, *, rung: bool) -> None:

@@ -68,12 +68,42 @@ def test_who_is_interrupted_before_the_ring_leaves_it_to_the_next(
     assert len(box.take(9)) == 2
 
 
+def test_an_interrupted_close_is_rung_for_by_the_next(
+    box: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(fd: int, value: int) -> None:
+        raise KeyboardInterrupt
+
+    assert box.may_sleep(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            box.close(1.0)
+    first = box.deadline
+    box.close(2.0)
+    assert rings(box)
+    assert box.deadline == first
+
+
 def test_what_is_put_is_taken_in_order_so_many_at_a_time(box: Mailbox) -> None:
     commands = [ask(from_client.GetStatistics(number)) for number in range(5)]
     for command in commands:
         box.put(command)
     assert [*box.take(3), *box.take(3), *box.take(3)] == commands
     assert box.may_sleep(None)
+
+
+def test_one_that_is_retired_sleeps_once_it_has_a_deadline(box: Mailbox) -> None:
+    """It may have spawns without an answer, and a broker that is away."""
+    assert box.may_sleep(None)
+    box.retire()
+    assert rings(box)
+    box.awake(rung=True)
+    assert not box.may_sleep(None)
+    box.close(1.0)
+    assert not box.may_sleep(None)
+    assert box.may_sleep(box.deadline)
+    assert not rings(box)
 
 
 def test_nothing_is_done_for_a_command_that_is_not_taken(box: Mailbox) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from fractions import Fraction
@@ -485,6 +486,48 @@ def test_a_stop_with_a_wrong_argument_stops_nothing(
         handle.shutdown(timeout=wrong)
     client.reopen()  # a stop would have been sent before
     assert broker.count(from_client.Stop) == 0
+
+
+def test_what_arrives_after_a_rejection_is_of_nobody(
+    broker: FakeBroker, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the same turn: data that the broker of before sent, and the refusal of one that came after it."""
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 7)
+    assert handle.id == TaskId(7)
+    with client._driver.lock:  # the thread stops at this, so that the rest is there when it goes on
+        broker.say(DATA, to_client.SpawnAnswers([]))
+        broker.say(CONTROL, to_client.Refused(0, "ProtocolError", "another version"))
+        broker.say(DATA, to_client.Ended([ended(7, result=pack_value(1))]))
+        broker.say(CONTROL, to_client.Alive(1))
+        assert broker.until(lambda: not broker._out)
+        time.sleep(0.05)
+    with pytest.raises(errors.ProtocolError, match="another version"):
+        handle.result(10)
+    assert broker.until(lambda: client._driver.ended.over)
+    with pytest.raises(errors.ProtocolError, match="another version"):
+        client.spawn("background", "compaction", work)
+    assert "has failed" not in caplog.text
+
+
+def test_a_client_whose_making_is_interrupted_ends(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the wait for its thread to have begun, which begins all the same."""
+    before = set(threading.enumerate())
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Event", Interrupted)
+        with pytest.raises(
+            KeyboardInterrupt
+        ) as interrupt:  # kept, as by an interactive interpreter
+            Client(broker.address)
+    assert broker.until(lambda: set(threading.enumerate()) <= before)
+    assert interrupt.traceback
 
 
 class _Interrupt:
