@@ -7,7 +7,7 @@ functions whose last call there was short are handed over ahead, and only behind
 """
 
 import heapq
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sized
 from functools import partial
 from itertools import chain, groupby, islice
 from operator import attrgetter
@@ -66,7 +66,7 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
         first = [next(line)]
         # Else nearly all that may be dealt out stays in the queue, and would be looked at again in each turn.
         if all(
-            _are_quick(state, each, (*state.workers[each].tasks, *first)) for _, each, _ in free
+            _are_quick(state, each, chain(state.workers[each].tasks, first)) for _, each, _ in free
         ):
             first += islice(line, sum([most - held for held, _, most in free]) - 1)
             hands = deal(first, free)
@@ -169,7 +169,7 @@ def may_follow(state: State, worker: Worker, task: Task) -> bool:
     return is_quick(worker, task) and all_quick(worker, map(state.tasks.__getitem__, worker.tasks))
 
 
-def _are_quick(state: State, incarnation: Incarnation, task_ids: Sequence[TaskId]) -> bool:
+def _are_quick(state: State, incarnation: Incarnation, task_ids: Iterable[TaskId]) -> bool:
     """Whether each of these may be with this worker behind those before it."""
     worker = state.workers[incarnation]
     return worker.slots > 1 or all_quick(worker, map(state.tasks.__getitem__, task_ids))
