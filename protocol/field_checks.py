@@ -276,7 +276,10 @@ def ends_check(check: Check) -> Check:
             raise RefusedError("expected numbers for the ages of many ends")
         if not _BYTES.issuperset(map(type, results)):
             raise RefusedError("expected bytes for the results of many ends")
-        return AlikeEnds(check(row), task_ids, begun, ended, results)
+        first = check(row)
+        if first.begun_age is None:
+            raise RefusedError("expected that each of many ends has begun")
+        return AlikeEnds(first, task_ids, begun, ended, results)
 
     return check_either
 

@@ -2,13 +2,14 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, repeat, starmap
 from typing import Final
 
 from quiesce.registry.ids import SpawnNumber, TaskId
 from quiesce.registry.rows import RUN, Alike, SpawnAnswer
 
 _ACCEPTED: Final = (None, "")
+_new: Final = tuple.__new__
 
 
 class Answers:
@@ -46,10 +47,8 @@ class Answers:
 
     def __iter__(self) -> Iterator[SpawnAnswer]:
         """All, in the order of the spawns."""
-        found = [*self._single.values()]
-        for numbers, task_ids in self._runs:
-            found += map(_accepted, numbers, task_ids)
-        return iter(sorted(found))
+        runs = chain.from_iterable(starmap(_all_accepted, self._runs))
+        return iter(sorted([*self._single.values(), *runs])) if self._single else runs
 
     def first(self) -> int | None:
         """A number up to which something is kept, if anything is."""
@@ -75,6 +74,12 @@ class Answers:
 
 def _accepted(number: int, task_id: int) -> SpawnAnswer:
     return SpawnAnswer(SpawnNumber(number), TaskId(task_id), *_ACCEPTED)
+
+
+def _all_accepted(numbers: range, task_ids: range) -> Iterator[SpawnAnswer]:
+    """Of a snapshot they may be very many."""
+    fields = zip(numbers, task_ids, *map(repeat, _ACCEPTED), strict=False)
+    return map(_new, repeat(SpawnAnswer), fields)
 
 
 def told(numbers: range, task_ids: range) -> list[SpawnAnswer | Alike]:

@@ -26,8 +26,8 @@ from quiesce.registry.records import (
     Task,
     Worker,
 )
-from quiesce.registry.results import told
-from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow, one_by_one
+from quiesce.registry.results import singly
+from quiesce.registry.rows import ResultRow, SpawnAnswer, SpawnRow, StoppedRow
 from quiesce.registry.scope import Scope
 from quiesce.registry.serials import Serials
 from quiesce.registry.state import State
@@ -241,7 +241,7 @@ def _freeze_session(session: Session, volatile: bool, keep: Keep) -> Frozen:
         tuple(
             [
                 row if type(row.result) is bytes else (*row[:-1], keep(row.result))
-                for row in one_by_one(told(session, session.results))
+                for row in singly(session)
             ]
         ),
         tuple(sorted(session.requests.items())),

@@ -34,3 +34,11 @@ def told(session: Session, task_ids: Iterable[TaskId]) -> list[ResultRow | Alike
         else:
             rows.append(Alike(mine, list[int](others), 1 + len(others)))
     return rows
+
+
+def singly(session: Session) -> list[ResultRow]:
+    """All that the session keeps, each task with a row of its own. Of a snapshot they may be very many."""
+    return [
+        row if row[0] == task_id else _new(ResultRow, (task_id, *row[1:]))
+        for task_id, row in session.results.items()
+    ]

@@ -63,12 +63,17 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     alike = queue.alike() if free and len(queue) >= state.alike else None
     if alike is not None and not state.kind(alike[0]).is_limited:
         line = alike[1]
-        first = list(islice(line, sum([most - held for held, _, most in free])))
-        hands = deal(first, free)
-        if all(_may_follow_all(state, state.workers[each], hand) for each, hand in hands.items()):
-            for incarnation, hand in hands.items():
-                assign(turn, hand, incarnation)
-            return
+        first = [next(line)]
+        # Else nearly all that may be dealt out stays in the queue, and would be looked at again in each turn.
+        if all(
+            _are_quick(state, each, chain(state.workers[each].tasks, first)) for _, each, _ in free
+        ):
+            first += islice(line, sum([most - held for held, _, most in free]) - 1)
+            hands = deal(first, free)
+            if all(_are_quick(state, each, hand) for each, hand in hands.items()):
+                for incarnation, hand in hands.items():
+                    assign(turn, hand, incarnation)
+                return
         hands, following = {}, partial(next, chain(first, line), None)
     #: The workers of which it is known in this turn whether anything may wait behind what they hold.
     calm: dict[Incarnation, bool] = {}
@@ -164,10 +169,10 @@ def may_follow(state: State, worker: Worker, task: Task) -> bool:
     return is_quick(worker, task) and all_quick(worker, map(state.tasks.__getitem__, worker.tasks))
 
 
-def _may_follow_all(state: State, worker: Worker, task_ids: list[TaskId]) -> bool:
-    """Whether each of these may be handed to this worker behind those before it."""
-    held = map(state.tasks.__getitem__, (*worker.tasks, *task_ids))
-    return worker.slots > 1 or all_quick(worker, held)
+def _are_quick(state: State, incarnation: Incarnation, task_ids: Iterable[TaskId]) -> bool:
+    """Whether each of these may be with this worker behind those before it."""
+    worker = state.workers[incarnation]
+    return worker.slots > 1 or all_quick(worker, map(state.tasks.__getitem__, task_ids))
 
 
 def _note(worker: Worker, function: Sized, *, quick: bool) -> None:

@@ -356,7 +356,7 @@ MUTANTS: Final = (
     Mutant(
         "a function that is not known to be short is handed over with many",
         "registry/scheduling.py",
-        "    return worker.slots > 1 or all_quick(worker, held)\n",
+        "    return worker.slots > 1 or all_quick(worker, map(state.tasks.__getitem__, task_ids))\n",
         "    return True\n",
     ),
     Mutant(

@@ -365,6 +365,7 @@ LIKE_IT = ([8, 9, 10], [0.5, 0.25, 0.125], [0.25, 0.125, 0.0])
         ((PLAIN_END, LIKE_IT[0], [0.5, math.nan, 0.5], LIKE_IT[2], []), ": expected numbers"),
         ((PLAIN_END, LIKE_IT[0], [0.5, -math.inf, math.inf], LIKE_IT[2], []), ": expected numbers"),
         ((PLAIN_END, *LIKE_IT, [b"", b"", "r"]), ": expected bytes for the results"),
+        ((changed(4, None), *LIKE_IT, []), ": expected that each of many ends has begun"),
     ],
 )
 @pytest.mark.parametrize("place", [0, 1])

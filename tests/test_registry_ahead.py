@@ -1,9 +1,12 @@
 """Workers whose tasks are short are handed more than they have slots for, and give back what they can't begin."""
 
+from typing import Any
+
 import pytest
 
-from quiesce.registry import effects, events
-from quiesce.registry.ids import Incarnation
+from quiesce.registry import effects, events, scheduling
+from quiesce.registry.ids import Incarnation, TaskId
+from quiesce.registry.scheduling import deal
 from registry_helpers import Desk
 
 
@@ -52,6 +55,26 @@ def test_behind_one_that_is_handed_over_now_nothing_waits(desk: Desk) -> None:
     worker = quick(desk)
     desk.spawn({"runtime": "solo", "function": b"another"}, *({"runtime": "solo"},) * 5)
     assert len(desk.assigned(worker)) == 1
+
+
+def test_what_goes_one_by_one_is_not_dealt_out_first(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That looks at as many as the workers may hold, at each end again."""
+    dealt: list[int] = []
+
+    def noted(task_ids: list[TaskId], free: list[tuple[int, Incarnation, int]]) -> Any:
+        dealt.append(len(task_ids))
+        return deal(task_ids, free)
+
+    monkeypatch.setattr(scheduling, "deal", noted)
+    worker = quick(desk)
+    first = desk.spawn() + 1
+    desk.spawn(*({"runtime": "solo", "function": b"f" * 2000},) * 50)  # too long to be remembered
+    for task in (first, first + 1, first + 2):
+        desk.end(worker, task, begun_age=10e-6)
+        assert len(desk.assigned(worker)) == 1
+    assert dealt == []
 
 
 def test_behind_one_nothing_waits(desk: Desk) -> None:
