@@ -24,12 +24,12 @@ from quiesce.registry.turn import Turn
 GIVEN_BACK: Final = 1.0
 #: Seconds of work that a worker may be handed beyond its slots, and how many tasks at most.
 AHEAD: Final = 0.004
-MOST: Final = 192
+MOST: Final = 384
 #: So many functions are remembered of a worker, by so many bytes at most.
 FUNCTIONS: Final = 8
 LONGEST: Final = 1024
 #: What takes less counts as if it took so many seconds.
-LEAST: Final = 20e-6
+LEAST: Final = 10e-6
 #: Without the detour over the arguments of a named tuple.
 _new: Final = tuple.__new__
 _NUMBERS: Final = attrgetter("assign_number", "id")

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 
-ENTRIES: Final = 256
+ENTRIES: Final = 512
 _ENTRY_WORDS: Final = 4
 _HEADER_WORDS: Final = 8
 _PLACE_WORDS: Final = _HEADER_WORDS + ENTRIES * _ENTRY_WORDS
