@@ -306,9 +306,10 @@ class Worker:
                     self._place.free(key)
             elif kind is Withdraw:
                 for key in effect.keys:
-                    # In this order: the main thread may be making it, and drops what it finds there.
-                    self.attempts.pop(key, None)
-                    self._place.free(key)
+                    # None: not made yet. Or the main thread is making it, and has an entry for it, which it frees
+                    # when it asks, or keeps if it is handed over anew by then.
+                    if self.attempts.pop(key, None) is not None:
+                        self._place.free(key)
                 self.main.streak.withdraw(effect.keys)
             elif kind is Control:
                 self._control_link.outbox.append(effect.message)
