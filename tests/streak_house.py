@@ -165,7 +165,9 @@ class House:
             phase = self.place.phase(*key)
             if key in ends:
                 never = ends[key].evidence == "NEVER_RAN"
-                assert never is (phase is Phase.FREE), (key, ends[key], phase)
+                assert ends[key].outcome in ("completed", "cancelled"), ends[key].text
+                if key in session.held:  # the broker has not taken it
+                    assert never is (phase is Phase.FREE), (key, ends[key], phase)
                 assert not (never and ran[key[0]]), f"{key} ran, and is said never to have"
                 assert never or ran[key[0]] or ends[key].outcome == "cancelled"
             else:
@@ -281,6 +283,19 @@ def twice(house: House) -> int:
     return 3 * at
 
 
+def forgets(house: House) -> int:
+    """As `withdrawals`, and in the same moment the broker takes what has ended: its entries are free."""
+
+    def intrude() -> None:
+        house.worker.say(anew)
+        house.worker.hear(to_worker.EndedTaken(list(house.session.held)))
+
+    def after() -> None:
+        assert len(house.settle()) == TASKS
+
+    return go_through(house, intrude, after)
+
+
 def exits(house: House) -> int:
     """The worker is to end: nothing may begin any more."""
     ran: list[int] = []
@@ -376,6 +391,7 @@ INTRUSIONS: Final = {
     "unseen lease": lambda house: leases(house, seen=False),
     "withdraw": withdrawals,
     "withdraw and look": twice,
+    "withdraw and forget": forgets,
     "exit": exits,
     "look": looks,
 }

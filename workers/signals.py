@@ -33,13 +33,18 @@ class Signals:
         self._wakeup: tuple[tuple[Any, ...], dict[str, Any]] = ((-1,), {})
         self._wakeup_changed = False
 
-    def watch(self, in_body: Callable[[], bool]) -> None:
-        """Note what bodies do, for the whole life of this process. `in_body`: the main thread runs one now."""
+    def watch(self, in_body: Callable[[], bool], before: Callable[[], None]) -> None:
+        """Note what bodies do, for the whole life of this process. `in_body`: the main thread runs one now.
+
+        `before` a body has a handler or a timer: from then on code of ours that it calls may be left at any moment.
+        """
         main = threading.main_thread().ident
 
         def noted(set_timer: Any) -> Any:
             @functools.wraps(set_timer)
             def set_noted(*args: Any, **kwargs: Any) -> Any:
+                if in_body():
+                    before()
                 self.changed = True
                 return set_timer(*args, **kwargs)
 
@@ -48,6 +53,7 @@ class Signals:
         @functools.wraps(_set_handler)
         def set_handler(signalnum: Any, handler: Any) -> Any:
             if in_body():
+                before()
                 self._handlers.setdefault(signalnum, signal.getsignal(signalnum))
                 self.changed = True
             return _set_handler(signalnum, handler)

@@ -136,7 +136,9 @@ class Worker:
         self.nursery = Nursery()
         self._interrupt = Interrupt(self.nursery, lambda: self._control.retire())  # noqa: PLW0108 - it is made later
         hooks.install(self.nursery, self._interrupt.shield)
-        self._interrupt.signals.watch(lambda: self._interrupt.target is not None)
+        self._interrupt.signals.watch(
+            lambda: self._interrupt.target is not None, self._before_signals
+        )
         self.runner = Runner(
             identity.slots,
             self.nursery,
@@ -191,6 +193,13 @@ class Worker:
     def _on_terminate(self, number: int, frame: object) -> None:
         self._control.terminated = True
         self._control.wake.set()
+
+    def _before_signals(self) -> None:
+        """What a handler raises in the midst of `_say` may undo what its own task says, and nothing of its
+        neighbours': what is known of those the session learns now.
+        """
+        if not self.nursery.in_child:
+            self.say(nothing_new)
 
     def _on_linger(self) -> None:
         self._control.wake.set()
@@ -306,9 +315,10 @@ class Worker:
                     self._place.free(key)
             elif kind is Withdraw:
                 for key in effect.keys:
-                    # In this order: the main thread may be making it, and drops what it finds there.
-                    self.attempts.pop(key, None)
-                    self._place.free(key)
+                    # None: not made yet. Or the main thread is making it, and has an entry for it, which it frees
+                    # when it asks, or keeps if it is handed over anew by then.
+                    if self.attempts.pop(key, None) is not None:
+                        self._place.free(key)
                 self.main.streak.withdraw(effect.keys)
             elif kind is Control:
                 self._control_link.outbox.append(effect.message)

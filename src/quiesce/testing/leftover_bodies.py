@@ -18,6 +18,7 @@ from quiesce.context import (
     current_client,
     current_task_id,
     is_shutdown_requested,
+    report_progress,
     shutdown_token,
     wait_for_shutdown,
 )
@@ -354,6 +355,15 @@ def leave_alarm(seconds: float) -> None:
     """Return before a timer is over whose handler raises, or not."""
     signal.signal(signal.SIGALRM, _on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def alarm_while_it_reports(seconds: float) -> None:
+    """Say something of its progress until a timer is over whose handler raises; 0: do nothing."""
+    if seconds:
+        signal.signal(signal.SIGALRM, _on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while True:
+            report_progress(1)
 
 
 # --- the loop -------------------------------------------------------------------------------------
