@@ -4,7 +4,6 @@ After neon's `Gate`, which counts guards; ours also names what each guard stands
 say what it still waits for.
 """
 
-import os
 from _thread import RLock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -19,10 +18,6 @@ PROCESSES: Final = "child processes"
 CALLBACKS: Final = "callbacks of its token"
 
 
-#: Held for moments, by whoever changes a scope. One for all: what every attempt would make, and hardly any uses.
-#: Reentrant: the garbage collector may run user code in the midst of it, which may begin something.
-_lock: Final = RLock()
-os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # as threading's
 #: No asyncio tasks: of nearly all scopes.
 _NO_TASKS: Final[Any] = frozenset()
 
@@ -47,6 +42,7 @@ class Scope:
         "_empty",
         "_holds",
         "_key",
+        "_lock",
         "_owner",
         "forks",
         "tasks",
@@ -57,6 +53,8 @@ class Scope:
     def __init__(self, key: AttemptKey, owner: Owner) -> None:
         self._key = key
         self._owner = owner
+        # Reentrant: the garbage collector may run user code in here, which may begin something.
+        self._lock = RLock()
         #: All and only what goes on, each with words for people.
         self._holds: dict[object, str] = {}
         self._body_over = False
@@ -72,14 +70,14 @@ class Scope:
 
     def hold(self, what: object, words: str) -> bool:
         """Something has begun. False: all had ended before, and nothing of the attempt may begin any more."""
-        with _lock:
+        with self._lock:
             if not self._empty:
                 self._holds[what] = words
             return not self._empty
 
     def release(self, what: object) -> None:
         """It has ended. Twice is harmless."""
-        with _lock:
+        with self._lock:
             now_empty = self._drop(what)
         if now_empty:
             self._owner.on_empty(self._key)
@@ -92,7 +90,7 @@ class Scope:
 
     def end_body(self) -> bool:
         """The body has ended. True if nothing else goes on: then `on_empty` is *not* called."""
-        with _lock:
+        with self._lock:
             self._body_over = True
             empty = self._empty = not self._holds
             sweep = PROCESSES in self._holds
@@ -108,12 +106,12 @@ class Scope:
     @property
     def is_bare(self) -> bool:
         """Whether nothing that it began goes on, besides the body."""
-        with _lock:
+        with self._lock:
             return not self._holds
 
     def fork(self) -> None:
         """A child process is about to be started."""
-        with _lock:
+        with self._lock:
             self.forks += 1
             self._holds[PROCESSES] = PROCESSES
             sweep = self._body_over
@@ -122,7 +120,7 @@ class Scope:
 
     def no_processes(self, forks: int) -> bool:
         """A sweep that began after `forks` starts has found none. False: one was started meanwhile."""
-        with _lock:
+        with self._lock:
             if self.forks != forks:
                 return False
             now_empty = self._drop(PROCESSES)
@@ -132,7 +130,7 @@ class Scope:
 
     def words(self, processes: str = "") -> str:
         """What goes on, for people."""
-        with _lock:
+        with self._lock:
             held = [
                 processes if what is PROCESSES and processes else words
                 for what, words in self._holds.items()

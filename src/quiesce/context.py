@@ -8,7 +8,7 @@ attempt and hands in what reaches beyond the process: the port to the broker and
 import dataclasses
 import os
 import warnings
-from _thread import RLock
+from _thread import RLock, allocate_lock
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from quiesce.client import Client
 
 
-#: Held for moments, while what a task sees of itself changes. One for all tasks: what every attempt would make, and
-#: hardly any uses. Reentrant: the garbage collector may run code of a task in the midst of a change.
-_changing: Final = RLock()
-os.register_at_fork(after_in_child=_changing._at_fork_reinit)  # type: ignore[attr-defined]  # as threading's
+#: Held while the lock of a task is put in its place, which most never need.
+_making: Final = allocate_lock()
+os.register_at_fork(after_in_child=_making._at_fork_reinit)  # type: ignore[attr-defined]  # as threading's
 
 
 class TaskPort(Protocol):
@@ -70,6 +69,7 @@ class TaskContext:
         "_changes",
         "_describe",
         "_info",
+        "_lock",
         "_observed",
         "_root",
         "_started_at",
@@ -120,6 +120,19 @@ class TaskContext:
         #: All that the attempt has begun; the worker's own, opaque here.
         self.scope = scope
         self._observed = False
+        self._lock: RLock | None = None
+
+    @property
+    def _changing(self) -> RLock:
+        """Held for moments, while what the task sees of itself changes. Reentrant, and each task has its own: in
+        the midst of a change the garbage collector may run code of a task, which may wait for whatever it likes.
+        """
+        if self._lock is None:
+            lock = RLock()
+            with _making:  # nothing of a task's runs in here
+                if self._lock is None:
+                    self._lock = lock
+        return self._lock
 
     def began(self, at: float) -> None:
         """It begins; said before any code of the task can run, and again if it was put off."""
@@ -129,7 +142,7 @@ class TaskContext:
 
     def update(self, **changes: Any) -> None:
         """Change what the task sees of itself. Any thread; no change is lost."""
-        with _changing:
+        with self._changing:
             if self._info is None:
                 self._changes = {**(self._changes or {}), **changes}
             else:
@@ -139,7 +152,7 @@ class TaskContext:
     def info(self) -> TaskInfo:
         """What the task sees of itself, as it is now."""
         if self._info is None:
-            with _changing:
+            with self._changing:
                 if self._info is None:
                     changes = self._changes or {}
                     if self._started_at is not None:
@@ -151,7 +164,7 @@ class TaskContext:
     def root(self) -> CancellationToken:
         """The runtime's own token."""
         if self._root is None:
-            with _changing:
+            with self._changing:
                 if self._root is None:
                     root = CancellationToken()
                     self.node = (
@@ -165,7 +178,7 @@ class TaskContext:
         """The task's token, always the same one."""
         if self._token is None:
             root = self.root
-            with _changing:
+            with self._changing:
                 if self._token is None:
                     self._token = root.child_token()
         return self._token
