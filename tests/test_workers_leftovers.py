@@ -284,17 +284,22 @@ def test_a_timer_that_a_body_leaves_hits_nobody_else(pool: Pool, broker: FakeBro
     assert not broker.exits
 
 
-def test_a_handler_that_raises_costs_no_other_task_its_end(pool: Pool, broker: FakeBroker) -> None:
+@pytest.mark.parametrize(
+    ("body", "step"), [(bodies.alarm_while_it_reports, 2e-6), (bodies.trace_while_it_reports, 2)]
+)
+def test_a_handler_that_raises_costs_no_other_task_its_end(
+    pool: Pool, broker: FakeBroker, body: Callable[[float], None], step: float
+) -> None:
     """Whatever of ours the body calls at that moment, and whoever has run before it in a row."""
     if pool.settings.slots != 1:
         pytest.skip("signal handlers are for bodies in the main thread")
     peer = broker.await_peer()
     broker.assigns_again = True  # a slow machine
     for n in range(150):
-        seconds = (0, 0, 0, (n + 1) * 2e-6, 0, 0)
-        rows = [broker.row(peer, bodies.alarm_while_it_reports, each) for each in seconds]
+        some = (0, 0, 0, (n + 1) * step, 0, 0)
+        rows = [broker.row(peer, body, each) for each in some]
         broker.assign(peer, *rows)
-        for row, each in zip(rows, seconds, strict=True):
+        for row, each in zip(rows, some, strict=True):
             end = broker.await_end((row.task_id, row.attempt))
             assert end.outcome == ("failed" if each else "completed"), end.text
     assert not broker.exits

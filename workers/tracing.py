@@ -91,6 +91,20 @@ def put_back(before: tuple[Any, Any]) -> None:
         sys.settrace(trace)
 
 
+def untraced(call: Callable[..., T], *args: Any) -> T:
+    """Call code of ours without the functions of this thread: what they raise would leave the midst of it."""
+    trace, profile = sys.gettrace(), sys.getprofile()
+    if trace is None and profile is None:
+        return call(*args)
+    sys.setprofile(None)
+    sys.settrace(None)
+    try:
+        return call(*args)
+    finally:
+        sys.settrace(trace)
+        sys.setprofile(profile)
+
+
 def apart(call: Callable[..., T], *args: Any) -> T:
     """Call it; then the functions of this thread are as before."""
     trace, profile = sys.gettrace(), sys.getprofile()

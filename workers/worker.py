@@ -28,7 +28,7 @@ from quiesce.protocol.codec import Decoder
 from quiesce.protocol.frames import as_payload
 from quiesce.registry.ids import Attempt as AttemptNumber, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow
-from quiesce.workers import births, dumps, hooks, kernel, logs, task_logs
+from quiesce.workers import births, dumps, hooks, kernel, logs, task_logs, tracing
 from quiesce.workers.attempt import Attempt, Verdict, info_of, phase_of
 from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
@@ -219,9 +219,9 @@ class Worker:
             return
         if me == self._main and self._interrupt.target is not None:
             with self._interrupt.shield:
-                later = self._say(me, event, args)
+                later = tracing.untraced(self._say, me, event, args)
         else:
-            later = self._say(me, event, args)  # no interrupt can raise in here
+            later = tracing.untraced(self._say, me, event, args)  # no interrupt can raise in here
         for effect in later:
             self._do(effect)
         if self.quitting and self.quitting.status:

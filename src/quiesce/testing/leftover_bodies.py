@@ -366,6 +366,23 @@ def alarm_while_it_reports(seconds: float) -> None:
             report_progress(1)
 
 
+def trace_while_it_reports(moments: int) -> None:
+    """Say something of its progress until a trace function has been called so often, and raises; 0: do nothing."""
+    left = moments
+
+    def trace(frame: object, event: str, argument: object) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise TimeoutError("my own")
+        return trace
+
+    if moments:
+        sys.settrace(trace)
+        while True:
+            report_progress(1)
+
+
 # --- the loop -------------------------------------------------------------------------------------
 
 
