@@ -578,6 +578,7 @@ SUITES: Final = (
             "tests/test_workers_streak.py",
             "tests/test_workers_supervisor_session.py",
             "tests/test_client_session.py",
+            "tests/test_codec.py",
             "--deselect=tests/test_registry_random.py",
         ),
         300,
