@@ -535,10 +535,10 @@ MUTANTS: Final = (
         "",
     ),
     Mutant(
-        "the entry of an attempt is freed before it is dropped",
+        "the entry of an attempt that is being made is freed",
         "workers/worker.py",
-        "                    self.attempts.pop(key, None)\n                    self._place.free(key)\n",
-        "                    self._place.free(key)\n                    self.attempts.pop(key, None)\n",
+        "                    if self.attempts.pop(key, None) is not None:\n    ",
+        "                    self.attempts.pop(key, None)\n",
     ),
     Mutant(
         "what follows one that runs is not withdrawn",

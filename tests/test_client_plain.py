@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from fractions import Fraction
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -489,19 +489,29 @@ def test_a_stop_with_a_wrong_argument_stops_nothing(
 
 
 def test_what_arrives_after_a_rejection_is_of_nobody(
-    broker: FakeBroker, client: Client, caplog: pytest.LogCaptureFixture
+    broker: FakeBroker,
+    client: Client,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As in the same turn: data that the broker of before sent, and the refusal of one that came after it."""
+    """In one turn: the refusal of a broker, and what the broker before it had sent."""
     handle = client.spawn("background", "compaction", work)
     broker.answer(1, 7)
     assert handle.id == TaskId(7)
-    with client._driver.lock:  # the thread stops at this, so that the rest is there when it goes on
-        broker.say(DATA, to_client.SpawnAnswers([]))
-        broker.say(CONTROL, to_client.Refused(0, "ProtocolError", "another version"))
-        broker.say(DATA, to_client.Ended([ended(7, result=pack_value(1))]))
-        broker.say(CONTROL, to_client.Alive(1))
-        assert broker.until(lambda: not broker._out)
-        time.sleep(0.05)
+    connection = client._driver._connection
+    receive, arrived = connection.receive, list[tuple[str, Any]]()
+
+    def receive_both(limit: int) -> list[tuple[str, Any]]:
+        arrived.extend(receive(limit))
+        both = sorted(arrived, key=itemgetter(0)) if len({name for name, _ in arrived}) == 2 else []
+        if both:
+            arrived.clear()
+        return both
+
+    assert CONTROL < DATA, "what is said first is taken first"
+    monkeypatch.setattr(connection, "receive", receive_both)
+    broker.say(DATA, to_client.Ended([ended(7, result=pack_value(1))]))
+    broker.say(CONTROL, to_client.Refused(0, "ProtocolError", "another version"))
     with pytest.raises(errors.ProtocolError, match="another version"):
         handle.result(10)
     assert broker.until(lambda: client._driver.ended.over)

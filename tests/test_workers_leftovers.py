@@ -7,7 +7,12 @@ import pytest
 
 from quiesce.protocol import from_worker, to_worker
 from quiesce.registry.rows import EndedRow
-from quiesce.testing import leftover_bodies as bodies, leftover_processes, worker_bodies
+from quiesce.testing import (
+    leftover_bodies as bodies,
+    leftover_processes,
+    raising_bodies,
+    worker_bodies,
+)
 from quiesce.testing.leaks import is_running
 from workers_fakes import FakeBroker, Key, Pool, value_of
 
@@ -285,7 +290,8 @@ def test_a_timer_that_a_body_leaves_hits_nobody_else(pool: Pool, broker: FakeBro
 
 
 @pytest.mark.parametrize(
-    ("body", "step"), [(bodies.alarm_while_it_reports, 2e-6), (bodies.trace_while_it_reports, 2)]
+    ("body", "step"),
+    [(raising_bodies.alarm_while_it_reports, 2e-6), (raising_bodies.trace_while_it_reports, 2)],
 )
 def test_a_handler_that_raises_costs_no_other_task_its_end(
     pool: Pool, broker: FakeBroker, body: Callable[[float], None], step: float

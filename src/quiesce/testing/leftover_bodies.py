@@ -18,7 +18,6 @@ from quiesce.context import (
     current_client,
     current_task_id,
     is_shutdown_requested,
-    report_progress,
     shutdown_token,
     wait_for_shutdown,
 )
@@ -355,32 +354,6 @@ def leave_alarm(seconds: float) -> None:
     """Return before a timer is over whose handler raises, or not."""
     signal.signal(signal.SIGALRM, _on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def alarm_while_it_reports(seconds: float) -> None:
-    """Say something of its progress until a timer is over whose handler raises; 0: do nothing."""
-    if seconds:
-        signal.signal(signal.SIGALRM, _on_alarm)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        while True:
-            report_progress(1)
-
-
-def trace_while_it_reports(moments: int) -> None:
-    """Say something of its progress until a trace function has been called so often, and raises; 0: do nothing."""
-    left = moments
-
-    def trace(frame: object, event: str, argument: object) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise TimeoutError("my own")
-        return trace
-
-    if moments:
-        sys.settrace(trace)
-        while True:
-            report_progress(1)
 
 
 # --- the loop -------------------------------------------------------------------------------------
