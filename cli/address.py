@@ -7,10 +7,14 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from quiesce.broker.settings import BrokerSettings
 from quiesce.errors import ConfigurationError
 from quiesce.protocol.addresses import endpoints
+
+#: The state of a listening socket in /proc/net/tcp: TCP_LISTEN of the kernel.
+_LISTEN: Final = 10
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def _taken_by(who: str, what: str) -> ConfigurationError:
 
 
 def is_bound_by(address: str, pid: int) -> bool:
-    """Whether the process `pid` accepts connections at both endpoints. (tcp does not tell who it is.)"""
+    """Whether the process `pid` accepts connections at both endpoints: it, and nobody who has taken them before."""
     where = endpoints(address)
     return all(_accepts(each, pid) for each in (where.control, where.data))
 
@@ -77,9 +81,7 @@ def _accepts(endpoint: str, pid: int) -> bool:
     scheme, _, rest = endpoint.partition("://")
     try:
         if scheme == "tcp":
-            host, _, port = rest.rpartition(":")
-            with socket.create_connection((host, int(port)), timeout=0.2):
-                return True
+            return _listens(pid, int(rest.rpartition(":")[2]))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             probe.connect(rest)
@@ -88,6 +90,20 @@ def _accepts(endpoint: str, pid: int) -> bool:
         return False
     # The pid of who called listen(): a socket that an older broker left, or another's, does not count.
     return bool(struct.unpack("3i", credentials)[0] == pid)
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a socket of this process listens at this tcp port, as /proc has it."""
+    own = set[str]()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            own.add(os.readlink(each))
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        _, where, _, state, *_, inode = line.split()[:10]
+        listens = int(state, 16) == _LISTEN and int(where.rpartition(":")[2], 16) == port
+        if listens and f"socket:[{inode}]" in own:
+            return True
+    return False
 
 
 def clean_up(settings: BrokerSettings, *, remove_folder: bool) -> None:

@@ -3,13 +3,16 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from quiesce.cli.address import is_bound_by
 from quiesce.cli.signals import Requests
 from quiesce.testing.leaks import descendants, is_running
 from up_house import DRIVER, House, open_house
@@ -55,6 +58,22 @@ def test_it_says_where_it_is_once_it_listens(house: House) -> None:
     )
     house.send(signal.SIGTERM)
     assert house.end() == 0
+
+
+def test_a_broker_listens_once_it_has_both_ports_itself() -> None:
+    """Whoever else has them, and takes connections."""
+    with ExitStack() as kept:
+        while True:
+            control = kept.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port = control.getsockname()[1]
+            address = f"tcp://127.0.0.1:{port}"
+            assert not is_bound_by(address, os.getpid())
+            with suppress(OSError):  # somebody has it
+                kept.enter_context(socket.create_server(("127.0.0.1", port + 1)))
+                break
+        assert is_bound_by(address, os.getpid())
+        assert not is_bound_by(address, os.getppid())
+    assert not is_bound_by(address, os.getpid())
 
 
 def test_each_line_says_how_bad_it_is(house: House) -> None:
