@@ -4,6 +4,7 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -51,17 +52,24 @@ def test_a_ring_that_comes_late_rings_once(box: Mailbox, monkeypatch: pytest.Mon
     assert not rings(box)
 
 
-def test_who_is_interrupted_before_the_ring_leaves_it_to_the_next(
-    box: Mailbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def interrupted_ring(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C comes just before the ring, out of the block."""
+
     def interrupted(fd: int, value: int) -> None:
         raise KeyboardInterrupt
 
-    assert box.may_sleep(None)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "eventfd_write", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            box.put(ask(from_client.GetStatistics(0)))
+        yield
+
+
+def test_who_is_interrupted_before_the_ring_leaves_it_to_the_next(
+    box: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert box.may_sleep(None)
+    with interrupted_ring(monkeypatch):
+        box.put(ask(from_client.GetStatistics(0)))
     assert not box.lock.locked()
     box.put(ask(from_client.GetBroker(0)))
     assert rings(box)
@@ -71,14 +79,9 @@ def test_who_is_interrupted_before_the_ring_leaves_it_to_the_next(
 def test_an_interrupted_close_is_rung_for_by_the_next(
     box: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(fd: int, value: int) -> None:
-        raise KeyboardInterrupt
-
     assert box.may_sleep(None)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "eventfd_write", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            box.close(1.0)
+    with interrupted_ring(monkeypatch):
+        box.close(1.0)
     first = box.deadline
     box.close(2.0)
     assert rings(box)

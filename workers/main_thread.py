@@ -132,7 +132,7 @@ class MainThread:
         worker.note_beginning(attempt)
         worker.runner.run(attempt, known)
         if streak.current is attempt:
-            worker.say(nothing_new)  # it goes on, elsewhere
+            worker.say(nothing_new)  # it goes on, elsewhere; or the session was told its end
             streak.current = None
 
     def ends(self, attempt: Attempt, verdict: Verdict) -> bool:
@@ -141,11 +141,7 @@ class MainThread:
         So it is if it was asked to stop, by the table's flag at least.
         """
         streak = self.streak
-        if streak.current is not attempt:
-            return False
-        if attempt.is_asked:
-            self._worker.say(nothing_new)
-            streak.current = None
+        if streak.current is not attempt or attempt.is_asked:
             return False
         key, (outcome, text, result) = attempt.key, verdict
         self._place.end(key, phase_of(outcome))

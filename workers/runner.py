@@ -112,13 +112,10 @@ class Runner:
         # What needs neither to be loaded nor the loop begins at once.
         ask = self._gate.may_load if known is None or known[1] else self._gate.may_run
         if ask(attempt):
-            self._run(attempt, known, where)
+            self.run(attempt, known, where)
 
-    def run(self, attempt: Attempt, known: Loaded) -> None:
-        """Call a function that is known, and no coroutine's, in the main thread: the attempt has begun."""
-        self._run(attempt, known, _MAIN_THREAD)
-
-    def _run(self, attempt: Attempt, known: Loaded | None, where: Where) -> None:
+    def run(self, attempt: Attempt, known: Loaded | None, where: Where = Where.MAIN_THREAD) -> None:
+        """It has begun: load its function, if that is not known, and call it here."""
         attempt.where = where
         ident, threads = threading.get_ident(), attempt.scope.threads
         threads[ident] = threading.current_thread().name

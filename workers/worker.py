@@ -365,8 +365,8 @@ class Worker:
 
     def closing(self) -> list[Attempt]:
         """The attempts whose body has ended, and not all that it began."""
-        with self._lock:
-            return [each for each in list(self.attempts.values()) if each.scope.body_over]
+        # A copy: with one slot the main thread adds to them without the lock.
+        return [each for each in self.running() if each.scope.body_over]
 
     def find(self, task_id: int, number: int) -> Attempt | None:
         """An attempt that was handed over and has not ended."""
@@ -432,12 +432,10 @@ class Worker:
     ) -> Effects:
         """Under the lock."""
         key = attempt.key
-        is_handed = self._is_handed(attempt)
-        attempt.has_passed = is_handed or (
-            self.attempts.get(key) is attempt and key in session.running
-        )
+        is_known, is_handed = self.attempts.get(key) is attempt, self._is_handed(attempt)
+        attempt.has_passed = is_handed or (is_known and key in session.running)
         if not attempt.has_passed:
-            if self.attempts.get(key) is attempt:  # made of a row that was withdrawn before
+            if is_known:  # made of a row that was withdrawn before
                 del self.attempts[key]
                 self._place.free(key)
             return []

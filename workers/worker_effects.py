@@ -123,7 +123,7 @@ Effects = list[Effect]
 
 
 class Ran(NamedTuple):
-    """A handed attempt that has begun and ended, and nothing else was to be said of it in between."""
+    """An attempt that has begun and ended, with all that it began."""
 
     key: AttemptKey
     begun_at: float

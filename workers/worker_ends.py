@@ -45,9 +45,7 @@ class WorkerEnds(WorkerState):
             held: Held = _new(Held, fields)
             self.held[key] = held
             rows.append(held.row(key, now))
-        if not self.registered:
-            return []
-        return [Data(from_worker.Ended(part)) for part in in_parts(rows, self.identity.capacity)]
+        return self._said(rows) if self.registered else []
 
     def _leave_slot(self, key: AttemptKey) -> Asked | None:
         """A running attempt has ended; the request to stop that it had."""
@@ -59,6 +57,7 @@ class WorkerEnds(WorkerState):
         return self.asked.pop(key, None)
 
     def hold_unbegun(self, key: AttemptKey, now: float) -> None:
+        """One that has not begun, and never will, has ended by that; `send_held` tells."""
         self.unsent.append(key)
         self.held[key] = Held(
             Outcome.CANCELLED.value,
@@ -96,4 +95,7 @@ class WorkerEnds(WorkerState):
             self.held[key] = held._replace(send_at=at, interval=interval)
             rows.append(held.row(key, now))
         self.unsent = []
+        return self._said(rows)
+
+    def _said(self, rows: list[EndedRow]) -> Effects:
         return [Data(from_worker.Ended(part)) for part in in_parts(rows, self.identity.capacity)]

@@ -169,7 +169,7 @@ class Model(Moves):
         view = self.processes.view(actor.state)
         for key, _ in view.handed:
             add(-1, "begins", place, key)
-            if view.takes:
+            if self.scenario.in_a_row:
                 add(-1, "takes", place, key)
         if view.behind:
             add(-1, "catches up", place)

@@ -66,12 +66,10 @@ class DeadPool(NamedTuple):
 class WorkerView(NamedTuple):
     """What a worker can do next, as far as it depends on itself. Attempts with the names of their spawns.
 
-    `takes`: its main thread may begin what is handed by itself. `behind`: its session has something to be told.
-    `ends_untold`: what would end without a word to it.
+    `behind`: its session has something to be told. `ends_untold`: what would end without a word to it.
     """
 
     handed: tuple[tuple[AttemptKey, str], ...]
-    takes: bool
     behind: bool
     ends_untold: AttemptKey | None
     running: tuple[tuple[AttemptKey, bool], ...]

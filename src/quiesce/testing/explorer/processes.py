@@ -257,7 +257,6 @@ class Processes:
             running = list(session.running) if untold is None else [*session.running, untold]
             return WorkerView(
                 tuple(waits),
-                self._scenario.in_a_row,
                 bool(over or untold),
                 untold if untold not in worker.flags else None,
                 tuple(
