@@ -553,6 +553,30 @@ MUTANTS: Final = (
         "        free = len(self.received)\n",
     ),
     Mutant(
+        "the main thread falls asleep without a last look",
+        "workers/main_thread.py",
+        "            if patience is None and (link",
+        "            if patience is None and worker.inline and (link",
+    ),
+    Mutant(
+        "an end is left to a main thread that has fallen asleep meanwhile",
+        "workers/main_thread.py",
+        "        elif not self.goes_on:\n            self.wake.set()\n",
+        "",
+    ),
+    Mutant(
+        "a thread that is called falls asleep at once, since there are too many",
+        "workers/hands.py",
+        "None if self._too_many and has_worked else",
+        "None if self._too_many else",
+    ),
+    Mutant(
+        "nobody is called for what waits behind something long",
+        "workers/hands.py",
+        "            is_stuck = self._taken < self._waited\n",
+        "            is_stuck = False\n",
+    ),
+    Mutant(
         "a supervisor says a death once only",
         "workers/supervisor_session.py",
         "report._replace(send_at=now + RESEND)",
@@ -576,6 +600,7 @@ SUITES: Final = (
             *(f"tests/{each.name}" for each in sorted((ROOT / "tests").glob("test_registry_*.py"))),
             "tests/test_workers_session.py",
             "tests/test_workers_streak.py",
+            "tests/test_workers_slots.py",
             "tests/test_workers_supervisor_session.py",
             "tests/test_client_session.py",
             "tests/test_codec.py",

@@ -2,7 +2,9 @@
 
 import contextvars
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -13,6 +15,9 @@ from quiesce.workers.hooks import start_thread
 _log: Final = logging.getLogger("quiesce.worker")
 
 Work = Callable[[], None]
+
+#: Seconds that work may wait for a thread which is busy with other work.
+PATIENCE: Final = 0.001
 
 
 def start_own(thread: threading.Thread) -> None:
@@ -33,6 +38,14 @@ class Hands:
         #: How many threads are awake: each takes what there is before it falls asleep.
         self._awake = 0
         self._made = 0
+        #: How much was taken; and how much will have been once all is taken that waited at the last look.
+        self._taken = self._waited = 0
+        #: Who has taken something since that look, and whether one of them may fall asleep.
+        self._takers: set[int] = set()
+        self._too_many = False
+        #: When the next look counts; infinite while nothing waits.
+        self._look_at = math.inf
+        self._was_late = False
 
     def give(self, work: Work) -> None:
         """Have `work` done in another thread, at once: nothing that is given waits for anything."""
@@ -42,28 +55,77 @@ class Hands:
 
     def queue(self, work: Work) -> None:
         """Have `work` done by a thread that is awake, after what it has: to wake another one costs more than most
-        work takes. Who queues must `hurry` soon, as long as `is_waiting`.
+        work takes. Somebody must `look` in each millisecond, as long as something waits.
         """
         with self._lock:
             self._work.append(work)
             if not self._awake:
                 self._call_one()
 
+    def leave(self, work: Work) -> bool:
+        """`queue` it if a thread is awake; whether one is. Never takes long."""
+        with self._lock:
+            if self._awake:
+                self._work.append(work)
+            return bool(self._awake)
+
     @property
     def is_waiting(self) -> bool:
         """Whether there is work that nobody has begun."""
         return bool(self._work)
 
+    def look(self) -> bool:
+        """See to it that nothing waits for long. Whether something waits.
+
+        If what waited a millisecond ago waits still, those who were to take it are busy: a thread for each. Else
+        one of several who have taken something falls asleep: all who are awake compete for the interpreter.
+        """
+        if not self._work:
+            self._look_at = math.inf
+            return False
+        now = time.monotonic()
+        if self._look_at == math.inf:
+            self._was_late = False
+            self._waited = self._taken + len(self._work)
+            self._look_at = now + PATIENCE
+        elif now >= self._look_at:
+            # We are late for want of a processor, or of the interpreter: so may others be. That is told once.
+            self._was_late = now > self._look_at + PATIENCE and not self._was_late
+            if not self._was_late:
+                self._judge()
+            self._look_at = now + PATIENCE
+        return True
+
+    def _judge(self) -> None:
+        with self._lock:
+            is_stuck = self._taken < self._waited
+            if is_stuck:
+                self._call_all()
+            self._too_many = not is_stuck and len(self._takers) > 1
+            self._takers.clear()
+            self._waited = self._taken + len(self._work)
+
     def hurry(self) -> None:
         """Whoever was expected to take what waits has been busy for long: a thread for each."""
         with self._lock:
-            for _ in range(len(self._work)):
-                self._call_one()
+            self._call_all()
 
     def take(self) -> Work | None:
         """Something that nobody has begun, to be done by the caller: for who can't get a thread for it."""
         with self._lock:
-            return self._work.popleft() if self._work else None
+            return self._next()
+
+    def _next(self) -> Work | None:
+        """Under the lock: the oldest of what waits, for who does it now."""
+        if not self._work:
+            return None
+        self._taken += 1
+        self._takers.add(threading.get_ident())
+        return self._work.popleft()
+
+    def _call_all(self) -> None:
+        for _ in range(len(self._work)):
+            self._call_one()
 
     def _call_one(self) -> None:
         """Under the lock: one more thread is awake. RuntimeError: none can be started; what waits, waits on."""
@@ -78,17 +140,22 @@ class Hands:
     def _run(self) -> None:
         asleep = threading.Lock()
         asleep.acquire()
+        #: It has done something since it was called: who was called takes what there is.
+        has_worked = False
         while True:
             with self._lock:
-                work = self._work.popleft() if self._work else None
+                work = None if self._too_many and has_worked else self._next()
                 if work is None:
+                    self._too_many = False
                     self._awake -= 1
                     self._idle.append(asleep)
             if work is None:
                 asleep.acquire()
+                has_worked = False
                 continue
             try:
                 work()
             except BaseException:
                 logs.say(_log.exception, "a thread of the worker caught what nobody else did")
             del work  # holds an attempt, and with it a result
+            has_worked = True

@@ -5,6 +5,7 @@ The rule by which it begins them without a word to the session is that of `strea
 
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import zmq
@@ -23,8 +24,10 @@ from quiesce.workers.worker_session import WorkerSession
 if TYPE_CHECKING:
     from quiesce.workers.worker import Worker
 
-#: Milliseconds that an attempt may wait for a thread which is busy with another one.
-_HURRY: Final = 1
+#: Milliseconds between two looks at what waits for a thread.
+_WATCH: Final = 1
+#: Ends that may wait for it to look, with several slots.
+_TOGETHER: Final = 32
 #: Seconds for which bodies follow each other before it looks what has arrived.
 _IN_A_ROW: Final = 0.002
 #: Without the detour over the arguments of a named tuple.
@@ -50,35 +53,43 @@ class MainThread:
         #: What is handed over with several slots, and what is with one.
         self.to_start: Final[deque[Attempt]] = deque()
         self.streak: Final = Streak()
+        #: With several slots: it looks in each millisecond at what waits for a thread, and sends what has ended.
+        self.watches = False
         #: What is known of the function of the last body, if that was quick: then its next call is expected to be.
         self._quick: Loaded | None = None
 
     @property
     def has_work(self) -> bool:
-        """Whether something was handed over that it has not taken."""
-        return bool(self.to_start or self.streak.rows)
+        """Whether something was handed over that nobody has taken."""
+        waits = not self._worker.inline and self._worker.runner.is_waiting
+        return bool(waits or self.to_start or self.streak.rows)
 
     def serve(self) -> None:
         """Hear, and begin what is handed over, until the worker quits."""
-        worker, link, rows = self._worker, self._link, self.streak.rows
+        worker, link, streak = self._worker, self._link, self.streak
+        rows = streak.rows
+        runner, to_start = worker.runner, self.to_start
         poller = zmq.Poller()
         poller.register(link.socket, zmq.POLLIN)
         poller.register(self.wake, zmq.POLLIN)
         while not worker.quitting:
+            if streak.over:
+                worker.say(nothing_new)
             patience = None if link.flush() else 50
             if rows:
                 self.run_in_a_row()
                 if not rows:
                     continue  # first of all, what has ended leaves
                 patience = 0
-            while self.to_start:
-                worker.runner.start(self.to_start.popleft())
-            if worker.runner.is_waiting:
-                patience = _HURRY
-            ready = poller.poll(patience)
-            if not ready and worker.runner.is_waiting:
-                worker.runner.hurry()
-            for what, _ in ready:
+            with suppress(IndexError):  # another thread passes them on
+                while to_start:
+                    runner.start(to_start.popleft())
+            if runner.look():
+                patience = _WATCH
+            self.watches = patience == _WATCH and not worker.inline
+            if patience is None and (link.outbox or streak.over or self.has_work):
+                continue  # who has left that saw that it watched, still
+            for what, _ in poller.poll(patience):
                 if what is link.socket:
                     for message in link.receive():
                         worker.hear(message)
@@ -136,16 +147,50 @@ class MainThread:
             streak.current = None
 
     def ends(self, attempt: Attempt, verdict: Verdict) -> bool:
-        """An attempt has ended in this thread. False: the session must be told, for it knows something of it.
+        """An attempt has ended, in this thread or, with several slots, in any. False: the session must be told,
+        for it knows something of it, or nobody would tell it soon.
 
         So it is if it was asked to stop, by the table's flag at least.
         """
         streak = self.streak
-        if streak.current is not attempt or attempt.is_asked:
+        is_current = streak.current is attempt
+        if attempt.is_asked or not (is_current or self.goes_on):
             return False
         key, (outcome, text, result) = attempt.key, verdict
         self._place.end(key, phase_of(outcome))
         ran = (key, attempt.begun_at, time.monotonic(), outcome, text, as_payload(result))
         streak.over.append(_new(Ran, ran))
-        streak.current = None
+        if is_current:
+            streak.current = None
+        elif not self.goes_on:
+            self.wake.set()
         return True
+
+    def is_needed(self) -> bool:
+        """For others, who have just told the session something: whether what follows can't wait until it looks.
+
+        With several slots what was handed over goes on without it, to a thread that is awake.
+        """
+        if self.to_start:
+            self._pass_on()
+        if self._worker.quitting:
+            return True
+        outbox = self._link.outbox
+        if self.goes_on and len(outbox) < _TOGETHER:
+            return False
+        return bool(outbox or self.has_work)
+
+    def _pass_on(self) -> None:
+        with suppress(IndexError):  # another thread does the same
+            while True:
+                attempt = self.to_start.popleft()
+                if not self._worker.runner.start_soon(attempt):
+                    self.to_start.appendleft(attempt)
+                    return
+
+    @property
+    def goes_on(self) -> bool:
+        """With several slots: a thread takes what waits, and before it begins that, the session is told what has
+        ended. Should that last, the main thread tells it, within a millisecond.
+        """
+        return self.watches and self._worker.runner.is_waiting

@@ -98,14 +98,18 @@ class Runner:
         else:
             self._hands.queue(lambda: self._load_and_run(attempt, Where.THREAD))
 
+    def start_soon(self, attempt: Attempt) -> bool:
+        """With several slots: the same, if a thread is awake that takes it by and by; whether one is."""
+        return self._hands.leave(lambda: self._load_and_run(attempt, Where.THREAD))
+
     @property
     def is_waiting(self) -> bool:
         """Whether something was started that no thread has taken yet."""
         return self._hands.is_waiting
 
-    def hurry(self) -> None:
-        """It has waited for long: let each have a thread."""
-        self._hands.hurry()
+    def look(self) -> bool:
+        """See to what waits, in each millisecond; whether something does."""
+        return self._hands.look()
 
     def _load_and_run(self, attempt: Attempt, where: Where) -> None:
         known = known_function(attempt.row.function)

@@ -126,7 +126,7 @@ class Worker:
         #: All and only what `session.handed` and `.running` hold, but for what waits in the streak, while nobody
         #: has the lock.
         self.attempts: dict[AttemptKey, Attempt] = {}
-        self._inline = settings.slots == 1
+        self.inline: Final = settings.slots == 1
         #: How many attempts have begun here.
         self.begun = 0
         #: Set once: nothing runs any more, and the process ends with this status.
@@ -254,7 +254,7 @@ class Worker:
             finally:
                 streak.turn += 1
                 self._speaker = 0
-        if me != self._main and (self._data.outbox or main.has_work or self.quitting):
+        if me != self._main and main.is_needed():
             (control.wake if main.lending.since else main.wake).set()
         if (
             self._control_link.outbox
@@ -306,7 +306,7 @@ class Worker:
             if kind is Data:
                 self._data.outbox.append(effect.message)
             elif kind is Hand:
-                if self._inline:
+                if self.inline:
                     self.main.streak.rows.extend(effect.rows)
                 else:
                     self.main.to_start.extend(map(self.make, effect.rows))
@@ -440,6 +440,7 @@ class Worker:
                 self._place.free(key)
             return []
         if is_handed or attempt.where is None:
+            attempt.begun_at = now
             self.note_beginning(attempt)
         # What follows it is withdrawn. It may be there itself, if it was handed over anew when we had it already.
         self.main.streak.rows.clear()
@@ -474,7 +475,7 @@ class Worker:
         self._client.wait_spawned(attempt.key)
         if attempt.scope.forks:
             births.bury(self.nursery, attempt.key)
-        if threading.get_ident() != self._main or not self.main.ends(attempt, verdict):
+        if not self.main.ends(attempt, verdict):
             self.say(self._end, attempt.key, verdict)
 
     def _end(
