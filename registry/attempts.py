@@ -40,8 +40,9 @@ def on_tasks_begun(turn: Turn, event: events.TasksBegun) -> None:
 
 
 def set_limit(turn: Turn, task: Task, age: float) -> None:
-    """A task that began so many seconds ago has its own timeout."""
-    if task.spawn.timeout is not None and task.ask is None:
+    """A task that began so many seconds ago has its own timeout, unless its worker is dead: then it has ended."""
+    alive = turn.state.workers[task.worker].status is None
+    if task.spawn.timeout is not None and task.ask is None and alive:
         turn.timers.set(("limit", task.id), turn.now.tick + task.spawn.timeout - age)
 
 

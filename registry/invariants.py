@@ -414,15 +414,16 @@ def _timers(registry: "Registry") -> None:
             wanted.add(("stop", stop.id))
     for task in state.tasks.values():
         worker = state.workers.get(task.worker)
+        if worker is None or worker.status is not None:
+            continue
         limit = math.inf if task.spawn.timeout is None else task.spawn.timeout
         if task.state is TaskState.RUNNING and limit < math.inf and task.ask is None:
             wanted.add(("limit", task.id))
-        if worker is None or task.ask is None:
+        if task.ask is None:
             continue
-        alive = worker.status is None
-        if alive and task.ask.delivered_at is None:
+        if task.ask.delivered_at is None:
             wanted.add(("resend", task.id))
-        if alive and _force_is_near(state, task):
+        if _force_is_near(state, task):
             wanted.add(("force", task.id))
     wanted |= {("late", task) for worker in state.workers.values() for task in worker.orphans}
     bounded = state.leaving or state.fast or registry.system.timeout < math.inf

@@ -225,6 +225,7 @@ def _worker_died(turn: Turn, supervisor: Supervisor, row: events.ExitRow, *, fen
             orphans.append((task.id, phase))
             turn.timers.set(("late", task.id), turn.now.tick + LATE)
             turn.timers.clear(("resend", task.id))
+            turn.timers.clear(("limit", task.id))
         elif phase is None and row.table_known and task.state is TaskState.ASSIGNED:
             not_begun.append(task)
         else:

@@ -4,8 +4,9 @@ import heapq
 import math
 from typing import Final
 
-#: What is due, and for whom: ("resend", task id), ("force", task id), ("late", task id), ("stop", stop id),
-#: ("word", stop id), ("session", session id), ("lease", supervisor id), ("certain", 0), ("system", 0).
+#: What is due, and for whom: ("resend", task id), ("force", task id), ("limit", task id), ("late", task id),
+#: ("stop", stop id), ("word", stop id), ("session", session id), ("lease", supervisor id), ("certain", 0),
+#: ("system", 0).
 Due = tuple[str, int | bytes]
 #: A broker that comes to what is due so many seconds late was held up.
 HELD_UP: Final = 1.0

@@ -132,6 +132,28 @@ def test_a_task_that_ends_in_time_has_no_timer_left() -> None:
     assert desk.life(1) == "completed RETURNED"
 
 
+@pytest.mark.parametrize("word", ["in time", "late"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_task_that_has_ended_in_time_by_the_table_has_no_timer_left(
+    word: str, restarted: bool
+) -> None:
+    """Its process is dead, and its end may still arrive; `word`: when that it had begun does."""
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.spawn({"timeout": 0.2})
+    if word == "in time":
+        desk.begin(worker, 1)
+    desk.exit(worker, phases={1: "completed"})
+    if restarted:
+        desk.restart()
+    if word == "late":
+        desk.begin(worker, 1)
+    assert [due for due, _ in desk.registry.timers.items() if due[1] == 1] == [("late", 1)]
+    desk.wait(0.3)
+    assert desk.life(1) == "completed RETURNED"
+
+
 def test_spawns_that_waited_for_its_end_join_the_next_attempt() -> None:
     """It was stopping by its own timeout; then it is tried again."""
     desk = Desk()
