@@ -131,7 +131,7 @@ class Core:
         #: What is due at the end of a turn, by turns.
         self._chores = deque(
             [
-                self._go_on_stopping,
+                self._go_on,
                 self._care_for_snapshot,
                 self.outgoing.pack_long,
                 self.queries.go_on_listing,
@@ -265,7 +265,7 @@ class Core:
 
     # Each does a piece of what takes long, and says whether there was one to do.
 
-    def _go_on_stopping(self) -> bool:
+    def _go_on(self) -> bool:
         if not self.outgoing.again:
             return False
         self.handle(events.Continue(self.outgoing.again.popleft()))

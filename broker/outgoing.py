@@ -16,7 +16,7 @@ from quiesce.protocol.runs import PackedRows
 from quiesce.protocol.sizes import held, in_parts, weightless
 from quiesce.registry import effects
 from quiesce.registry.effects import Effect
-from quiesce.registry.ids import StopId
+from quiesce.registry.ids import SessionId, StopId
 
 log: Final = logging.getLogger("quiesce.broker")
 #: Rows of one message, so that none grows without bound; and those that have payloads.
@@ -45,8 +45,8 @@ class Outgoing:
         self._later: dict[Any, dict[type, list[Any]]] = {}
         self.later_at = math.inf
         self.epoch = 0
-        #: Stops that want their next slice, in the order of their turns.
-        self.again: deque[StopId] = deque()
+        #: Stops and sessions that want their next slice, in the order of their turns.
+        self.again: deque[StopId | SessionId] = deque()
         #: Not None once the system has stopped; True if a failure was the cause.
         self.stopped: bool | None = None
         #: What is done about a stop that still waits.
@@ -297,7 +297,7 @@ class Outgoing:
         self.on_still_waiting(effect)
 
     def once_more(self, effect: effects.Again) -> None:
-        self.again.append(effect.stop_id)
+        self.again.append(effect.of)
 
     def system_stopped(self, effect: effects.SystemStopped) -> None:
         self.stopped = effect.failed

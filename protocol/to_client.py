@@ -45,7 +45,7 @@ class SpawnAnswers(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Data: tasks of this session have ended. Sent again until ResultsTaken names them."""
+    """Data: tasks of this session have ended, in any order. Sent again until ResultsTaken names them."""
 
     rows: list[ResultRow]
 

@@ -190,9 +190,9 @@ class StillWaiting(NamedTuple):
 
 
 class Again(NamedTuple):
-    """Give the registry `Continue(stop_id)` in a later turn, after what waits in the inbox."""
+    """Give the registry `Continue(of)` in a later turn, after what waits in the inbox."""
 
-    stop_id: StopId
+    of: StopId | SessionId
 
 
 class SystemStopped(NamedTuple):

@@ -310,9 +310,9 @@ class RoomSaid(NamedTuple):
 
 
 class Continue(NamedTuple):
-    """The driver hands back an `Again` effect: the next slice of a long stop."""
+    """The driver hands back an `Again` effect: the next slice of a long stop, or of the results of a session."""
 
-    stop_id: StopId
+    of: StopId | SessionId
 
 
 class Tick(NamedTuple):

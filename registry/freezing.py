@@ -247,7 +247,7 @@ def _freeze_session(session: Session, volatile: bool, keep: Keep) -> Frozen:
         tuple(sorted(session.requests.items())),
         tuple(sorted(session.blocks)),
         tuple(session.reports.items()),
-        session.last_heard if volatile else None,
+        (session.last_heard, tuple(session.untold)) if volatile else None,
     )
 
 
@@ -411,7 +411,7 @@ def _thaw_supervisor(state: State, frozen: Frozen) -> None:
 
 
 def _thaw_session(state: State, frozen: Frozen) -> None:
-    plain, answers, results, requests, blocks, reports, last_heard = frozen
+    plain, answers, results, requests, blocks, reports, volatile = frozen
     session = Session(*plain[: len(_SESSION)])
     more = plain[len(_SESSION) :]
     _set(session, _SESSION_MORE[: len(more)], more)
@@ -423,7 +423,9 @@ def _thaw_session(state: State, frozen: Frozen) -> None:
     session.requests = dict(requests)
     session.blocks = set(blocks)
     session.reports = dict(reports)
-    session.last_heard = last_heard or 0.0
+    if volatile is not None:
+        session.last_heard, untold = volatile
+        session.untold = list(untold)
     state.sessions[session.id] = session
 
 

@@ -44,6 +44,13 @@ class HalfDoneError(Exception):
     """
 
 
+def on_continue(turn: Turn, event: events.Continue) -> None:
+    if isinstance(event.of, bytes):
+        sessions.go_on(turn, event.of)
+    else:
+        stopping.go_on(turn, event.of)
+
+
 HANDLERS: Final[dict[type, Handler]] = {
     events.EpochBegan: recovery.on_epoch_began,
     events.RoomSaid: spawning.on_room_said,
@@ -54,7 +61,7 @@ HANDLERS: Final[dict[type, Handler]] = {
     events.ResultsTaken: sessions.on_results_taken,
     events.SpawnsAsked: spawning.on_spawns_asked,
     events.StopAsked: stopping.on_stop_asked,
-    events.Continue: stopping.on_continue,
+    events.Continue: on_continue,
     events.ReleaseAsked: stopping.on_release_asked,
     events.ReopenAsked: stopping.on_reopen_asked,
     events.SupervisorHello: pools.on_supervisor_hello,

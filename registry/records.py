@@ -293,6 +293,7 @@ class Session:
         "requests",
         "results",
         "spawned",
+        "untold",
         "worker",
     )
 
@@ -312,6 +313,8 @@ class Session:
         #: Results that the client has not yet taken. Those of tasks that ended together and alike are one row, that
         #: of any of them.
         self.results: dict[TaskId, ResultRow] = {}
+        #: Those that are still to be sent again, in slices; some may have been taken since. Volatile.
+        self.untold: list[TaskId] = []
         #: Its open stops, by request number: a request that comes again is recognised.
         self.requests: dict[RequestNumber, StopId] = {}
         #: Its stops whose scope stays closed for a `stopped()` block.

@@ -11,6 +11,8 @@ from quiesce.registry.turn import Turn
 
 #: Seconds between two looks at whether a session has expired. Clients are heard of more often than that.
 LOOK: Final = 15.0
+#: Results that one slice sends again, so that nobody else waits long.
+SLICE: Final = 2000
 
 
 def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
@@ -27,14 +29,36 @@ def on_session_hello(turn: Turn, event: events.SessionHello) -> None:
         turn.timers.set(("session", event.session), turn.now.tick + LOOK)
     session.last_heard = turn.now.tick
     turn.send(effects.WelcomeSession(event.session, known))
-    turn.send_results(event.session, told(session, session.results))
+    _tell_all(turn, session)
 
 
 def on_session_attached(turn: Turn, event: events.SessionAttached) -> None:
     """Its results, by way of the journal: an end that it does not hold yet may still be lost."""
     session = turn.state.sessions.get(event.session)
     if session is not None:
-        turn.send_results(event.session, told(session, session.results))
+        _tell_all(turn, session)
+
+
+def _tell_all(turn: Turn, session: Session) -> None:
+    """Whatever it has not taken, from the first on: nobody knows what has arrived of the slices before."""
+    going, session.untold = bool(session.untold), list(session.results)
+    if not going:
+        _tell(turn, session)
+
+
+def _tell(turn: Turn, session: Session) -> None:
+    """A slice of that."""
+    left = filter(session.results.__contains__, session.untold[:SLICE])
+    turn.send_results(session.id, told(session, left))
+    del session.untold[:SLICE]
+    if session.untold:
+        turn.send(effects.Again(session.id))
+
+
+def go_on(turn: Turn, session_id: SessionId) -> None:
+    session = turn.state.sessions.get(session_id)
+    if session is not None:
+        _tell(turn, session)
 
 
 def on_session_heard(turn: Turn, event: events.SessionHeard) -> None:

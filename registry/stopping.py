@@ -132,8 +132,8 @@ def has_queued(turn: Turn, stop: Stop) -> bool:
     return turn.state.marked.has(stop.id)
 
 
-def on_continue(turn: Turn, event: events.Continue) -> None:
-    stop = turn.state.open_stops.get(event.stop_id)
+def go_on(turn: Turn, stop_id: StopId) -> None:
+    stop = turn.state.open_stops.get(stop_id)
     if stop is not None:
         end_queued(turn, stop)
 

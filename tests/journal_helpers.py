@@ -10,10 +10,10 @@ from quiesce.broker.journal import Journal, JournalLimits, Recovered
 from quiesce.broker.journal_open import open_journal
 from quiesce.protocol.frames import Frame
 from quiesce.registry import events, facts
-from quiesce.registry.effects import Again, Effect
+from quiesce.registry.effects import Effect, ExitWorker
 from quiesce.registry.events import Event
 from quiesce.registry.facts import Fact
-from quiesce.registry.ids import StopId
+from quiesce.registry.ids import Incarnation
 from quiesce.registry.machine import Registry
 from registry_helpers import Desk
 
@@ -74,12 +74,12 @@ def told(rounds: int = 1, payload: int = 10) -> Teller:
 
 def effect(number: int) -> Effect:
     """An effect that can be told from others."""
-    return Again(StopId(number))
+    return ExitWorker(Incarnation(number))
 
 
 def numbers(effects: Iterable[Effect]) -> list[int]:
     """What `effect` was called with."""
-    return [cast("Again", each).stop_id for each in effects]
+    return [cast("ExitWorker", each).worker for each in effects]
 
 
 def begun(number: int) -> Fact:

@@ -164,8 +164,8 @@ class Desk:
         #: What followed from the last event, or the last `wait`.
         self.facts: list[Fact] = []
         self.effects: list[Effect] = []
-        #: The stops that want their next slice.
-        self.again: list[StopId] = []
+        #: The stops and sessions that want their next slice.
+        self.again: list[StopId | SessionId] = []
         self._spawned: dict[SessionId, int] = {}
         self._requests: dict[SessionId, int] = {}
         self._serial = self._reopened = 0
@@ -199,7 +199,7 @@ class Desk:
             self.replayed.apply(fact)
         self.facts += decided
         self.effects += caused
-        self.again += [effect.stop_id for effect in caused if isinstance(effect, effects.Again)]
+        self.again += [effect.of for effect in caused if isinstance(effect, effects.Again)]
         if copy is not None:
             assert handle(copy, event, self.now) == (decided, caused), "a thawed copy differs"
             assert copy.freeze() == self.registry.freeze(), "a thawed copy went elsewhere"

@@ -129,6 +129,25 @@ def test_a_result_waits_for_the_journal_also_when_its_client_comes_back() -> Non
     assert {row.task_id for row in ended.rows} == {1}
 
 
+def test_results_of_a_client_that_comes_back_are_sent_a_slice_in_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("quiesce.registry.sessions.SLICE", 2)
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    broker.core.hear("data", b"2", from_client.SpawnMany(0, spawn_row(1), [b""] * 5))
+    stop = from_client.Stop(1, (None,) * 4, None, None, None, False, False, "", 5, None)
+    broker.core.hear("control", b"1", stop)
+    broker.turn(commit=True)
+    broker.hello("data", b"3", resumed=True)
+    told: list[list[int]] = []
+    while not told or broker.core.busy:
+        ended = [each for each in broker.turn(commit=True) if isinstance(each, to_client.Ended)]
+        told.append([row.task_id for each in ended for row in each.rows])
+    assert told == [[1, 2], [3, 4], [5]]
+
+
 def test_a_long_report_holds_nobody_up() -> None:
     """It is packed a piece in each turn; what others are told meanwhile leaves before it."""
     broker = Broker()

@@ -97,6 +97,48 @@ def test_a_client_that_can_be_reached_again_gets_what_it_has_not_taken(desk: Des
     desk.expect_nothing()
 
 
+@pytest.fixture
+def waited_for(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """Five results wait for a session that has come back, and is told of two at a time; a sixth task runs."""
+    monkeypatch.setattr("quiesce.registry.sessions.SLICE", 2)
+    for _ in range(2):
+        desk.running(desk.worker(), {}, {}, {})
+    for task in range(1, 6):
+        desk.end(1 + task // 4 + 1, task, result=bytes([task]))
+    desk.say(events.SessionAttached(A))
+    return desk
+
+
+def told(desk: Desk) -> list[int]:
+    return [row.task_id for row in desk.results()]
+
+
+def test_many_results_are_sent_again_in_slices(waited_for: Desk) -> None:
+    assert told(waited_for) == [1, 2]
+    assert waited_for.one(effects.Again) == effects.Again(A)
+    waited_for.end(3, 6)
+    assert told(waited_for) == [6]  # at once
+    waited_for.say(events.ResultsTaken(A, [1, 2, 3]))
+    waited_for.go_on()
+    assert told(waited_for) == [4, 5]
+    assert waited_for.again == []
+
+
+def test_who_comes_back_between_two_slices_gets_all_from_the_first_on(waited_for: Desk) -> None:
+    waited_for.end(3, 6)
+    waited_for.say(events.ResultsTaken(A, [1]))
+    waited_for.say(events.SessionAttached(A))
+    waited_for.expect_nothing()  # the next slice is under way
+    waited_for.go_on()
+    assert told(waited_for) == [2, 3, 4, 5, 6]
+
+
+def test_a_session_that_leaves_between_two_slices_is_told_no_more(waited_for: Desk) -> None:
+    waited_for.say(events.SessionGoodbye(A))
+    waited_for.go_on()
+    waited_for.expect_nothing()
+
+
 def test_the_results_of_one_turn_go_together(desk: Desk) -> None:
     worker = desk.worker()
     desk.running(worker, {}, {})
