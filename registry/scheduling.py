@@ -25,6 +25,8 @@ GIVEN_BACK: Final = 1.0
 #: Seconds of work that a worker may be handed beyond its slots, and how many tasks at most.
 AHEAD: Final = 0.004
 MOST: Final = 384
+#: So many of those that wait are looked at before all that may be are dealt out.
+LOOK: Final = 8
 #: So many functions are remembered of a worker, by so many bytes at most.
 FUNCTIONS: Final = 8
 LONGEST: Final = 1024
@@ -63,12 +65,13 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     alike = queue.alike() if free and len(queue) >= state.alike else None
     if alike is not None and not state.kind(alike[0]).is_limited:
         line = alike[1]
-        first = [next(line)]
+        total = sum([most - held for held, _, most in free])
+        first = [*islice(line, min(LOOK, total))]
         # Else nearly all that may be dealt out stays in the queue, and would be looked at again in each turn.
         if all(
             _are_quick(state, each, chain(state.workers[each].tasks, first)) for _, each, _ in free
         ):
-            first += islice(line, sum([most - held for held, _, most in free]) - 1)
+            first += islice(line, total - len(first))
             hands = deal(first, free)
             if all(_are_quick(state, each, hand) for each, hand in hands.items()):
                 for incarnation, hand in hands.items():

@@ -57,8 +57,9 @@ def test_behind_one_that_is_handed_over_now_nothing_waits(desk: Desk) -> None:
     assert len(desk.assigned(worker)) == 1
 
 
+@pytest.mark.parametrize("first_is_quick", [False, True])
 def test_what_goes_one_by_one_is_not_dealt_out_first(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, first_is_quick: bool
 ) -> None:
     """That looks at as many as the workers may hold, at each end again."""
     dealt: list[int] = []
@@ -70,7 +71,8 @@ def test_what_goes_one_by_one_is_not_dealt_out_first(
     monkeypatch.setattr(scheduling, "deal", noted)
     worker = quick(desk)
     first = desk.spawn() + 1
-    desk.spawn(*({"runtime": "solo", "function": b"f" * 2000},) * 50)  # too long to be remembered
+    long = {"runtime": "solo", "function": b"f" * 2000}  # too long to be remembered
+    desk.spawn(*[{"runtime": "solo"} if first_is_quick else long, long] * 25)
     for task in (first, first + 1, first + 2):
         desk.end(worker, task, begun_age=10e-6)
         assert len(desk.assigned(worker)) == 1
