@@ -4,6 +4,7 @@ Messages come in through `hear`, become events, and the registry's effects becom
 must wait for the journal, once it has their facts.
 """
 
+import gc
 import math
 import time
 from collections import deque
@@ -33,6 +34,9 @@ MOURNING: Final = 5.0
 RECESS: Final = 0.0015
 #: The same, while what somebody waits for is being written: the journal's thread needs the interpreter.
 PATIENCE: Final = 0.005
+#: Such pieces, after which the collector looks at what they have made. It counts what is made less what is freed: where
+#: they free as much, it would come late, and look at 100,000 new objects in one go.
+COLLECT_EVERY: Final = 4
 
 
 def boottime_and_wall() -> Instant:
@@ -142,6 +146,7 @@ class Core:
         self._follows = False
         #: When the last chore was done; and whether another was put off, since somebody may answer.
         self._worked_at = -math.inf
+        self._pieces = 0
         self.talking = False
         self._graves: deque[tuple[float, PeerKey]] = deque()
         #: The broker was held up: until then it listens, and judges nobody's silence.
@@ -250,6 +255,9 @@ class Core:
         if not self.talking and self._do_a_chore():
             self._follows = True
             self._worked_at = self._now().tick
+            self._pieces += 1
+            if self._patient and self._pieces % COLLECT_EVERY == 0:
+                gc.collect(0)
 
     def _is_talking(self, now: bool) -> bool:
         rested = self._now().tick - self._worked_at

@@ -1,5 +1,7 @@
 """The broker's core without sockets, clock and disk: what may leave before the journal has it."""
 
+import gc
+import sys
 from collections import deque
 from typing import Any
 
@@ -146,6 +148,35 @@ def test_results_of_a_client_that_comes_back_are_sent_a_slice_in_each_turn(
         ended = [each for each in broker.turn(commit=True) if isinstance(each, to_client.Ended)]
         told.append([row.task_id for each in ended for row in each.rows])
     assert told == [[1, 2], [3, 4], [5]]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="its collector counts otherwise")
+def test_the_collector_comes_by_and_by_while_a_stop_frees_as_much_as_it_makes() -> None:
+    broker = Broker(patient=True)
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    many = from_client.SpawnMany(0, spawn_row(1), [b""] * 60_000)
+    broker.core.hear("data", b"2", many)
+    stop = from_client.Stop(1, (None,) * 4, None, None, None, False, False, "", 5, None)
+    before, looks = gc.get_threshold(), [0]
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            looks.append(len(gc.get_objects(0)))
+
+    gc.collect()
+    gc.set_threshold(5_000, 400, 20)  # as `serve` does
+    gc.callbacks.append(note)
+    try:
+        broker.core.hear("control", b"1", stop)
+        broker.turn(commit=True)
+        while broker.core.busy:
+            broker.tick += RECESS
+            broker.turn(commit=True)
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*before)
+    assert max(looks) < 7_500, "new objects that it looked at in one go"
 
 
 def test_a_long_report_holds_nobody_up() -> None:
