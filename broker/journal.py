@@ -180,7 +180,10 @@ def read_epoch(state: Path) -> int:
         ValueError: the file holds no number; the text says what to do.
     """
     path = state / "epoch"
-    text = path.read_text() if path.exists() else "0"
+    try:  # not asked before whether it exists: since Python 3.14 that is no, too, where it can't be seen
+        text = path.read_text()
+    except FileNotFoundError:
+        text = "0"
     if not text.strip().isdigit():
         raise ValueError(
             f"{path} should hold the number of the broker's last start, but holds {text[:40]!r}; "

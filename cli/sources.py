@@ -1,6 +1,7 @@
 """Where settings come from: a file in TOML and the environment. Each value remembers its place."""
 
 import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,9 +52,9 @@ def find_file(path: str | Path | None, env: Mapping[str, str]) -> Path | None:
             raise ConfigurationError(f"configuration {found}{source}: {why}")
         return found
     try:
-        if Path(OWN_NAME).is_file():
+        if _is_file(OWN_NAME):
             return Path(OWN_NAME)
-        if Path(PYPROJECT).is_file() and _has_section(Path(PYPROJECT)):
+        if _is_file(PYPROJECT) and _has_section(Path(PYPROJECT)):
             return Path(PYPROJECT)
     except PermissionError:
         raise ConfigurationError(
@@ -61,6 +62,16 @@ def find_file(path: str | Path | None, env: Mapping[str, str]) -> Path | None:
             "one, or name a file with QUIESCE_CONFIG"
         ) from None
     return None
+
+
+def _is_file(path: str) -> bool:
+    """PermissionError where that can't be seen: `Path.is_file` has said no to that, too, since Python 3.14."""
+    try:
+        return stat.S_ISREG(Path(path).stat().st_mode)
+    except PermissionError:
+        raise
+    except OSError:
+        return False
 
 
 def _has_section(path: Path) -> bool:

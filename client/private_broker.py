@@ -40,14 +40,15 @@ _END_TIMEOUT: Final = 20.0
 #: what the tasks print and log goes where the owner's own does. Whoever of the two ends last removes the folder;
 #: if both are killed, it stays.
 _LAUNCH: Final = """
-import ctypes, os, shutil, signal, sys
-parent, folder = int(sys.argv[1]), sys.argv[2]
-ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
-for number in range(3):
+import os, sys
+for number in range(3):  # first: libraries open files, too, and keep them
     try:
         os.fstat(number)
     except OSError:  # those before it are open, so the next one gets its number
         os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+import ctypes, shutil, signal
+parent, folder = int(sys.argv[1]), sys.argv[2]
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
 status = 1
 with open(os.path.join(folder, "log"), "a", buffering=1) as sys.stderr:
     try:

@@ -69,7 +69,10 @@ def rebuilt(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def original(error: BaseException) -> BaseException:
     """What the call raised, with the remote traceback as its cause."""
     cause = error.__cause__
-    if isinstance(error, TaskFailedError | TaskCrashedError | TaskTimeoutError) and cause:
+    if (
+        isinstance(error, TaskFailedError | TaskCrashedError | TaskTimeoutError)
+        and cause is not None
+    ):
         error.__cause__ = None
         if cause.__cause__ is None:
             cause.__cause__ = error

@@ -9,11 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from quiesce.testing.leaks import LeakCheck, become_subreaper, sockets_and_locks
 from system import System, running
 from workers_fakes import FakeBroker, Pool
+
+# An example that takes long says that the machine is busy: no test has a promise about that from Hypothesis.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")  # `--hypothesis-profile` comes later
 
 
 def pytest_configure(config: pytest.Config) -> None:

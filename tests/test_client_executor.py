@@ -42,22 +42,29 @@ def finish(broker: FakeBroker, number: int, **how: Any) -> None:
     broker.say(DATA, to_client.Ended([ended(number, **how)]))
 
 
+class FalseyError(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
 def test_results_and_original_exceptions(broker: FakeBroker) -> None:
     with Client(broker.address, timeout=10) as client:
         executor = QuiesceExecutor(2, client=client, runtime="r", kind="k")
         with executor:
-            good, bad, dead = (executor.submit(work, i) for i in range(3))
+            good, bad, dead, falsey = (executor.submit(work, i) for i in range(4))
             row = broker.take(from_client.Spawn).rows[0]
             assert (row.runtime, row.kind, row.name) == ("r", "k", "work")
             finish(broker, 1, result=pack_value(5))
             finish(broker, 2, outcome="failed", text="there", result=pack_exception(KeyError("x")))
             finish(broker, 3, outcome="crashed", exit_status=-11)
+            finish(broker, 4, outcome="failed", result=pack_exception(FalseyError()))
             assert good.result(10) == 5
             with pytest.raises(KeyError) as caught:
                 bad.result(10)
             assert "there" in str(caught.value.__cause__)
             with pytest.raises(TaskCrashedError):
                 dead.result(10)
+            assert isinstance(falsey.exception(10), FalseyError)
         with pytest.raises(RuntimeError, match="shutdown"):
             executor.submit(work)
         client.reopen()  # it is not closed with the executor

@@ -3,16 +3,21 @@
 They come with CPython's `test` package, which many builds leave out: CONTRIBUTING.md says where to get it.
 """
 
+import functools
 import importlib
 import os
 import sys
+import tempfile
 import unittest
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from quiesce.client.executor import QuiesceExecutor
+from quiesce.testing.worker_bodies import wait_for_file
 
 WHERE = "test.test_concurrent_futures"
 
@@ -40,6 +45,13 @@ pytestmark = pytest.mark.slow
 
 class QuiesceMixin(ExecutorMixin):  # type: ignore[misc]  # only known when it runs
     executor_type = QuiesceExecutor
+
+    def create_event(self) -> Any:
+        """What a test of Python 3.14 and its calls wait for: calls run in other processes."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        sign = Path(folder.name, "set")
+        return SimpleNamespace(wait=functools.partial(wait_for_file, str(sign)), set=sign.touch)
 
     def setUp(self) -> None:
         # Some tests run a program that has its executor from concurrent.futures, in an isolated interpreter.

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from quiesce import (
     context,
 )
 from quiesce.testing import NotInTimeError, TaskHarness, wait_until
+from quiesce.testing.door_bodies import thread_in_given_context
 
 #: Long enough to be told from everything else, also on a busy machine.
 LONG = 0.5
@@ -377,6 +379,18 @@ def test_what_is_a_coroutine_function_is_one_as_in_a_worker(fn: Callable[[int], 
     with TaskHarness(fn, 7) as task:
         task.start()
         assert task.join(20) == 7
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 14), reason="threads are given a context since Python 3.14"
+)
+def test_a_thread_is_in_the_context_that_it_is_given_and_in_its_task() -> None:
+    with TaskHarness(thread_in_given_context) as task:
+        task.start()
+        seen, left, task_is_left = task.join(20)
+    assert seen == ["given", "thread_in_given_context"]
+    assert left == "left"
+    assert not task_is_left
 
 
 def test_outside_nothing_has_changed() -> None:

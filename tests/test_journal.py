@@ -325,6 +325,12 @@ def test_the_epoch_never_goes_back(run_folder: Path) -> None:
     assert (run_folder / "epoch").read_text() == "10\n"
 
 
+def test_an_epoch_that_can_not_be_looked_at_is_not_taken_for_the_first(run_folder: Path) -> None:
+    (run_folder / "epoch").symlink_to("epoch")  # no error of a disk, but an error
+    with pytest.raises(OSError):
+        next_epoch(run_folder)
+
+
 KILLED = """
 import os, sys
 from pathlib import Path

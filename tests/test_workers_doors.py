@@ -1,5 +1,6 @@
 """What bodies begin in ways that are easily overlooked is part of their task, in real workers."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from quiesce.protocol import from_worker
 from quiesce.testing import door_bodies as bodies, worker_bodies
 from workers_fakes import FakeBroker, Pool, value_of
 
+given_contexts = pytest.mark.skipif(
+    sys.version_info < (3, 14), reason="threads are given a context since Python 3.14"
+)
+
 
 def assert_silent(broker: FakeBroker, path: Path) -> None:
     before = path.stat().st_size
@@ -16,7 +21,15 @@ def assert_silent(broker: FakeBroker, path: Path) -> None:
     assert path.stat().st_size == before
 
 
-@pytest.mark.parametrize("fn", [bodies.start_new, bodies.equal_threads, bodies.excepthook])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        bodies.start_new,
+        bodies.equal_threads,
+        bodies.excepthook,
+        pytest.param(bodies.thread_in_empty_context, marks=given_contexts),
+    ],
+)
 def test_threads_hold_the_attempt(
     broker: FakeBroker, tmp_path: Path, fn: Callable[..., object]
 ) -> None:
@@ -28,6 +41,14 @@ def test_threads_hold_the_attempt(
     worker_bodies.mark(str(tmp_path), "thread-go")
     assert value_of(broker.await_end(key)) == "returned"
     assert_silent(broker, tmp_path / "thread-ticks")
+
+
+@given_contexts
+def test_a_thread_is_in_the_context_that_it_is_given_and_in_its_task(broker: FakeBroker) -> None:
+    seen, left, task_is_left = broker.call(bodies.thread_in_given_context)
+    assert seen == ["given", "thread_in_given_context"]
+    assert left == "left"
+    assert not task_is_left
 
 
 def test_a_coroutine_in_a_context_that_knows_of_no_task_is_its_makers(

@@ -1,9 +1,9 @@
 """The supervisor session by table: events in, the whole list of effects out."""
 
-from typing import Any
+from typing import Any, Final
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from quiesce.protocol import PROTOCOL_VERSION, from_supervisor, to_supervisor
 from quiesce.protocol.from_supervisor import AttemptPhase, WorkerExitedRow
@@ -455,6 +455,18 @@ def test_an_ending_pool_keeps_its_lease(pool: Driver) -> None:
     assert pool(grant(105.0)) == [ArmLease(135.0, 30.0)]
 
 
+#: The lease is judged again so late that less is left of it than the answer may take.
+GRANTED_LATE: Final = [
+    (0.0, "handle", 0, 10.0),
+    (10.0, "answer", 0, 10.0),
+    (2.0, "handle", 0, 10.0),
+    (5.0, "handle", 5, 30.0),
+    (9.0, "handle", 0, 10.0),
+    (12.0, "answer", 2, 10.0),
+    (2.0, "handle", 0, 10.0),
+]
+
+
 @given(
     st.lists(
         st.tuples(
@@ -466,6 +478,7 @@ def test_an_ending_pool_keeps_its_lease(pool: Driver) -> None:
         max_size=60,
     )
 )
+@example(GRANTED_LATE)
 def test_it_never_outlives_what_the_broker_has_granted(
     steps: list[tuple[float, str, int, float]],
 ) -> None:

@@ -19,7 +19,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor, thread as futures_t
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from quiesce.context import current_context
+from quiesce.context import TaskContext, _current, current_context
 from quiesce.workers import forked, tracing
 from quiesce.workers.births import watch_processes
 from quiesce.workers.nursery import Nursery
@@ -70,16 +70,16 @@ def _watch_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> No
         if _is_ours(self, target):
             return contextvars.Context().run(start_thread, self)
         # Not the thread itself: those of a class of the task's own may be equal to each other.
-        original, inside, mark = self.run, _inherited(self), object()
+        original, enter, mark = self.run, _entrance(self), object()
 
         def run() -> None:
             try:
                 scope.threads[_thread.get_ident()] = self.name
                 try:
-                    tracing.apart(forked.call, nursery, inside.run, _traced, original)
+                    tracing.apart(forked.call, nursery, enter, _traced, original)
                 except BaseException:
                     # Here, since what `threading.excepthook` does is part of the attempt, too.
-                    inside.run(self._invoke_excepthook, self)  # type: ignore[attr-defined]  # the same since 3.8
+                    enter(self._invoke_excepthook, self)  # type: ignore[attr-defined]  # the same since 3.8
             finally:
                 scope.threads.pop(_thread.get_ident(), None)
                 scope.release(mark)
@@ -162,10 +162,20 @@ def _start_in_pool(thread: Any, scope: Scope) -> None:
         raise
 
 
-def _inherited(thread: threading.Thread) -> contextvars.Context:
-    """The context for a thread of an attempt: a copy of the caller's, or (3.14) the one it was given."""
-    given = getattr(thread, "_context", None)
-    return given.copy() if isinstance(given, contextvars.Context) else contextvars.copy_context()
+def _entrance(thread: threading.Thread) -> Callable[..., object]:
+    """Calls what a thread of an attempt runs, in its context: a copy of the caller's."""
+    if sys.version_info >= (3, 14) and thread._context is not None:
+        return functools.partial(_in_task, _current.get())
+    return contextvars.copy_context().run
+
+
+def _in_task(task: TaskContext | None, call: Callable[..., object], /, *args: Any) -> None:
+    """In the context that a thread was given, which may know of no task, or of another."""
+    token = _current.set(task)
+    try:
+        call(*args)
+    finally:
+        _current.reset(token)
 
 
 def _is_ours(thread: threading.Thread, target: Any) -> bool:

@@ -103,7 +103,8 @@ class Lease:
             return []
         patience = self.length * PATIENCE
         if now > due + patience and self.judge_at <= self._half():
-            self.judge_at = now + patience
+            # If it would be dead by then: half of what is left is for its tasks.
+            self.judge_at = min(now + patience, (now + (self.armed_until or now)) / 2)
             return []
         self.is_half_over = True
         return [AskForLease(half_over(self.length))]

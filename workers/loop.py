@@ -79,6 +79,11 @@ class LoopThread:
         loop: Any = self._loop
         if threading.get_ident() != self.ident or not hasattr(loop, "_selector"):
             return
+        import asyncio
+
+        asyncio._set_running_loop(
+            loop
+        )  # asyncio has just forgotten it; since 3.14 no task can go on without
         loop._ready.clear()
         loop._scheduled.clear()
         loop._selector = _Blind()

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import threading
 
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.workers import processes
+from quiesce.workers.locks import Lock
 from quiesce.workers.markers import ATTEMPT_MARKER
 from quiesce.workers.processes import Process
 
@@ -18,7 +18,7 @@ class Nursery:
 
     def __init__(self) -> None:
         #: Held while a process is started and noted, and during a look: none is ever seen in between.
-        self.lock = threading.RLock()
+        self.lock = Lock()
         #: Who began what was started here, or seen below that; None (of what was started here alone): no attempt
         #: waits for it, nor for what is below it.
         self._born: dict[_Who, AttemptKey | None] = {}

@@ -4,10 +4,10 @@ After neon's `Gate`, which counts guards; ours also names what each guard stands
 say what it still waits for.
 """
 
-from _thread import RLock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.registry.ids import AttemptKey
+from quiesce.workers.locks import Lock
 
 if TYPE_CHECKING:
     import asyncio  # see `loop`
@@ -54,7 +54,7 @@ class Scope:
         self._key = key
         self._owner = owner
         # Reentrant: the garbage collector may run user code in here, which may begin something.
-        self._lock = RLock()
+        self._lock = Lock()
         #: All and only what goes on, each with words for people.
         self._holds: dict[object, str] = {}
         self._body_over = False

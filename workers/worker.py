@@ -34,6 +34,7 @@ from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.lease import half_over
 from quiesce.workers.link import Link
+from quiesce.workers.locks import Lock
 from quiesce.workers.main_thread import MainThread, nothing_new
 from quiesce.workers.nested import NestedClient
 from quiesce.workers.nursery import Nursery
@@ -115,7 +116,7 @@ class Worker:
         self._settings = settings
         self._place = place
         #: Guards the session, the table, `attempts`, and the order of what is queued.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._session = WorkerSession(identity)
         #: The thread that has the lock and tells the session something; 0 for none.
         self._speaker = 0

@@ -5,8 +5,11 @@ import asyncio
 import contextvars
 import sys
 import threading
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
+import quiesce
 from quiesce.testing.worker_bodies import _tick_until, _ticking, nothing, tick, wait_for_file
 
 
@@ -49,6 +52,41 @@ def excepthook(folder: str) -> str:
     before, threading.excepthook = threading.excepthook, hook
     threading.Thread(target=fail).start()
     return "returned"
+
+
+def thread_in_empty_context(folder: str) -> str:
+    """Return while a thread goes on that was started by one which was given a context that knows of no task."""
+
+    def start() -> None:
+        threading.Thread(target=_tick_until, args=(folder, "thread")).start()
+
+    first = _thread_in(contextvars.Context(), start)
+    first.start()
+    first.join()
+    return "returned"
+
+
+def thread_in_given_context() -> tuple[list[Any], str, bool]:
+    """What a thread sees in the context that it was given; what it has left there, and whether the task is."""
+    said: ContextVar[str] = ContextVar("said", default="nothing")
+    context, seen = contextvars.Context(), []
+    context.run(said.set, "given")
+
+    def work() -> None:
+        task = quiesce.current_task()
+        seen.extend([said.get(), task is not None and task.name])
+        said.set("left")
+
+    thread = _thread_in(context, work)
+    thread.start()
+    thread.join()
+    return seen, context[said], context.run(quiesce.current_task) is not None
+
+
+def _thread_in(context: contextvars.Context, work: Callable[[], None]) -> threading.Thread:
+    """As since Python 3.14."""
+    options: dict[str, Any] = {"context": context}
+    return threading.Thread(target=work, **options)
 
 
 _KEPT: list[Any] = []
