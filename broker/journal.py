@@ -180,10 +180,7 @@ def read_epoch(state: Path) -> int:
         ValueError: the file holds no number; the text says what to do.
     """
     path = state / "epoch"
-    try:  # not asked before whether it exists: since Python 3.14 that is no, too, where it can't be seen
-        text = path.read_text()
-    except FileNotFoundError:
-        text = "0"
+    text = path.read_text() if exists(path) else "0"
     if not text.strip().isdigit():
         raise ValueError(
             f"{path} should hold the number of the broker's last start, but holds {text[:40]!r}; "
@@ -208,6 +205,19 @@ def next_epoch(state: Path, least: int = 0) -> int:
     fresh.replace(state / "epoch")
     sync_folder(state)
     return epoch
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file. Since Python 3.14 `Path.exists` says no, too, where that can't be seen.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from quiesce.broker.journal import read_epoch, sync_folder
+from quiesce.broker.journal import exists, read_epoch, sync_folder
 from quiesce.broker.journal_head import NAME as HEAD, Head, HeadFile
 from quiesce.broker.journal_open import is_complete
 from quiesce.broker.journal_read import NAME, SCHEMA, Found, read_journal
@@ -125,7 +125,7 @@ def examine(folder: Path, boot_id: str) -> tuple[Examination, Found]:
 
 def _sizes(folder: Path) -> dict[str, int]:
     names = (NAME, f"{NAME}-wal")
-    return {name: (folder / name).stat().st_size for name in names if (folder / name).exists()}
+    return {name: (folder / name).stat().st_size for name in names if exists(folder / name)}
 
 
 # --- what the facts make --------------------------------------------------------------------------
@@ -249,12 +249,12 @@ def repair(found: Found, boot_id: str) -> Repair:
 
 def _put_aside(folder: Path) -> Path:
     number = 1
-    while (folder / f"journal.damaged-{number}").exists():
+    while exists(folder / f"journal.damaged-{number}"):
         number += 1
     saved = folder / f"journal.damaged-{number}"
     saved.mkdir(mode=0o700)
     for name in (NAME, f"{NAME}-wal", HEAD, "epoch"):
-        if (folder / name).exists():
+        if exists(folder / name):
             shutil.copy2(folder / name, saved / name)
             with (saved / name).open("rb") as file:
                 os.fsync(file.fileno())

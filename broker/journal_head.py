@@ -13,6 +13,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from quiesce.broker.journal import exists
+
 NAME: Final = "head"
 MODES: Final = ("none", "crash", "power-loss")
 _MAGIC: Final = b"QSH1"
@@ -46,7 +48,7 @@ class HeadFile:
     def __init__(self, folder: Path) -> None:
         """Open or make it. OSError if that can't be done."""
         self._path = path = folder / NAME
-        self._fresh = None if path.exists() else folder / f"{NAME}.new"
+        self._fresh = None if exists(path) else folder / f"{NAME}.new"
         self._counter = max((counter for counter, _ in _slots(path)), default=0)
         self._fd = os.open(self._fresh or path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.fstat(self._fd).st_size < 2 * _APART or self._fresh is not None:
@@ -93,7 +95,7 @@ def read_head(folder: Path) -> Head | None:
         OSError: the file can't be read.
     """
     path = folder / NAME
-    if not path.exists():
+    if not exists(path):
         return None
     found = _slots(path)
     if not found:
@@ -103,7 +105,7 @@ def read_head(folder: Path) -> Head | None:
 
 def _slots(path: Path) -> list[tuple[int, Head]]:
     """(counter, head) of each good slot."""
-    if not path.exists():
+    if not exists(path):
         return []
     data = path.read_bytes()
     found = []

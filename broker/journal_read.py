@@ -23,6 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from quiesce.broker.journal import exists
 from quiesce.broker.journal_head import Head, read_head
 from quiesce.broker.locks import AlreadyLockedError
 from quiesce.protocol.fact_codec import BlobRef, FactError, FactReader, NewerFormatError
@@ -210,22 +211,22 @@ def read_journal(folder: Path, boot_id: str) -> Found:
         return found  # what was written before that broker no longer holds
     path = folder / NAME
     expected = found.head is not None and found.head.seq > 0
-    if not path.exists() or path.stat().st_size == 0:
+    if not exists(path) or path.stat().st_size == 0:
         if expected or found.damage:
-            what = "is missing" if not path.exists() else "is empty"
+            what = "is missing" if not exists(path) else "is empty"
             found.harm(f"{path} {what}, but {_words(found.head)}", 1)
         return found
     with path.open("rb") as file:
         header = file.read(100)
     in_order = header[:16] == b"SQLite format 3\0" and header[18:20] == b"\2\2"
     unmade = found.head is None and not found.damage and path.stat().st_size <= _UNMADE
-    if unmade and (not in_order or Path(f"{path}-journal").exists()):
+    if unmade and (not in_order or exists(Path(f"{path}-journal"))):
         return found  # its making was interrupted: the head is made later
     if not in_order:
         found.harm(f"{path} is no journal: its first bytes are wrong", 1)
         return found
     # Reading makes these if they are not there.
-    made = [more for name in ("-shm", "-wal") if not (more := Path(f"{path}{name}")).exists()]
+    made = [more for name in ("-shm", "-wal") if not exists(more := Path(f"{path}{name}"))]
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA busy_timeout = 0")

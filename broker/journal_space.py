@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from quiesce.broker.journal import JournalLimits
+from quiesce.broker.journal import JournalLimits, exists
 
 NAME: Final = "reserve"
 #: Bytes that a start and what is under way need: the reserve is not made of the last that there are.
@@ -85,7 +85,7 @@ def make_room(folder: Path) -> bool:
     Otherwise not even the journal could be read: SQLite has to write for that.
     """
     path = folder / NAME
-    if room(folder) >= SPARE or not path.exists() or not path.stat().st_size:
+    if room(folder) >= SPARE or not exists(path) or not path.stat().st_size:
         return False
     os.truncate(path, 0)
     return True

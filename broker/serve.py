@@ -27,6 +27,7 @@ from quiesce.broker.connections import aside, backlog, leave_room
 from quiesce.broker.journal import (
     JournalDamagedError,
     JournalFailedError,
+    exists,
     next_epoch,
 )
 from quiesce.broker.journal_open import open_journal
@@ -112,7 +113,7 @@ def serve(settings: BrokerSettings) -> int:
             journal, recovered = open_journal(state, settings.durability, boot_id=boot)
             epoch = next_epoch(state, recovered.last_epoch)
         except (OSError, ValueError, JournalDamagedError) as error:
-            if _may_pass(error) and (state / "epoch").exists():
+            if _may_pass(error) and exists(state / "epoch"):
                 # As if it had come a moment later: there may be a system to come back to.
                 raise JournalFailedError(
                     f"the disk of {state} fails or is full: {error}"

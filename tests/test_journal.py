@@ -36,6 +36,7 @@ from quiesce.broker.journal import (
 )
 from quiesce.broker.journal_head import read_head
 from quiesce.broker.journal_open import discard_journal
+from quiesce.broker.journal_read import read_journal
 from quiesce.broker.locks import AlreadyLockedError
 from quiesce.protocol.frames import Frame
 from quiesce.registry import facts
@@ -329,6 +330,15 @@ def test_an_epoch_that_can_not_be_looked_at_is_not_taken_for_the_first(run_folde
     (run_folder / "epoch").symlink_to("epoch")  # no error of a disk, but an error
     with pytest.raises(OSError):
         next_epoch(run_folder)
+
+
+def test_a_file_that_can_not_be_looked_at_is_not_taken_for_none(run_folder: Path) -> None:
+    """Neither the head nor the rows: what they hold would be forgotten."""
+    for name in ("head", "journal.sqlite"):
+        (run_folder / name).symlink_to(name)
+        with pytest.raises(OSError):
+            read_journal(run_folder, "boot")
+        (run_folder / name).unlink()
 
 
 KILLED = """
