@@ -34,7 +34,7 @@ MOURNING: Final = 5.0
 RECESS: Final = 0.0015
 #: The same, while what somebody waits for is being written: the journal's thread needs the interpreter.
 PATIENCE: Final = 0.005
-#: Such pieces, after which the collector looks at what they have made. It counts what is made less what is freed: where
+#: So many pieces, and the collector looks at what they have made. It counts what is made less what is freed: where
 #: they free as much, it would come late, and look at 100,000 new objects in one go.
 COLLECT_EVERY: Final = 4
 

@@ -25,6 +25,7 @@ from quiesce.client.sharing import Sharing
 from quiesce.client.task_future import TaskFuture, original, rebuilt
 from quiesce.client.waiting import Waitable, Waker, wait_for
 from quiesce.errors import QuiesceError, ScopeClosedError
+from quiesce.locks import Lock
 from quiesce.protocol.callables import is_async, pack_arguments
 from quiesce.registry.scope import Scope
 
@@ -98,7 +99,7 @@ class Engine:
         self._stopped_by = ""
         #: Over once the thread has nothing left to do; guarded by `lock`.
         self.ended = Waitable()
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self._pid = PROCESS.pid
         self.thread = threading.Thread(
             target=self._main,

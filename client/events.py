@@ -1,13 +1,13 @@
 """Streams of events: one inbox for each, filled by the I/O thread, emptied by its reader."""
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from quiesce.client.outcomes import missed
 from quiesce.client.waiting import Waitable, Waker
+from quiesce.locks import Lock
 from quiesce.values import Event
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LIMIT: Final = 10_000
 class Inbox:
     """Between the I/O thread and a reader. The lock is the driver's."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: Lock) -> None:
         self._lock = lock
         self._events: deque[Event] = deque()
         #: None: nobody knows how many.

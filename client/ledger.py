@@ -3,7 +3,6 @@
 Written by the I/O thread alone; records themselves are guarded by the lock, since others wait on them.
 """
 
-import threading
 from collections import Counter, deque
 from collections.abc import Container, Iterable
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Final
 from quiesce.client.records import Ends, Reply, SpawnRecord, Trouble, log, log_unseen
 from quiesce.client.steps import Answered, Replied, TasksEnded
 from quiesce.client.waiting import Waitable, Waker, wait_for
+from quiesce.locks import Lock
 from quiesce.protocol import to_client
 from quiesce.registry.rows import SpawnAnswer
 
@@ -22,7 +22,7 @@ _REFUSED: Final = 1000
 class Ledger:
     """See the module. What says so is called under the lock."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: Lock) -> None:
         self._lock = lock
         #: By key: all and only the spawns that are not over; the requests whose answer is still of use.
         self._spawns: dict[int, SpawnRecord] = {}

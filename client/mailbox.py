@@ -1,7 +1,6 @@
 """What other threads hand over to the I/O thread: commands in one order, and when to end."""
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Final, NamedTuple
 from quiesce.client import outcomes
 from quiesce.client.records import Reply, SpawnRecord, Trouble
 from quiesce.client.steps import Request
+from quiesce.locks import Lock
 from quiesce.protocol import from_client
 from quiesce.protocol.frames import Payload
 from quiesce.registry.rows import SpawnRow
@@ -76,7 +76,7 @@ class Mailbox:
     """See the module. `lock` is that of the client's records; what says so is called under it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.pid = PROCESS.pid
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.commands: deque[Command] = deque()

@@ -4,7 +4,6 @@ A record never refers to its handle, so that the handle's going away can be noti
 """
 
 import logging
-import threading
 from collections.abc import Iterable
 from typing import Final
 
@@ -12,6 +11,7 @@ from quiesce.client.outcomes import refusal
 from quiesce.client.steps import Answer
 from quiesce.client.waiting import Waitable, Waker
 from quiesce.errors import QuiesceError
+from quiesce.locks import Lock
 from quiesce.registry.rows import ResultRow, SpawnRow
 from quiesce.registry.states import Outcome
 
@@ -106,7 +106,7 @@ class SpawnRecord(Waitable):
         """Whether the broker has: `task_id` or `trouble` is set."""
         return self.task_id != 0 or self.over
 
-    def answer(self, lock: threading.Lock) -> Waitable:
+    def answer(self, lock: Lock) -> Waitable:
         """What is over once the broker has answered."""
         with lock:
             if self.awaited is None:

@@ -1,6 +1,5 @@
 """The future that a QuiesceExecutor gives for a call, and what it raises."""
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 from quiesce.client.waiting import Waitable, Waker, wait_for
 from quiesce.context import current_context
 from quiesce.errors import QuiesceError, TaskCrashedError, TaskFailedError, TaskTimeoutError
+from quiesce.locks import Lock
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,7 +17,7 @@ class TaskFuture(Future[Any]):
     """A future whose blocking calls end with ShutdownRequested inside a task that is asked to stop."""
 
     #: What such calls wait for, once there was one, and its lock.
-    _ended: "tuple[Waitable, threading.Lock] | None" = None
+    _ended: "tuple[Waitable, Lock] | None" = None
 
     def result(self, timeout: float | None = None) -> Any:
         """As concurrent.futures has it."""
@@ -37,7 +37,7 @@ class TaskFuture(Future[Any]):
         with self._condition:
             known = self._ended
             if known is None:
-                self._ended = Waitable(), threading.Lock()
+                self._ended = Waitable(), Lock()
         assert self._ended is not None
         if known is None:
             self.add_done_callback(self._on_done)

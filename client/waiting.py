@@ -18,6 +18,7 @@ from typing import Final
 from quiesce.client import checks
 from quiesce.context import TaskContext, current_context
 from quiesce.errors import ShutdownRequested
+from quiesce.locks import Lock
 
 Waker = Callable[[], None]
 
@@ -48,7 +49,7 @@ class Waitable:
             wakers.extend(self.wakers)
         self.wakers = None
 
-    def add_waker(self, lock: threading.Lock, waker: Waker) -> bool:
+    def add_waker(self, lock: Lock, waker: Waker) -> bool:
         """Have `waker` called once this is over; False if it is already, and then it won't be called."""
         with lock:
             if self.over:
@@ -59,7 +60,7 @@ class Waitable:
                 self.wakers.append(waker)
             return True
 
-    def remove_waker(self, lock: threading.Lock, waker: Waker) -> None:
+    def remove_waker(self, lock: Lock, waker: Waker) -> None:
         """Undo `add_waker`. The waker may be running."""
         if self.over:
             return
@@ -97,7 +98,7 @@ def raise_if_asked(task: TaskContext | None) -> None:
 
 
 def wait_for(
-    thing: Waitable, lock: threading.Lock, timeout: float | None, *, interruptible: bool = True
+    thing: Waitable, lock: Lock, timeout: float | None, *, interruptible: bool = True
 ) -> bool:
     """Block this thread until the thing is over, at most `timeout` seconds; whether it is.
 
@@ -227,7 +228,7 @@ class LoopBell:
 
 async def wait_for_async(
     thing: Waitable,
-    lock: threading.Lock,
+    lock: Lock,
     timeout: float | None,  # noqa: ASYNC109 - a wait that runs out answers False, it doesn't raise
     bell: LoopBell,
     *,

@@ -45,6 +45,7 @@ from quiesce.errors import (
     TaskNotFoundError,
     TaskTimeoutError,
 )
+from quiesce.locks import Lock
 from quiesce.protocol import from_client, to_client
 from quiesce.protocol.callables import pack_exception, pack_function, pack_value
 from quiesce.registry.ids import SpawnNumber, TaskId
@@ -885,7 +886,7 @@ def test_a_slow_reader_is_told_how_many_unless_nobody_knows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(events, "LIMIT", 1)
-    inbox = events.Inbox(threading.Lock())
+    inbox = events.Inbox(Lock())
     others = [Event(type="x", at=float(number)) for number in range(3)]
     for gone, count in ((missed(4, 0.0), 6), (missed(None, 0.0), None)):
         inbox.feed([gone, *others])

@@ -1,4 +1,4 @@
-"""What handlers raise leaves no lock of a worker behind."""
+"""What handlers raise leaves no lock of ours behind."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quiesce.workers.locks import Lock
+from quiesce.locks import Lock
 
 
 def raise_it(number: int, frame: object) -> None:

@@ -81,9 +81,8 @@ class LoopThread:
             return
         import asyncio
 
-        asyncio._set_running_loop(
-            loop
-        )  # asyncio has just forgotten it; since 3.14 no task can go on without
+        # It has just forgotten it, and since Python 3.14 no task can go on without.
+        asyncio._set_running_loop(loop)
         loop._ready.clear()
         loop._scheduled.clear()
         loop._selector = _Blind()

@@ -3,9 +3,9 @@
 import os
 import signal
 
+from quiesce.locks import Lock
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.workers import processes
-from quiesce.workers.locks import Lock
 from quiesce.workers.markers import ATTEMPT_MARKER
 from quiesce.workers.processes import Process
 

@@ -6,8 +6,8 @@ say what it still waits for.
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from quiesce.locks import Lock
 from quiesce.registry.ids import AttemptKey
-from quiesce.workers.locks import Lock
 
 if TYPE_CHECKING:
     import asyncio  # see `loop`

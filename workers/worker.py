@@ -23,6 +23,7 @@ import setproctitle
 import zmq
 
 from quiesce.context import TaskContext, set_client_factory
+from quiesce.locks import Lock
 from quiesce.protocol import to_worker, wire
 from quiesce.protocol.codec import Decoder
 from quiesce.protocol.frames import as_payload
@@ -34,7 +35,6 @@ from quiesce.workers.control import ControlThread
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.lease import half_over
 from quiesce.workers.link import Link
-from quiesce.workers.locks import Lock
 from quiesce.workers.main_thread import MainThread, nothing_new
 from quiesce.workers.nested import NestedClient
 from quiesce.workers.nursery import Nursery

@@ -8,13 +8,14 @@ attempt and hands in what reaches beyond the process: the port to the broker and
 import dataclasses
 import os
 import warnings
-from _thread import RLock, allocate_lock
+from _thread import allocate_lock
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from quiesce.errors import NotInTaskError, ShutdownRequested
+from quiesce.locks import Lock
 from quiesce.registry.ids import TaskId
 from quiesce.task_info import TaskInfo, TaskKind
 from quiesce.token import CancellationToken
@@ -120,15 +121,15 @@ class TaskContext:
         #: All that the attempt has begun; the worker's own, opaque here.
         self.scope = scope
         self._observed = False
-        self._lock: RLock | None = None
+        self._lock: Lock | None = None
 
     @property
-    def _changing(self) -> RLock:
+    def _changing(self) -> Lock:
         """Held for moments, while what the task sees of itself changes. Reentrant, and each task has its own: in
         the midst of a change the garbage collector may run code of a task, which may wait for whatever it likes.
         """
         if self._lock is None:
-            lock = RLock()
+            lock = Lock()
             with _making:  # nothing of a task's runs in here
                 if self._lock is None:
                     self._lock = lock
