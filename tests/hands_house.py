@@ -12,7 +12,7 @@ from typing import Final
 from unittest import mock
 
 from quiesce.testing import wait_until
-from quiesce.workers.hands import PATIENCE, Hands
+from quiesce.workers.hands import PATIENCE, Hands, start_own
 
 LONG: Final = 30.0
 
@@ -166,6 +166,32 @@ def left_for_who_is_awake(hands: Hands) -> None:
     assert hands._made == 1
 
 
+def in_the_midst_of_a_call(hands: Hands) -> None:
+    """A finalizer gives something while a thread is started."""
+    given, start = Body(lasts=False), start_own
+
+    def start_and_collect(thread: threading.Thread) -> None:
+        with mock.patch("quiesce.workers.hands.start_own", start):
+            hands.give(given)
+        start(thread)
+
+    with mock.patch("quiesce.workers.hands.start_own", start_and_collect):
+        busy(hands)
+    given.await_begin()
+
+
+def beside_a_call(hands: Hands) -> None:
+    """While another thread starts some, nothing is left: that would take as long."""
+    busy(hands)
+    with hands._lock:
+        answers: list[bool] = []
+        thread = threading.Thread(target=lambda: answers.append(hands.leave(Body())))
+        thread.start()
+        thread.join(LONG)
+    assert answers == [False]
+    assert not hands.is_waiting
+
+
 SCENARIOS: Final = {
     scenario.__name__: scenario
     for scenario in (
@@ -175,6 +201,8 @@ SCENARIOS: Final = {
         too_many,
         who_is_called_takes_it,
         left_for_who_is_awake,
+        in_the_midst_of_a_call,
+        beside_a_call,
     )
 }
 

@@ -27,6 +27,7 @@ from quiesce.registry.ids import Attempt, AttemptKey, TaskId
 from quiesce.registry.rows import AssignRow, EndedRow
 from quiesce.testing import streak_bodies
 from quiesce.workers import tracing
+from quiesce.workers.attempt import NOTHING
 from quiesce.workers.main_thread import MainThread, nothing_new
 from quiesce.workers.settings import PoolSettings
 from quiesce.workers.streak import Streak
@@ -337,6 +338,30 @@ def looks(house: House) -> int:
     return go_through(house, intrude, after)
 
 
+def elsewhere(house: House) -> int:
+    """Another thread ends what the main thread has announced, for it had left something behind."""
+
+    def intrude() -> None:
+        attempt = house.worker.main.streak.current
+        if attempt is not None:
+            over, answers = list(house.worker.main.streak.over), list[bool]()
+            thread = threading.Thread(
+                target=lambda: answers.append(house.worker.main.ends(attempt, NOTHING))
+            )
+            thread.start()
+            thread.join()
+            assert answers == [False]
+            assert (house.worker.main.streak.current, house.worker.main.streak.over) == (
+                attempt,
+                over,
+            )
+
+    def after() -> None:
+        assert len(house.settle()) == TASKS
+
+    return go_through(house, intrude, after)
+
+
 def threads(house: House) -> int:
     """Somebody stops one of the tasks, and is held up in the midst of it."""
     lock = Lock()
@@ -398,6 +423,7 @@ INTRUSIONS: Final = {
     "withdraw and forget": forgets,
     "exit": exits,
     "look": looks,
+    "elsewhere": elsewhere,
 }
 
 if __name__ == "__main__":

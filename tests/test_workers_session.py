@@ -442,6 +442,12 @@ def test_after_exit_it_never_begins(worker: Driver, way: Callable[[Driver, float
     assert end(worker, 2) == [Data(from_worker.Ended([ended(2, 0.0)]))]
 
 
+def test_what_is_cancelled_by_a_neighbour_before_its_first_step_ends(worker: Driver) -> None:
+    put_off(worker, 2.0)
+    assert end(worker, 1) == [Data(from_worker.Ended([ended(1, 0.0)])), Hand([row(3, 3)])]
+    assert key(1) not in worker.session.handed
+
+
 def test_what_is_asked_while_it_loads_is_not_put_off(worker: Driver) -> None:
     handed(worker, 0.0)
     worker.do("load", key(1))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from quiesce.locks import Lock
 from quiesce.workers import logs
 from quiesce.workers.hooks import start_thread
 
@@ -30,7 +31,8 @@ class Hands:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = threading.Lock()
+        #: Reentrant: the garbage collector may run code of a task's in here, which gives or leaves something.
+        self._lock = Lock()
         #: What nobody has begun yet, oldest first.
         self._work: deque[Work] = deque()
         #: The locks on which idle threads sleep; the last to have fallen asleep is woken first.
@@ -63,11 +65,15 @@ class Hands:
                 self._call_one()
 
     def leave(self, work: Work) -> bool:
-        """`queue` it if a thread is awake; whether one is. Never takes long."""
-        with self._lock:
+        """`queue` it if a thread is awake and nobody calls others just now, which takes long. Whether it is."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
             if self._awake:
                 self._work.append(work)
             return bool(self._awake)
+        finally:
+            self._lock.release()
 
     @property
     def is_waiting(self) -> bool:

@@ -3,6 +3,7 @@
 The rule by which it begins them without a word to the session is that of `streak`.
 """
 
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -44,6 +45,7 @@ class MainThread:
     """What it does from when the worker has said hello."""
 
     def __init__(self, worker: "Worker", place: Place, link: Link) -> None:
+        self._ident = threading.get_ident()
         self._worker = worker
         self._place = place
         self._link = link
@@ -153,7 +155,8 @@ class MainThread:
         So it is if it was asked to stop, by the table's flag at least.
         """
         streak = self.streak
-        is_current = streak.current is attempt
+        # Another thread may end what this one has just run, and that has left something behind.
+        is_current = streak.current is attempt and threading.get_ident() == self._ident
         if attempt.is_asked or not (is_current or self.goes_on):
             return False
         key, (outcome, text, result) = attempt.key, verdict

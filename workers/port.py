@@ -15,6 +15,10 @@ from quiesce.workers.nursery import Nursery
 from quiesce.workers.worker_effects import Effects, Settle
 from quiesce.workers.worker_session import WorkerSession
 
+#: What the session is told.
+Event = Callable[[WorkerSession, float], Effects]
+#: Calls within each other that what tells it may need.
+ROOM: Final = 40
 #: Seconds that associate_with waits for the broker.
 ANSWER_WITHIN: Final = 30.0
 
@@ -35,13 +39,20 @@ class Port:
 
     def __init__(
         self,
-        say: Callable[[Callable[[WorkerSession, float], Effects]], None],
+        say: Callable[[Event], None],
         nursery: Nursery,
     ) -> None:
         self._say = say
         self._nursery = nursery
         #: All and only the calls of associate_with that still wait.
         self._calls: dict[int, _Call] = {}
+
+    def _tell(self, event: Event) -> None:
+        """Tell the session, or raise RecursionError before it has heard of anything: it is told what neighbours
+        have come to, too, and in the midst of that nothing may raise.
+        """
+        _make_room(ROOM)
+        self._say(event)
 
     def associate(self, task: TaskContext, tenant_id: str | None, timeline_id: str | None) -> None:
         """Returns once the registry has it.
@@ -74,10 +85,10 @@ class Port:
             return []
 
         try:
-            self._say(ask)
+            self._tell(ask)
             answered = call.answered.wait(ANSWER_WITHIN)
         finally:
-            self._say(give_up)
+            self._tell(give_up)
         answer = call.answer
         if not answered or answer is None:
             raise errors.BrokerUnavailableError(
@@ -113,17 +124,17 @@ class Port:
             raise TypeError(f"note must be a string, not {note!r}")
         if not self._nursery.in_child:
             key, text = key_of(task), cut(note, NOTE_LIMIT)
-            self._say(lambda session, now: session.report_progress(key, part, whole, text, now))
+            self._tell(lambda session, now: session.report_progress(key, part, whole, text, now))
 
     def wait_began(self, task: TaskContext, other: int) -> None:
         """Never blocks."""
         if not self._nursery.in_child:
-            self._say(lambda session, now: session.wait_began(key_of(task), other))
+            self._tell(lambda session, now: session.wait_began(key_of(task), other))
 
     def wait_ended(self, task: TaskContext, other: int) -> None:
         """Never blocks."""
         if not self._nursery.in_child:
-            self._say(lambda session, now: session.wait_ended(key_of(task), other))
+            self._tell(lambda session, now: session.wait_ended(key_of(task), other))
 
     def extend_grace(self, task: TaskContext, seconds: float) -> None:
         """Never blocks.
@@ -137,12 +148,17 @@ class Port:
                 f"seconds must be 0 or more, not {seconds!r}: a grace is not shortened"
             )
         if not self._nursery.in_child:
-            self._say(lambda session, now: session.extend_grace(key_of(task), more))
+            self._tell(lambda session, now: session.extend_grace(key_of(task), more))
 
     def observed(self, task: TaskContext) -> None:
         """Never blocks."""
         if not self._nursery.in_child:
-            self._say(lambda session, now: session.observed(key_of(task), now))
+            self._tell(lambda session, now: session.observed(key_of(task), now))
+
+
+def _make_room(calls: int) -> None:
+    if calls:
+        _make_room(calls - 1)
 
 
 def _number(what: str, value: float) -> float:

@@ -277,8 +277,11 @@ class WorkerSession(WorkerAsks, WorkerEnds, WorkerWaits, WorkerGivesBack, Worker
     def ended(
         self, key: AttemptKey, outcome: Outcome, text: str, result: Any, now: float
     ) -> Effects:
-        """A running attempt has ended, with all that it began, and its nested spawns are acknowledged."""
-        told = self.tell_ends([Ran(key, self.running[key], now, outcome, text, result)], now)
+        """A running attempt has ended, with all that it began, and its nested spawns are acknowledged. Or one that
+        was put off has, since another coroutine has cancelled it while it waited.
+        """
+        begun_at = self.running.get(key, now)
+        told = self.tell_ends([Ran(key, begun_at, now, outcome, text, result)], now)
         return [*told, *self._hand(now), *self._leave(now)]
 
     def ran(self, ends: list[Ran], now: float) -> Effects:
