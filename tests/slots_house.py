@@ -257,8 +257,6 @@ def one(house: House, ours: int, theirs: int, taken: str, *, awake: bool) -> boo
         if event == "opcode":
             count += 1
             if count == ours:
-                sys.settrace(None)
-                frame.f_trace = None
                 thread.start()
                 held.wait()
                 if taken == "midst" and house.hands.work:
