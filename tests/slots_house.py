@@ -22,20 +22,14 @@ from typing import Any, Final
 
 import zmq
 
-from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
-from quiesce.protocol.callables import pack_arguments, pack_function
+from houses import Lock, new_worker, row
+from quiesce.protocol import from_worker, to_worker
 from quiesce.registry.ids import Attempt as Number, TaskId
-from quiesce.registry.rows import AssignRow
-from quiesce.testing import streak_bodies
 from quiesce.workers import tracing
 from quiesce.workers.attempt import NOTHING, Attempt
 from quiesce.workers.hands import Work
 from quiesce.workers.main_thread import MainThread
-from quiesce.workers.settings import PoolSettings
-from quiesce.workers.table import ENTRIES, PoolTable
 from quiesce.workers.worker import Worker
-from quiesce.workers.worker_effects import Identity
-from streak_house import Lock
 
 #: What the main thread does in its loop, and what the others do that it might miss.
 LOOP: Final = {MainThread.serve.__code__}
@@ -51,7 +45,6 @@ WORDS: Final = {
         Worker._queue,
     )
 }
-FUNCTION: Final = pack_function(streak_bodies.note)
 #: Instructions of two turns of the loop, and of an end; and pairs of them of each kind.
 LOOP_LENGTH: Final = 160
 LENGTH: Final = 330
@@ -91,24 +84,13 @@ class House:
     """One worker, and its main thread's poller."""
 
     def __init__(self) -> None:
-        table = PoolTable.create(1)
-        place = table.place(0)
-        place.assign(1)
-        nowhere = f"ipc:///tmp/quiesce-slots-{os.getpid()}"
-        settings = PoolSettings(
-            runtime="r", address=nowhere, control=f"{nowhere}.c", data=f"{nowhere}.d", slots=2
-        )
-        self.worker = Worker(
-            settings, Identity("r", b"s" * 8, 1, os.getpid(), "h", 2, ENTRIES), place
-        )
+        self.worker, _ = new_worker(slots=2)
         self.hands = FewHands()
         self.worker.runner._hands = self.hands  # type: ignore[assignment]  # as them
         self.lock = Lock()
         self.worker._lock = self.lock  # type: ignore[assignment]  # as one
         self.sent: list[int] = []
         self.worker._data.flush = self.flush  # type: ignore[method-assign]  # there is no broker
-        self.worker.say(lambda session, now: session.start(now))
-        self.worker.hear(to_worker.Registered(PROTOCOL_VERSION, 1, 1, 2**20))
         self.number = 0
         self.on_idle: Callable[[], None] = lambda: None
         house = self
@@ -156,27 +138,12 @@ class House:
         rows = []
         for _ in range(count):
             self.number += 1
-            task, arguments = TaskId(self.number), pack_arguments((self.number,), {})
-            rows.append(
-                AssignRow(
-                    self.number,
-                    task,
-                    Number(1),
-                    "k",
-                    "n",
-                    None,
-                    None,
-                    False,
-                    1.0,
-                    FUNCTION,
-                    arguments,
-                )
-            )
+            rows.append(row(self.number))
         self.worker.hear(to_worker.Assign(1, rows))
         to_start = self.worker.main.to_start
         while to_start:
             self.worker.runner.start(to_start.popleft())
-        return [row.task_id for row in rows]
+        return [each.task_id for each in rows]
 
     def begin(self, task: int) -> Attempt:
         """A thread takes what waits, and begins it."""

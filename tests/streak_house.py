@@ -21,19 +21,17 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from quiesce.protocol import PROTOCOL_VERSION, from_worker, to_worker
-from quiesce.protocol.callables import pack_arguments, pack_function
+from houses import Lock, new_worker, row
+from quiesce.protocol import from_worker, to_worker
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
-from quiesce.registry.rows import AssignRow, EndedRow
+from quiesce.registry.rows import EndedRow
 from quiesce.testing import streak_bodies
 from quiesce.workers import tracing
 from quiesce.workers.attempt import NOTHING
 from quiesce.workers.main_thread import MainThread, nothing_new
-from quiesce.workers.settings import PoolSettings
 from quiesce.workers.streak import Streak
-from quiesce.workers.table import ENTRIES, LEASE_TURNS, Phase, PoolTable
+from quiesce.workers.table import ENTRIES, LEASE_TURNS, Phase
 from quiesce.workers.worker import Worker
-from quiesce.workers.worker_effects import Identity
 from quiesce.workers.worker_session import WorkerSession
 
 #: What the main thread does without the lock, and what it shares with those who have it.
@@ -65,43 +63,16 @@ LOCKED: Final = {
         WorkerSession.take_back,
     )
 }
-FUNCTION: Final = pack_function(streak_bodies.note)
 TASKS: Final = 4
-
-
-class Lock:
-    """As a lock, and says when somebody has to wait for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.on_wait: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self.on_wait()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 class House:
     """One worker, and what has been seen of its tasks."""
 
     def __init__(self) -> None:
-        self.table = PoolTable.create(1)
-        self.place = self.table.place(0)
-        self.place.assign(1)
-        nowhere = f"ipc:///tmp/quiesce-streak-{os.getpid()}"
-        settings = PoolSettings(
-            runtime="r", address=nowhere, control=f"{nowhere}.c", data=f"{nowhere}.d", slots=1
-        )
-        identity = Identity("r", b"s" * 8, 1, os.getpid(), "h", 1, ENTRIES)
-        self.worker = Worker(settings, identity, self.place)
+        self.worker, self.place = new_worker(slots=1)
         self.session: WorkerSession = self.worker._session
         self.worker._data.flush = lambda: True  # type: ignore[method-assign]  # what is said stays to be seen
-        self.worker.say(WorkerSession.start)
-        self.worker.hear(to_worker.Registered(PROTOCOL_VERSION, 1, 1, 2**20))
         self.number = 0
         self.round()  # from now on the function is known
 
@@ -114,12 +85,7 @@ class House:
         rows = []
         for _ in range(TASKS):
             self.number += 1
-            arguments = pack_arguments((self.number,), {})
-            task = TaskId(self.number)
-            row = AssignRow(
-                self.number, task, Attempt(1), "k", "n", None, None, False, 1.0, FUNCTION, arguments
-            )
-            rows.append(row)
+            rows.append(row(self.number))
         self.worker.hear(to_worker.Assign(1, rows))
 
     def round(self, *acts: tuple[int, Callable[[], None]]) -> bool:

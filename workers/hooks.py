@@ -19,7 +19,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor, thread as futures_t
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from quiesce.context import TaskContext, _current, current_context
+from quiesce.context import current_context, entrance
 from quiesce.workers import forked, tracing
 from quiesce.workers.births import watch_processes
 from quiesce.workers.nursery import Nursery
@@ -70,7 +70,7 @@ def _watch_threads(nursery: Nursery, shield: AbstractContextManager[None]) -> No
         if _is_ours(self, target):
             return contextvars.Context().run(start_thread, self)
         # Not the thread itself: those of a class of the task's own may be equal to each other.
-        original, enter, mark = self.run, _entrance(self), object()
+        original, enter, mark = self.run, entrance(self), object()
 
         def run() -> None:
             try:
@@ -160,22 +160,6 @@ def _start_in_pool(thread: Any, scope: Scope) -> None:
     except BaseException:
         scope.release(mark)
         raise
-
-
-def _entrance(thread: threading.Thread) -> Callable[..., object]:
-    """Calls what a thread of an attempt runs, in its context: a copy of the caller's."""
-    if sys.version_info >= (3, 14) and thread._context is not None:
-        return functools.partial(_in_task, _current.get())
-    return contextvars.copy_context().run
-
-
-def _in_task(task: TaskContext | None, call: Callable[..., object], /, *args: Any) -> None:
-    """In the context that a thread was given, which may know of no task, or of another."""
-    token = _current.set(task)
-    try:
-        call(*args)
-    finally:
-        _current.reset(token)
 
 
 def _is_ours(thread: threading.Thread, target: Any) -> bool:

@@ -39,7 +39,7 @@ class Streak:
         self.turn = 0
         #: What the main thread has begun last, once it has taken it.
         self.current: Attempt | None = None
-        #: What it has begun and ended, in that order.
+        #: What it has begun and ended, in that order; with several slots, what has ended in any thread.
         self.over: list[Ran] = []
 
     def withdraw(self, keys: Collection[AttemptKey]) -> None:

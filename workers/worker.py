@@ -267,7 +267,7 @@ class Worker:
         return later
 
     def _catch_up(self) -> Effects:
-        """Under the lock, before all else: tell the session what the main thread has begun and ended."""
+        """Under the lock, before all else: tell the session what has begun and ended without it."""
         streak, session = self.main.streak, self._session
         current = streak.current  # first: what is over by then is in the list
         over = streak.over[:]

@@ -7,10 +7,12 @@ attempt and hands in what reaches beyond the process: the port to the broker and
 
 import dataclasses
 import os
+import sys
+import threading
 import warnings
 from _thread import allocate_lock
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -245,6 +247,24 @@ def enter(task: TaskContext | None) -> Any:
 def leave(token: Any) -> None:
     """Undo `enter`."""
     _current.reset(token)
+
+
+def entrance(thread: threading.Thread) -> Callable[..., object]:
+    """Calls what a thread of the current task runs, in its context: a copy of the caller's.
+
+    Or, since Python 3.14, in the one that the thread was given, which may know of no task, or of another.
+    """
+    if sys.version_info >= (3, 14) and thread._context is not None:
+        return partial(_in_task, _current.get())
+    return copy_context().run
+
+
+def _in_task(task: TaskContext | None, call: Callable[..., object], /, *args: Any) -> None:
+    token = enter(task)
+    try:
+        call(*args)
+    finally:
+        leave(token)
 
 
 def set_client_factory(factory: Callable[[], "Client"]) -> None:

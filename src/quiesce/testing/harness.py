@@ -289,19 +289,8 @@ class TaskHarness:
 
     def _inherits(self, thread: threading.Thread) -> None:
         """The task has just begun to start this thread: it is part of it, and sees what it sees."""
-        task, inside, original = self._task, contextvars.copy_context(), thread.run
-
-        def run() -> None:
-            # In the context that it was given, which may know of no task.
-            token = context._current.set(task)
-            try:
-                original()
-            finally:
-                context._current.reset(token)
-
-        given = sys.version_info >= (3, 14) and thread._context is not None
-        # What it runs is looked up on it.
-        thread.run = run if given else lambda: inside.run(original)  # type: ignore[method-assign]  # see above
+        enter, original = context.entrance(thread), thread.run
+        thread.run = lambda: enter(original)  # type: ignore[assignment,method-assign]  # looked up on it
         self._threads.append(thread)
 
 
