@@ -176,6 +176,12 @@ MUTANTS: Final = (
         "        until = sent_at + length\n",
         "        until = now + length\n",
     ),
+    Mutant(
+        "an old answer brings back a lease that is half over in a moment",
+        "workers/lease.py",
+        "now <= self._half() - self.ask_every",
+        "now < self._half()",
+    ),
     # --- deaths, retries, force
     Mutant(
         "what may have begun is queued again",

@@ -395,6 +395,18 @@ def test_half_a_lease_without_the_broker(pool: Driver) -> None:
     assert pool.do("tick") == [renew(135.0), AskForLease(OVER)]
 
 
+def test_a_broker_that_is_back_answers_the_oldest_first(pool: Driver) -> None:
+    """What begins by the first answers is not asked to stop before the last is read."""
+    away(pool, 105.0, 110.0)
+    pool.now = 115.0
+    assert pool.do("tick") == [renew(115.0), AskForLease(OVER)]
+    pool.now = 119.9
+    assert pool(grant(105.0)) == [ArmLease(135.0, 30.0)]  # half of it is over in a tenth of a second
+    assert pool(grant(110.0)) == [ArmLease(140.0, 30.0), LeaseIsBack()]
+    pool.now = 124.9
+    assert AskForLease(OVER) not in pool.do("tick")
+
+
 def test_half_a_lease_without_a_connection(pool: Driver) -> None:
     pool.do("connection_lost")
     assert pool.session.due() == 115.0

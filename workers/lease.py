@@ -77,7 +77,11 @@ class Lease:
         self.ask_at = now + self.ask_every
 
     def granted(self, sent_at: float, length: float, now: float) -> LeaseEffects:
-        """The request of `sent_at` is answered. An answer that came too late, or to nothing we said, is none."""
+        """The request of `sent_at` is answered. An answer that came too late, or to nothing we said, is none.
+
+        A broker that was away answers what was asked meanwhile, the oldest first. Once the lease was half over only
+        an answer brings it back that outlasts the way to the next: what begins by it is not asked to stop at once.
+        """
         until = sent_at + length
         if not (sent_at <= now < until and length <= LONGEST):
             return []
@@ -87,7 +91,7 @@ class Lease:
         if self.armed_until is None or until > self.armed_until:
             self.armed_until = until
             effects.append(ArmLease(until, self.length))
-        if self.is_half_over and now < self._half():
+        if self.is_half_over and now <= self._half() - self.ask_every:
             self.is_half_over = False
             effects.append(LeaseIsBack())
         return effects
