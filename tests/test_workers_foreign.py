@@ -16,7 +16,7 @@ import pytest
 from quiesce.protocol import from_worker
 from quiesce.testing import leftover_processes as bodies, worker_bodies
 from quiesce.testing.leaks import is_running
-from workers_fakes import FakeBroker, Key, Pool
+from workers_fakes import FakeBroker, Key, Pool, value_of
 
 #: Root without the right to signal what is not its own.
 POWERLESS = ("setpriv", "--bounding-set=-kill")
@@ -140,6 +140,32 @@ def test_a_task_that_uses_up_descriptors_harms_nobody(shared: Pool, tmp_path: Pa
         assert broker.await_end(each).outcome == "completed"
     assert not broker.exits
     assert shared.log().count("can't be looked at for now") == 1
+
+
+def test_a_task_that_uses_up_threads_harms_nobody(shared: Pool, tmp_path: Path) -> None:
+    """What needs one waits; but for a coroutine where none has run yet: it fails."""
+    broker = shared.broker
+    other = broker.run(worker_bodies.gate_file, str(tmp_path), "other")
+    broker.await_file(tmp_path / "other-begun")
+    eater = broker.run(bodies.use_up_threads, str(tmp_path))
+    broker.await_file(tmp_path / "no-threads")
+    worker_bodies.mark(str(tmp_path), "other-go")
+    broker.await_end(other)
+    coroutine = broker.await_end(broker.run(worker_bodies.async_add, 1, 1))
+    assert (coroutine.outcome, "can't start new thread" in coroutine.text) == ("failed", True)
+    other = broker.run(worker_bodies.gate_file, str(tmp_path), "another")
+    broker.await_file(tmp_path / "another-begun")
+    waiting = [broker.run(worker_bodies.add, 1, number) for number in range(2)]
+    broker.wait(lambda: "can't start new thread: what needs one waits" in shared.log(), "words")
+    assert not broker.ended.keys() & {*waiting}
+    worker_bodies.mark(str(tmp_path), "another-go")  # its thread takes them
+    for number, key in enumerate(waiting):
+        assert value_of(broker.await_end(key)) == 1 + number
+    broker.await_end(other)
+    worker_bodies.mark(str(tmp_path), "sick-of-it")
+    assert broker.await_end(eater).outcome == "completed"
+    assert broker.call(worker_bodies.async_add, 1, 1) == 2
+    assert not broker.exits
 
 
 def test_children_that_begin_while_descriptors_are_used_up_are_waited_for(

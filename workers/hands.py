@@ -19,6 +19,8 @@ Work = Callable[[], None]
 
 #: Seconds that work may wait for a thread which is busy with other work.
 PATIENCE: Final = 0.001
+#: Seconds until another thread is tried, once none could be started.
+_TRY_AGAIN: Final = 0.1
 
 
 def start_own(thread: threading.Thread) -> None:
@@ -85,6 +87,9 @@ class Hands:
 
         If what waited a millisecond ago waits still, those who were to take it are busy: a thread for each. Else
         one of several who have taken something falls asleep: all who are awake compete for the interpreter.
+
+        Raises:
+            RuntimeError: no thread can be started. What waits, waits on, for one that is there.
         """
         if not self._work:
             self._look_at = math.inf
@@ -97,6 +102,7 @@ class Hands:
         elif now >= self._look_at:
             # We are late for want of a processor, or of the interpreter: so may others be. That is told once.
             self._was_late = now > self._look_at + PATIENCE and not self._was_late
+            self._look_at = now + _TRY_AGAIN
             if not self._was_late:
                 self._judge()
             self._look_at = now + PATIENCE

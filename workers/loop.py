@@ -46,7 +46,7 @@ class LoopThread:
         return self._loop
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
-        """Run a function on the loop's thread, outside of every task."""
+        """Run a function on the loop's thread, outside of every task. RuntimeError: that can't be started."""
         self._ensure().call_soon_threadsafe(function, *args, context=contextvars.Context())
 
     def _ensure(self) -> "asyncio.AbstractEventLoop":
@@ -64,7 +64,11 @@ class LoopThread:
                 thread = threading.Thread(
                     target=self._run, args=(loop,), name="quiesce-loop", daemon=True
                 )
-                start_own(thread)
+                try:
+                    start_own(thread)
+                except RuntimeError:
+                    loop.close()
+                    raise
                 self.ident = thread.ident or 0
                 self._loop = loop
                 os.register_at_fork(after_in_child=self._forked)

@@ -8,7 +8,9 @@ An attempt may be stopped until it begins, so both the load and the body ask fir
 """
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sized
 from functools import partial
@@ -29,7 +31,7 @@ from quiesce.workers.attempt import (
     verdict_of,
 )
 from quiesce.workers.forked import leave_child
-from quiesce.workers.hands import Hands
+from quiesce.workers.hands import Hands, Work
 from quiesce.workers.interrupt import Interrupt
 from quiesce.workers.nursery import Nursery
 from quiesce.workers.scope import name_of
@@ -38,9 +40,12 @@ if TYPE_CHECKING:
     import asyncio  # see `loop`
 
 _log: Final = logging.getLogger("quiesce.task")
+_own_log: Final = logging.getLogger("quiesce.worker")
 
 #: Results of these types are pickled on the loop's thread; others elsewhere, since they may be large.
 _SMALL: Final = (type(None), bool, int, float)
+#: Seconds between two words that no thread can be started.
+_SAY_EVERY: Final = 60.0
 
 
 class Gate(Protocol):
@@ -70,11 +75,14 @@ class Runner:
         gate: Gate,
         finish: Callable[[Attempt, Verdict], None],
         on_linger: Callable[[], None],
+        on_shortage: Callable[[], None] = lambda: None,
         ends_at_once: Callable[[Attempt], bool] = lambda attempt: False,
     ) -> None:
         """`finish` is called once for each attempt, in a thread that may wait unless it `ends_at_once`.
 
         `on_linger`: a body has ended, and not all that it began; in any thread.
+
+        `on_shortage`: no thread can be started, so `look` is to be called soon; in any thread.
         """
         self._inline = slots == 1
         self._nursery = nursery
@@ -82,9 +90,12 @@ class Runner:
         self._gate = gate
         self._finish = finish
         self._on_linger = on_linger
+        self._on_shortage = on_shortage
         self._ends_at_once = ends_at_once
         self.limit = 2**63
         self._hands = Hands("quiesce-slot")
+        #: When it was last said that no thread can be started.
+        self._short_at = -math.inf
         #: Attempts that have used the loop and are over, but for what they have left there. Any thread appends.
         self._to_purge: deque[Attempt] = deque()
         self.loop = loops.LoopThread(nursery, threads=4 * slots + 32)
@@ -96,7 +107,7 @@ class Runner:
         if self._inline:
             self._load_and_run(attempt, _MAIN_THREAD)
         else:
-            self._hands.queue(lambda: self._load_and_run(attempt, Where.THREAD))
+            self._have_done(self._hands.queue, lambda: self._load_and_run(attempt, Where.THREAD))
 
     def start_soon(self, attempt: Attempt) -> bool:
         """With several slots: the same, if a thread is awake that takes it by and by; whether one is."""
@@ -109,7 +120,26 @@ class Runner:
 
     def look(self) -> bool:
         """See to what waits, in each millisecond; whether something does."""
-        return self._hands.look()
+        try:
+            return self._hands.look()
+        except RuntimeError as error:
+            self._tell_shortage(error)
+            return True
+
+    def _have_done(self, hand_over: Callable[[Work], None], work: Work) -> None:
+        """By one of our threads; if none can be started, by one that is there, or later."""
+        try:
+            hand_over(work)
+        except RuntimeError as error:
+            self._tell_shortage(error)
+            self._on_shortage()
+
+    def _tell_shortage(self, error: RuntimeError) -> None:
+        now = time.monotonic()
+        if now >= self._short_at + _SAY_EVERY:
+            self._short_at = now
+            text = "%s: what needs one waits until a thread of this process ends, or one can be started"
+            logs.say(_own_log.warning, text, error)
 
     def _load_and_run(self, attempt: Attempt, where: Where) -> None:
         known = known_function(attempt.row.function)
@@ -132,7 +162,10 @@ class Runner:
             self._end_body(attempt, value, error, here=True)
         elif self._gate.may_wait(attempt):
             attempt.where = Where.LOOP
-            self.loop.call(self._start_on_loop, attempt, value)
+            try:
+                self.loop.call(self._start_on_loop, attempt, value)
+            except RuntimeError as failure:  # its thread can't be started
+                self._end_body(attempt, None, failure, here=True)
         else:
             self._end_body(attempt, None, ShutdownRequested(_TOO_LATE), here=True)
 
@@ -209,7 +242,7 @@ class Runner:
         if error is None and isinstance(value, _SMALL):
             end()
         else:
-            self._hands.give(end)
+            self._have_done(self._hands.give, end)
 
     def _end_body(
         self, attempt: Attempt, value: Any, error: BaseException | None, *, here: bool = False
@@ -248,7 +281,7 @@ class Runner:
         elif self._inline and threading.get_ident() == threading.main_thread().ident:
             self._end(attempt)
         else:
-            self._hands.give(lambda: self._end(attempt))
+            self._have_done(self._hands.give, lambda: self._end(attempt))
 
     def _purge_then_end(self) -> None:
         """Of all that wait for it: of many that end together each call but the first finds nothing to do."""
@@ -262,7 +295,7 @@ class Runner:
             if self._ends_at_once(attempt):
                 self._end(attempt)
             else:
-                self._hands.give(partial(self._end, attempt))
+                self._have_done(self._hands.give, partial(self._end, attempt))
 
     def _end(self, attempt: Attempt) -> None:
         verdict = attempt.verdict

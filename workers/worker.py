@@ -147,6 +147,7 @@ class Worker:
             self,
             finish=self._finish,
             on_linger=self._on_linger,
+            on_shortage=lambda: self.main.wake.set(),  # noqa: PLW0108 - as above
             ends_at_once=lambda attempt: self._client.is_unused and not attempt.scope.forks,
         )
         self._port = Port(self.say, self.nursery)

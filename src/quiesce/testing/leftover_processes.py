@@ -79,6 +79,16 @@ def use_up_descriptors(folder: str) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def use_up_threads(folder: str) -> None:
+    """None can be started in this process, until there is a file: no stack of that size can be had."""
+    before = threading.stack_size(2**46)
+    try:
+        Path(folder, "no-threads").touch()
+        wait_for_file(f"{folder}/sick-of-it")
+    finally:
+        threading.stack_size(before)
+
+
 # --- forked children that come back ---------------------------------------------------------------
 
 
