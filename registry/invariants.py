@@ -16,7 +16,7 @@ from quiesce.registry.index import ScopeIndex
 from quiesce.registry.marked import place_of
 from quiesce.registry.moving import RegistryFault, story
 from quiesce.registry.records import Stop, Task, Worker
-from quiesce.registry.scheduling import MOST, may_follow, takes
+from quiesce.registry.scheduling import MOST, may_follow, room, takes
 from quiesce.registry.spawning import seen_all
 from quiesce.registry.state import State
 from quiesce.registry.states import State as TaskState
@@ -392,7 +392,8 @@ def _slots(state: State) -> None:
             continue
         task = state.tasks[waiting]
         for worker in state.pool[runtime].values():
-            if takes(state, worker) and may_follow(state, worker, task):
+            is_free = len(worker.tasks) < room(worker) and takes(state, worker)
+            if is_free and may_follow(state, worker, task):
                 raise _fault(
                     "nothing that may run waits beside a free slot",
                     f"worker {worker.incarnation} of {runtime!r}; {story(task)}",

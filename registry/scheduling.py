@@ -54,9 +54,9 @@ def _schedule_runtime(turn: Turn, runtime: str) -> None:
     if not len(queue):
         return
     free = [
-        (len(worker.tasks), worker.incarnation, room(worker))
+        (held, worker.incarnation, most)
         for worker in state.pool[runtime].values()
-        if takes(state, worker)
+        if (held := len(worker.tasks)) < (most := room(worker)) and takes(state, worker)
     ]
     heapq.heapify(free)
     #: What each of them is to get, all at once: where no turns of tenants and no limits matter.
@@ -192,8 +192,8 @@ def stuck(worker: Worker) -> None:
 
 
 def takes(state: State, worker: Worker) -> bool:
-    """Whether one more task may be handed to this worker: only if its supervisor dies with its lease."""
-    if not worker.attached or worker.exiting or len(worker.tasks) >= room(worker):
+    """Whether tasks may be handed to this worker, while it has room: only if its supervisor dies with its lease."""
+    if not worker.attached or worker.exiting:
         return False
     supervisor = state.supervisors[worker.supervisor]
     return supervisor.armed and supervisor.silent_since is None
