@@ -446,6 +446,22 @@ def test_who_was_away_itself_asks_before_it_tells_its_tasks(pool: Driver) -> Non
     assert pool.do("tick") == [renew(147.0), AskForLease(OVER)]
 
 
+@pytest.mark.parametrize("late", [0.0, 0.1, 2.4])
+def test_who_was_away_for_just_half_a_lease_asks_first_too(pool: Driver, late: float) -> None:
+    """The broker owes it no answer: it did not ask."""
+    pool.now = 115.0 + late
+    assert pool.do("tick") == [renew(pool.now)]
+    asked = pool.now
+    assert pool.session.due() == asked + 2.5
+    pool.now = asked + 0.1
+    assert pool(grant(asked)) == [ArmLease(asked + 30.0, 30.0)]
+    # Nor does it wait for ever.
+    pool.now = asked + 15.0
+    assert pool.do("tick") == [renew(pool.now)]
+    pool.now += 2.5
+    assert AskForLease(OVER) in pool.do("tick")
+
+
 def test_a_short_lease_is_asked_for_more_often() -> None:
     """By Hello, too, which otherwise gets slower and slower."""
     driver = Driver()

@@ -61,6 +61,8 @@ class Lease:
         #: It is not called half over before this.
         self.judge_at = 0.0
         self.is_half_over = False
+        #: Since when the broker owes an answer, or can't be asked. None: it owes none.
+        self.waits_since: float | None = None
 
     @property
     def is_armed(self) -> bool:
@@ -75,6 +77,12 @@ class Lease:
     def asked(self, now: float) -> None:
         """A request leaves."""
         self.ask_at = now + self.ask_every
+        self.waits(now)
+
+    def waits(self, now: float) -> None:
+        """A request leaves, or none can: the connection is gone."""
+        if self.waits_since is None:
+            self.waits_since = now
 
     def granted(self, sent_at: float, length: float, now: float) -> LeaseEffects:
         """The request of `sent_at` is answered. An answer that came too late, or to nothing we said, is none.
@@ -88,6 +96,7 @@ class Lease:
         effects: LeaseEffects = []
         if sent_at >= self.granted_at:
             self.granted_at, self.length = sent_at, length
+            self.waits_since = None
         if self.armed_until is None or until > self.armed_until:
             self.armed_until = until
             effects.append(ArmLease(until, self.length))
@@ -99,14 +108,16 @@ class Lease:
     def tick(self, now: float) -> LeaseEffects:
         """Once `due` has come; everything that had arrived before is to be told first.
 
-        Who notices late that half of the lease is over was away itself, and its last requests are old: it
-        asks once more, and waits a moment for the answer.
+        Who notices late that half of the lease is over was away itself, and its last requests are old; and so was
+        who is owed no answer but to what it has just asked. It asks once more, and waits a moment for the answer.
         """
         due = self.due()
         if due is None or now < due:
             return []
         patience = self.length * PATIENCE
-        if now > due + patience and self.judge_at <= self._half():
+        asked = now if self.waits_since is None else self.waits_since
+        was_away = now > due + patience or now < asked + patience
+        if was_away and self.judge_at <= self._half():
             # If it would be dead by then: half of what is left is for its tasks.
             self.judge_at = min(now + patience, (now + (self.armed_until or now)) / 2)
             return []
@@ -133,6 +144,7 @@ class Lease:
             self.ask_at,
             self.judge_at,
             self.is_half_over,
+            self.waits_since,
         )
 
     @classmethod
@@ -146,6 +158,7 @@ class Lease:
             lease.ask_at,
             lease.judge_at,
             lease.is_half_over,
+            lease.waits_since,
         ) = frozen
         return lease
 

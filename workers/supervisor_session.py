@@ -121,6 +121,7 @@ class SupervisorSession(SupervisorState):
     def connection_lost(self, now: float) -> Effects:
         """The connection broke; `connected` follows when it is back."""
         self.registered = False
+        self.lease.waits(now)
         return []
 
     def connected(self, now: float) -> Effects:
