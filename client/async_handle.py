@@ -97,7 +97,7 @@ class AsyncTaskHandle(BaseHandle[T_co]):
         grace, timeout = checks.seconds("grace", grace), checks.seconds("timeout", timeout)
         deadline = deadline_after(timeout)
         task_id = await self.id
-        ask = requests.stop_task(task_id, grace, remaining(deadline), reason)
+        ask = requests.stop_task(task_id, grace, remaining(deadline), reason, within=timeout)
         return (await self._client._stop(ask, timeout)).report
 
     def __await__(self) -> Generator[Any, None, T_co]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from quiesce.client import checks, outcomes, requests
+from quiesce.client import checks, outcomes, own_stop, requests
 from quiesce.client.driver import Driver
 from quiesce.client.records import SpawnRecord
 from quiesce.client.waiting import (
@@ -136,6 +136,7 @@ class TaskHandle(BaseHandle[T_co]):
         record, driver = self._record, self._client._driver
         if not (record.over or driver.wait(record, timeout)):
             raise not_ended(record, timeout, driver.silence())
+        own_stop.comes_first(self._client, record)
         return conclude(record, driver)  # type: ignore[no-any-return]  # what the task returned
 
     def exception(self, timeout: float | None = None) -> QuiesceError | None:
@@ -148,6 +149,7 @@ class TaskHandle(BaseHandle[T_co]):
         record = self._record
         if not self._client._driver.wait(record, timeout):
             raise not_ended(record, timeout, self._client._driver.silence())
+        own_stop.comes_first(self._client, record)
         return failure(record)
 
     def shutdown(
@@ -167,7 +169,7 @@ class TaskHandle(BaseHandle[T_co]):
         grace, timeout = checks.seconds("grace", grace), checks.seconds("timeout", timeout)
         deadline = deadline_after(timeout)
         task_id = self.id
-        ask = requests.stop_task(task_id, grace, remaining(deadline), reason)
+        ask = requests.stop_task(task_id, grace, remaining(deadline), reason, within=timeout)
         return self._client._stop(ask, timeout).report
 
     def __await__(self) -> Generator[Any, None, T_co]:
@@ -177,6 +179,8 @@ class TaskHandle(BaseHandle[T_co]):
     async def _result_async(self) -> T_co:
         driver = self._client._driver
         await driver.wait_async(self._record, None, LoopBell(asyncio.get_running_loop()))
+        if own_stop.may_come(self._record) is not None:
+            await asyncio.to_thread(own_stop.comes_first, self._client, self._record)
         return conclude(self._record, driver)  # type: ignore[no-any-return]  # what the task returned
 
 

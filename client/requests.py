@@ -149,11 +149,16 @@ def stop(
 
 
 def stop_task(
-    task_id: int, grace: float | None, timeout: float | None, reason: str
+    task_id: int,
+    grace: float | None,
+    timeout: float | None,
+    reason: str,
+    *,
+    within: float | None = None,
 ) -> Ask[Stopped]:
-    """Stop one task; no scope is closed."""
+    """Stop one task; no scope is closed. `within`: the timeout that was asked for, some of which is over."""
     nowhere = (None, None, None, None)
-    return _stop(nowhere, task_id, f"task {task_id}", grace, timeout, False, False, reason)
+    return _stop(nowhere, task_id, f"task {task_id}", grace, timeout, False, False, reason, within)
 
 
 def _stop(
@@ -165,6 +170,7 @@ def _stop(
     keep_closed: bool,
     hold: bool,
     reason: str,
+    within: float | None = None,
 ) -> Ask[Stopped]:
     check_label("reason", reason, optional=False)
     check_length("reason", reason)
@@ -188,7 +194,7 @@ def _stop(
     def read(answer: to_client.StopReport) -> Stopped:
         report = outcomes.shutdown_report(answer, words, reason)
         if answer.timed_out:
-            text = timeout_text(words, timeout, report, waiting=True)
+            text = timeout_text(words, within or timeout, report, waiting=True)
             if task_id is None:
                 text += ". The scope stays closed; a stop that succeeds, or reopen(), opens it"
             raise ShutdownTimeoutError(f"{text}. `.report` has all of it", report)

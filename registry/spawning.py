@@ -172,7 +172,7 @@ def _refusal(state: State, row: SpawnRow) -> Refusal | None:
     if not state.closed:
         return None
     closing = state.closing(row.kind, row.tenant_id, row.timeline_id, row.runtime)
-    return _closed(row, state.closures[closing[0]]) if closing else None
+    return _closed(state, row, state.closures[closing[0]]) if closing else None
 
 
 def refuse_parked(turn: Turn, stop_id: StopId) -> None:
@@ -181,7 +181,7 @@ def refuse_parked(turn: Turn, stop_id: StopId) -> None:
     for holder in sorted(turn.state.parked.holders):
         for (session, _), row in list(turn.state.tasks[holder].parked.items()):
             if closure.scope.matches(row.kind, row.tenant_id, row.timeline_id, row.runtime):
-                _refuse(turn, session, row.number, _closed(row, closure))
+                _refuse(turn, session, row.number, _closed(turn.state, row, closure))
 
 
 def refuse_parked_by(turn: Turn, parents: Collection[TaskId]) -> None:
@@ -191,7 +191,7 @@ def refuse_parked_by(turn: Turn, parents: Collection[TaskId]) -> None:
         _refuse(turn, key[0], row.number, _held_up(row, holder))
 
 
-def _closed(row: SpawnRow, closure: Closure) -> Refusal:
+def _closed(state: State, row: SpawnRow, closure: Closure) -> Refusal:
     """Why a closed scope refuses, and what opens it."""
     opens = {
         "stop": "it opens when that stop has ended",
@@ -199,6 +199,8 @@ def _closed(row: SpawnRow, closure: Closure) -> Refusal:
         "kept": "reopen() opens it",
         "timed-out": "that stop timed out: a stop of it that succeeds, or reopen(), opens it",
     }[closure.holder]
+    if state.stopping:
+        opens = "the whole system stops: spawn again once it has been started again"
     scope = printable(str(closure.scope))
     why = f" ({printable(closure.reason)})" if closure.reason else ""
     text = (

@@ -647,6 +647,20 @@ def test_handle_shutdown(broker: FakeBroker, client: Client) -> None:
     assert (report.tasks[0].id, report.reason, done) == (8, "moved", True)
 
 
+def test_the_stop_of_a_task_that_runs_out_of_time_names_the_timeout_that_was_asked_for(
+    broker: FakeBroker, client: Client
+) -> None:
+    """Not what was left of it once the task's id was known."""
+    handle = client.spawn("background", "compaction", work)
+    broker.answer(1, 8)
+    broker.script[from_client.Stop] = lambda m: stop_report(
+        m.request, remaining=[8], timed_out=True
+    )
+    with pytest.raises(ShutdownTimeoutError, match=r"not ended within 3 s: 1 of 1 task goes on"):
+        handle.shutdown(timeout=3)
+    assert broker.take(from_client.Stop).timeout < 3  # type: ignore[operator]  # it is given
+
+
 def test_a_stop_waits_for_the_ends_of_spawns_that_were_not_answered_before_it(
     broker: FakeBroker, client: Client
 ) -> None:
@@ -1378,6 +1392,58 @@ def test_inside_a_task_rows_name_it_and_waits_end_with_it(
     broker.say(DATA, to_client.Ended([ended(1, result=pack_value(3))]))
     assert broker.until(handle.done)
     assert handle.result() == 3  # nothing to wait for
+    token = context.enter(None)
+    client.close()
+    context.leave(token)
+
+
+async def _awaited(handle: Any) -> object:
+    return await handle
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda handle: handle.result(),
+        lambda handle: handle.exception(),
+        lambda handle: asyncio.run(_awaited(handle)),
+    ],
+)
+def test_a_parent_learns_of_its_own_stop_before_that_of_its_child(
+    broker: FakeBroker, task: context.TaskContext, call: Callable[[Any], object]
+) -> None:
+    """One stop covers both, and the end of the child has overtaken the request to the parent."""
+    client = open_client(broker.address, 12)
+    handles = [client.spawn("background", "compaction", work) for _ in range(3)]
+    for number, handle in enumerate(handles, 1):
+        broker.answer(number, number)
+        broker.say(DATA, to_client.Ended([ended(number, outcome="cancelled")]))
+        assert broker.until(handle.done)
+
+    def says(**of_us: Any) -> None:
+        row = task_row(70)._replace(**of_us)
+        broker.script[from_client.GetTask] = lambda m: to_client.Tasks(m.request, [row])
+
+    for others in ({"attempt": 2, "stopping": False}, {"attempt": 1, "stopping": True}):
+        says(**others)
+        error = handles[0].exception()  # it alone was stopped
+        assert isinstance(error, TaskCancelledError)
+        broker.take(from_client.GetTask)
+    says(attempt=2, stopping=True)
+
+    def ask_to_stop() -> None:
+        broker.take(from_client.GetTask)
+        task.root.cancel("go")
+
+    thread = threading.Thread(target=ask_to_stop)
+    thread.start()
+    with pytest.raises(ShutdownRequested, match="go"):
+        call(handles[1])
+    thread.join()
+    # Who has seen it, and cleans up, is told of the child.
+    asked = broker.count(from_client.GetTask)
+    assert isinstance(handles[2].exception(), TaskCancelledError)
+    assert broker.count(from_client.GetTask) == asked
     token = context.enter(None)
     client.close()
     context.leave(token)

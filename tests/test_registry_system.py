@@ -101,7 +101,12 @@ def test_later_kinds_serve_on_until_their_turn(desk: Desk) -> None:
     desk.running(worker, {"kind": "gc"})
     stop(desk)
     desk.spawn({"kind": "flush", "parent": (1, 1)}, {"kind": "listen"}, {"kind": "gc"})
-    assert [each.error for each in desk.answers()] == [None, "ScopeClosedError", "ScopeClosedError"]
+    answers = desk.answers()
+    assert [each.error for each in answers] == [None, "ScopeClosedError", "ScopeClosedError"]
+    # Nor would reopen() help.
+    assert answers[1].text.endswith(
+        "; the whole system stops: spawn again once it has been started again"
+    )
     assert [row.task_id for row in desk.assigned(worker)] == [2]
     desk.begin(worker, 2)
     desk.obey(worker, 1)

@@ -392,7 +392,8 @@ def _tell(attempt: Attempt, verdict: Verdict) -> None:
         return
     text = f"{words} {outcome.value}"
     if attempt.row.shutdown_process_on_error:
-        text += "; the whole system goes down because of it (shutdown_process_on_error)"
+        # Only the broker knows whether it is run again, and it says so if the system stops.
+        text += " (marked shutdown_process_on_error)"
     if _log.isEnabledFor(logging.ERROR):
         # As `exc_info` would have it, which nobody kept: the traceback apart from the message.
         path, line, function, _ = _log.findCaller()

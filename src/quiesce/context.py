@@ -221,6 +221,11 @@ class TaskContext:
             self.observe()
         return True
 
+    @property
+    def has_observed(self) -> bool:
+        """Whether it has seen the request."""
+        return self._observed
+
     def observe(self) -> None:
         """Note that the task has seen the request; tells the broker once."""
         if not self._observed:
