@@ -337,19 +337,20 @@ def test_one_way_and_one_channel(wired: Cluster) -> None:
 
 def test_a_delay(wired: Cluster) -> None:
     client = wired.client()
+
+    def took() -> float:
+        began = time.monotonic()
+        client.broker_info()
+        return time.monotonic() - began
+
+    # A busy machine adds to it: what it takes at most is shown by the first that is quick enough.
     wired.delay("clients", "broker", 0.2)
-    began = time.monotonic()
-    client.broker_info()
-    assert time.monotonic() - began >= 0.4
+    assert took() >= 0.4
     wired.delay("clients", "broker", 0.2, one_way=True)
     wired.delay("broker", "clients", 0.0, one_way=True)
-    began = time.monotonic()
-    client.broker_info()
-    assert 0.2 <= time.monotonic() - began < 0.4
+    assert wait_until(took, wanted=lambda seconds: seconds < 0.4) >= 0.2
     wired.heal("clients")
-    began = time.monotonic()
-    client.broker_info()
-    assert time.monotonic() - began < 0.2
+    wait_until(took, wanted=lambda seconds: seconds < 0.2)
 
 
 @pytest.mark.parametrize("after", [1, 10, 1000, 70_000])
