@@ -103,12 +103,12 @@ class Client(SpawningClient):
         if self._end(self.timeout) and self._driver.unanswered_at_end:
             raise self._unanswered(self._driver.unanswered_at_end)
 
-    def _end(self, timeout: float) -> bool:
-        """Close; whether it was this call that did."""
+    def _end(self, timeout: float, unavailable: str = "") -> bool:
+        """Close; whether it was this call that did. `unavailable`: why there is no broker any more."""
         if self._driver.forked:
             return False
         first = not self._driver.closing
-        self._driver.close(timeout)
+        self._driver.close(timeout, unavailable)
         self._driver.wait(self._driver.ended, timeout + CLOSING, interruptible=False)
         self._driver.join(CLOSING)
         self._finalizer.detach()

@@ -230,12 +230,12 @@ class Driver:
         up = all(state == READY for state in self._session.channels.values())
         return None if up and silent <= 2 * HEARTBEAT else silent
 
-    def close(self, timeout: float) -> None:
+    def close(self, timeout: float, unavailable: str = "") -> None:
         """Begin to end: send what is pending, have up to `timeout` seconds for answers, say goodbye.
 
-        Returns at once; `ended` tells when it is done.
+        Returns at once; `ended` tells when it is done. `unavailable`: why there is no broker any more.
         """
-        self._mail.close(timeout)
+        self._mail.close(timeout, (_UNAVAILABLE, unavailable) if unavailable else None)
 
     @property
     def closing(self) -> bool:

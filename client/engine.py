@@ -227,7 +227,8 @@ class Engine:
             if self._client is not None:
                 self._client._before_stop.discard(self.on_stop)
             if private is not None and self._client is not None and private.failure() is not None:
-                self._client._end(0)  # nobody is there to answer
+                # Nobody is there to answer. Others may have the client, too, who have not closed it.
+                self._client._end(0, private.obituary())
             elif self._own_client and self._client is not None:
                 self._client.close()
         except QuiesceError as error:

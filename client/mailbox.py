@@ -135,12 +135,16 @@ class Mailbox:
         if self._asleep:
             self._wake()
 
-    def close(self, timeout: float) -> None:
-        """Let the I/O thread end, `timeout` seconds from now at the latest. From any thread."""
+    def close(self, timeout: float, trouble: Trouble | None = None) -> None:
+        """Let the I/O thread end, `timeout` seconds from now at the latest. From any thread.
+
+        `trouble`: what has broken it, which is told to all who wait or ask, instead of that it was closed.
+        """
         if self.forked:
             return
         deadline = time.monotonic() + timeout
         with self.lock:
+            self.broken = self.broken or trouble
             if self.deadline is None or deadline < self.deadline:
                 self.deadline = deadline
             if self._asleep:  # also if the one before was interrupted at this

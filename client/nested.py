@@ -14,10 +14,10 @@ class NestedClient(Client):
         """Whether all spawns made by this attempt (task id, attempt) are answered within `timeout` seconds."""
         return self._driver.wait_settled(parent, timeout)
 
-    def _end(self, timeout: float) -> bool:
+    def _end(self, timeout: float, unavailable: str = "") -> bool:
         if current_context() is not None and self._driver.ready.over:
             return False  # a task left its block: the others go on with it
-        return super()._end(timeout)
+        return super()._end(timeout, unavailable)
 
 
 def open_client(address: str, worker_incarnation: int) -> NestedClient:

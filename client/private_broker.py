@@ -161,10 +161,14 @@ max_queue = 1000000
         finally:
             os.close(pidfd)
         if not self._stopping:
-            tell(
-                "the private pool of this executor has ended, though nobody shut it down: the calls that ran have "
-                f"ended with it, no others are begun. Make a new executor. {self.failure()}"
-            )
+            tell(self.obituary())
+
+    def obituary(self) -> str:
+        """That this has ended by itself, in the words for those who used it."""
+        return (
+            "the private pool of this executor has ended, though nobody shut it down: the calls that ran have "
+            f"ended with it, no others are begun. Make a new executor. {self.failure()}"
+        )
 
     def failure(self) -> str | None:
         """Why it is not running, with the end of its log; None if it is."""

@@ -48,6 +48,13 @@ def wired() -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def patient() -> Iterator[Cluster]:
+    """For tests in which a pool is to outlive a while without its broker, however long a busy machine makes it."""
+    with Cluster(runtimes=SMALL, network=True, lease=60.0) as cluster:
+        yield cluster
+
+
+@pytest.fixture
 def witness(run_folder: Path) -> Iterator[Witness]:
     with Witness(run_folder / "witness", slots=100) as witness:
         yield witness
@@ -295,19 +302,19 @@ def test_a_partition_of_a_pool_ends_its_tasks_by_the_lease(
     assert client.spawn("background", "attach", mine, 1).result(timeout=20) == 2
 
 
-def test_a_short_partition_loses_nothing(wired: Cluster, witness: Witness) -> None:
-    client = wired.client()
+def test_a_short_partition_loses_nothing(patient: Cluster, witness: Witness) -> None:
+    client = patient.client()
     handle = ticking(client, witness, 0)
-    before = wired.link("background")
-    wired.partition("background", "broker")
-    wired.partition("clients", "broker")
+    before = patient.link("background")
+    patient.partition("background", "broker")
+    patient.partition("clients", "broker")
     spawned = client.spawn("background", "attach", mine, 1, tenant_id="acme")
     ticks = witness.read(0).ticks
     wait_until(lambda: witness.read(0).ticks > ticks + 20)
     assert not handle.done()
-    wired.heal()
+    patient.heal()
     assert spawned.id
-    assert wired.link("background").cuts == before.cuts == 0
+    assert patient.link("background").cuts == before.cuts == 0
     assert handle.shutdown().tasks[0].outcome == "completed"
     assert spawned.result(timeout=20) == 2
 
@@ -330,19 +337,20 @@ def test_one_way_and_one_channel(wired: Cluster) -> None:
 
 def test_a_delay(wired: Cluster) -> None:
     client = wired.client()
+
+    def took() -> float:
+        began = time.monotonic()
+        client.broker_info()
+        return time.monotonic() - began
+
+    # A busy machine adds to it: what it takes at most is shown by the first that is quick enough.
     wired.delay("clients", "broker", 0.2)
-    began = time.monotonic()
-    client.broker_info()
-    assert time.monotonic() - began >= 0.4
+    assert took() >= 0.4
     wired.delay("clients", "broker", 0.2, one_way=True)
     wired.delay("broker", "clients", 0.0, one_way=True)
-    began = time.monotonic()
-    client.broker_info()
-    assert 0.2 <= time.monotonic() - began < 0.4
+    assert wait_until(took, wanted=lambda seconds: seconds < 0.4) >= 0.2
     wired.heal("clients")
-    began = time.monotonic()
-    client.broker_info()
-    assert time.monotonic() - began < 0.2
+    wait_until(took, wanted=lambda seconds: seconds < 0.2)
 
 
 @pytest.mark.parametrize("after", [1, 10, 1000, 70_000])
@@ -365,12 +373,12 @@ def test_all_connections_of_a_pool_break_now(wired: Cluster, witness: Witness) -
     assert handle.shutdown().tasks[0].outcome == "completed"
 
 
-def test_a_broker_that_is_killed_behind_a_partition(wired: Cluster) -> None:
-    client = wired.client()
+def test_a_broker_that_is_killed_behind_a_partition(patient: Cluster) -> None:
+    client = patient.client()
     handle = client.spawn("background", "attach", mine, 1)
-    wired.partition("clients", "broker")
-    wired.restart("broker")
-    wired.heal()
+    patient.partition("clients", "broker")
+    patient.restart("broker")
+    patient.heal()
     assert handle.result(timeout=20) == 2
     assert client.broker_info().epoch == 2
 

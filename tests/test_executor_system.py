@@ -16,7 +16,13 @@ from typing import Any
 
 import pytest
 
-from quiesce import Client, QuiesceExecutor, TaskCrashedError, current_client
+from quiesce import (
+    BrokerUnavailableError,
+    Client,
+    QuiesceExecutor,
+    TaskCrashedError,
+    current_client,
+)
 from quiesce.client import private_broker
 from quiesce.testing import bodies, leaks, wait_until
 from quiesce.workers import processes
@@ -412,7 +418,12 @@ def test_a_private_pool_that_is_killed_breaks_its_executor() -> None:
             assert "ended with signal 9" in str(error)
         with pytest.raises(BrokenExecutor, match="Make a new executor"):
             executor.submit(pow, 2, 3)
-        assert theirs.exception(60) is not None
+        # Those who only share its client have not closed it: they are told the same.
+        for error in (theirs.exception(60), other.submit(pow, 2, 3).exception(60)):
+            assert type(error) is BrokerUnavailableError
+            assert "the private pool of this executor has ended" in str(error)
+        with pytest.raises(BrokerUnavailableError, match="ended with signal 9"):
+            client.broker_info()
         other.shutdown()
     assert not Path(client.address.removeprefix("ipc://")).parent.exists()
 

@@ -30,6 +30,7 @@ def test_one_stop_of_two_tasks_holds_whatever_happens() -> None:
     assert explored.transitions > 2 * explored.states
 
 
+@pytest.mark.timeout(600)
 def test_a_worker_that_runs_in_a_row_holds_whatever_happens() -> None:
     """Two tasks of the three of the scenario "in-a-row"."""
     few = Batch((Spawn("a"), Spawn("b")))

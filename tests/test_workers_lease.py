@@ -168,7 +168,8 @@ def test_callbacks_do_not_run_in_the_midst_of_a_task(
     key = pool.broker.run(bodies.callback_thread, str(tmp_path))
     pool.broker.await_file(tmp_path / "begun")
     await_half(pool)
-    assert value_of(pool.broker.await_end(key)) == "quiesce-callbacks-1"
+    # Of those that run callbacks; which one is nobody's promise: there are more where the first comes late.
+    assert value_of(pool.broker.await_end(key)).startswith("quiesce-callbacks-")
 
 
 def test_a_broker_that_comes_back_finds_all_alive(start: Start, tmp_path: Path) -> None:
@@ -331,7 +332,7 @@ def test_a_broker_that_restarts_grants_again(start: Start, tmp_path: Path) -> No
 def test_many_starts_do_not_starve_a_short_lease(start: Start) -> None:
     pool = start(lease=3.0, processes=10)
     broker = pool.broker
-    broker.await_peer(10)
+    broker.await_peer(10, patience=60.0)
     broker.wait(lambda: len(broker.renewals) > RENEWALS, "renewals for a lease")
     moments = [renewal.sent_at for renewal in broker.renewals]
     gaps = [after - before for before, after in pairwise(moments)]

@@ -99,7 +99,7 @@ def test_it_kills_a_process_that(child: Child, code: str) -> None:
 
 
 def test_it_kills_a_stopped_process(child: Child) -> None:
-    process = child("arm(0.6); wait()")
+    process = child("arm(2.5); wait()")
     until = float(line(process))
     process.send_signal(signal.SIGSTOP)
     assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
@@ -121,15 +121,15 @@ def test_armed_in_the_past_it_kills_at_once(child: Child, seconds: float) -> Non
 
 def test_armed_again_it_waits_longer(child: Child) -> None:
     process = child(
-        "timer = arm(0.5)\n"
+        "timer = arm(3)\n"
         "for _ in range(5):\n"
-        "    wait(0.2)\n"
-        "    timer.arm(boottime() + 0.5)\n"
+        "    wait(0.1)\n"
+        "    timer.arm(boottime() + 3)\n"
         "say(timer.until)\n"
         "wait()\n"
     )
     first, last = float(line(process)), float(line(process))
-    assert last >= first + 0.9
+    assert last >= first + 0.4
     assert_killed(process, last)
 
 
@@ -195,7 +195,7 @@ BIRTHS = {
 
 @pytest.mark.parametrize("code", BIRTHS.values(), ids=BIRTHS)
 def test_no_child_has_it(child: Child, code: str) -> None:
-    process = child(f"timer = arm(0.6)\n{code}\nsay(pid)\nwait()\n")
+    process = child(f"timer = arm(2.5)\n{code}\nsay(pid)\nwait()\n")
     until, pid = float(line(process)), int(line(process))
     try:
         assert processes.look(pid) is not None

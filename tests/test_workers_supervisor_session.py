@@ -401,9 +401,8 @@ def test_a_broker_that_is_back_answers_the_oldest_first(pool: Driver) -> None:
     pool.now = 115.0
     assert pool.do("tick") == [renew(115.0), AskForLease(OVER)]
     pool.now = 119.9
-    assert pool(grant(105.0)) == [
-        ArmLease(135.0, 30.0)
-    ]  # half of it is over in a tenth of a second
+    # Half of this one is over in a tenth of a second.
+    assert pool(grant(105.0)) == [ArmLease(135.0, 30.0)]
     assert pool(grant(110.0)) == [ArmLease(140.0, 30.0), LeaseIsBack()]
     pool.now = 124.9
     assert AskForLease(OVER) not in pool.do("tick")

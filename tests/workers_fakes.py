@@ -257,14 +257,14 @@ class FakeBroker:
 
         return self.wait(found, kind.__qualname__)
 
-    def await_peer(self, count: int = 1) -> Peer:
+    def await_peer(self, count: int = 1, patience: float = PATIENCE) -> Peer:
         """The newest worker that is attached, once there are so many of those that ever were."""
 
         def found() -> Any:
             ready = [peer for peer in self.peers.values() if peer.data]
             return ready[-1] if len(ready) >= count else None
 
-        peer: Peer = self.wait(found, f"{count} attached workers")
+        peer: Peer = self.wait(found, f"{count} attached workers", patience)
         return peer
 
     def await_end(self, key: Key) -> EndedRow:
