@@ -1,5 +1,6 @@
 """Client sessions: opened, heard of, closed, expired."""
 
+import math
 from typing import Final
 
 from quiesce.registry import effects, events, facts
@@ -11,6 +12,10 @@ from quiesce.registry.turn import Turn
 
 #: Seconds between two looks at whether a session has expired. Clients are heard of more often than that.
 LOOK: Final = 15.0
+#: Seconds until one that was found silent is looked at once more: whoever lives says so each five seconds.
+AGAIN: Final = 6.0
+#: When a session was heard last that was found silent for too long once.
+DOUBTED: Final = -math.inf
 #: Results that one slice sends again, so that nobody else waits long.
 SLICE: Final = 2000
 
@@ -129,13 +134,18 @@ def close_those_of(turn: Turn, worker: Incarnation) -> None:
 
 
 def on_session_due(turn: Turn, session_id: SessionId, timeout: float, when: float) -> None:
-    """Look whether the session has been silent for too long. Not if this look, due at `when`, is late itself: then
-    it is the broker that did not listen (or the whole machine slept), and the client has until the next.
+    """Look whether the session has been silent for too long: twice in a row, so that a client that slept as long as
+    the broker has until the next. And not if this look, due at `when`, is late itself: then it is the broker that
+    did not listen.
     """
     session = turn.state.sessions.get(session_id)
     if session is None:
         return
-    if turn.now.tick - session.last_heard > timeout and turn.now.tick - when <= HELD_UP:
+    look = LOOK
+    is_silent = turn.now.tick - session.last_heard > timeout and turn.now.tick - when <= HELD_UP
+    if is_silent and session.last_heard != DOUBTED:
+        session.last_heard, look = DOUBTED, AGAIN
+    elif is_silent:
         turn.log(
             "WARNING",
             f"the client session of pid {session.pid} on {session.host} has been silent for over "
@@ -143,4 +153,4 @@ def on_session_due(turn: Turn, session_id: SessionId, timeout: float, when: floa
         )
         close(turn, session)
         return
-    turn.timers.set(("session", session_id), turn.now.tick + LOOK)
+    turn.timers.set(("session", session_id), turn.now.tick + look)

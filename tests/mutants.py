@@ -182,6 +182,18 @@ MUTANTS: Final = (
         "now <= self._half() - self.ask_every",
         "now < self._half()",
     ),
+    Mutant(
+        "a session that was found silent once is forgotten",
+        "registry/sessions.py",
+        "    if is_silent and session.last_heard != DOUBTED:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "a supervisor that was away for half a lease asks nobody",
+        "workers/lease.py",
+        "now > due + patience or now < asked + patience",
+        "now > due + patience",
+    ),
     # --- deaths, retries, force
     Mutant(
         "what may have begun is queued again",

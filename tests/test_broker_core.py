@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quiesce.broker import queries
-from quiesce.broker.core import PATIENCE, RECESS, Core
+from quiesce.broker.core import A_MOMENT, PATIENCE, RECESS, Core
 from quiesce.broker.journal import MemoryJournal, Recovered
 from quiesce.broker.outgoing import LATER, MANY, PIECE, Outgoing
 from quiesce.broker.peers import Channel, Peer, Peers
@@ -404,6 +404,30 @@ def test_a_broker_that_was_held_up_hears_its_inbox_before_it_judges() -> None:
     broker.tick += 30.0
     broker.turn(commit=True)
     assert broker.core.due() == broker.tick + HELD_UP
+    broker.core.hear("data", b"2", from_client.Spawn(0, [spawn_row(1, tenant_id="x")]))
+    broker.core.pass_time()
+    broker.journal.commit()
+    broker.core.leave()
+    (report,) = (said for _, _, said in broker.peers.sent if type(said) is to_client.StopReport)
+    assert not report.timed_out
+
+
+def test_a_broker_that_is_late_by_a_moment_listens_for_one() -> None:
+    """After it was stopped its thread may be there before that of ZeroMQ which reads its inbox."""
+    broker = Broker()
+    broker.hello("control", b"1")
+    broker.hello("data", b"2")
+    stop = from_client.Stop(1, (None, "x", None, None), None, None, 5.0, False, False, "", 1, None)
+    broker.core.hear("control", b"1", stop)
+    ends = broker.tick + 5.0
+    broker.turn(commit=True)
+    while (due := broker.core.due()) is not None and due < ends:
+        broker.tick = due
+        broker.turn(commit=True)
+    broker.tick = ends + 2 * A_MOMENT
+    broker.turn(commit=True)
+    assert broker.core.due() == broker.tick + A_MOMENT
+    broker.tick += A_MOMENT / 2
     broker.core.hear("data", b"2", from_client.Spawn(0, [spawn_row(1, tenant_id="x")]))
     broker.core.pass_time()
     broker.journal.commit()

@@ -397,7 +397,7 @@ def test_the_block_of_a_silent_client_stays_closed_until_its_session_is_over(des
     desk.say(events.SessionHeard(session_id("A"), 0))
     desk.reopen()
     assert desk.closed() == [("tenant_id=x", "block")]
-    desk.wait(70.0)
+    desk.wait(85.0)
     assert desk.closed() == [("tenant_id=x", "kept")]
     desk.reopen()
     assert desk.closed() == []

@@ -23,6 +23,7 @@ from quiesce.registry.limits import KindLimits, RuntimeLimits
 from quiesce.registry.machine import Registry
 from quiesce.registry.moving import RegistryFault
 from quiesce.registry.scheduling import LEAST
+from quiesce.registry.sessions import DOUBTED
 from quiesce.registry.timers import Due
 from quiesce.testing.explorer.rules import BrokenRule, Judgement, Quiet, judge
 from quiesce.testing.explorer.scenario import FUNCTION, PATIENT, RUNTIME, STRICT, Scenario
@@ -278,7 +279,7 @@ class BrokerMachine:
             shell = self._load(core, clock)
             if due[0] == "session":
                 session: Any = due[1]
-                shell.registry.state.sessions[session].last_heard = -FAR
+                shell.registry.state.sessions[session].last_heard = DOUBTED
             shell.registry.timers.set(due, float(clock))
             shell.handle(events.Tick())
             return self._save(shell)
