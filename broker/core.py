@@ -26,8 +26,11 @@ from quiesce.registry import effects, events
 from quiesce.registry.events import Instant
 from quiesce.registry.facts import SessionClosed
 from quiesce.registry.machine import Registry
-from quiesce.registry.timers import HELD_UP
+from quiesce.registry.records import Supervisor
+from quiesce.registry.timers import HELD_UP, Due
 
+#: Seconds between two looks at whether nothing is left of a supervisor whose lease is over.
+FENCE_LOOK: Final = 0.02
 #: Who comes by so many seconds late to what is due listens as long before it judges.
 A_MOMENT: Final = 0.05
 #: Seconds for which a dead worker's route is kept, so that its last words are heard.
@@ -86,6 +89,7 @@ class Core:
         now: Callable[[], Instant] = boottime_and_wall,
         complain: Callable[[str], None] = lambda text: None,
         patient: bool = False,
+        is_clear: Callable[[Supervisor], bool] = lambda supervisor: True,
     ) -> None:
         """Begin an epoch.
 
@@ -98,11 +102,14 @@ class Core:
             boot_id: names this boot of the machine.
             now: its clock.
             complain: told of each malformed message.
+            is_clear: whether nothing that can be seen is left of a supervisor whose lease is over; asked again and
+                again until it is so.
             patient: let what nobody waits for leave a little later, with something else; and what takes long wait
                 a little for whoever talks to the broker.
         """
         self.peers = peers
         self._journal = journal
+        self._is_clear = is_clear
         self._now = now
         #: The last look at that clock.
         self._tick = now().tick
@@ -223,12 +230,23 @@ class Core:
                     self.outgoing.carry_out(effects.Log("WARNING", text))
             if self._listens_until is None or self._listens_until <= tick:
                 self._listens_until = None
+                self._hold_leases(tick)
                 self.handle(events.Tick())
         self.queries.stacks.expire()
         if tick >= self.admission.sweep_at:
             self.admission.sweep()
         while self._graves and self._graves[0][0] <= tick:
             self.peers.forget(self._graves.popleft()[1])
+
+    def _hold_leases(self, tick: float) -> None:
+        """One that is over proves nothing as long as something is left of what it stood for."""
+        timers = self.registry.timers
+        for supervisor in self.registry.state.supervisors.values():
+            due: Due = ("lease", supervisor.id)
+            when = timers.when(due)
+            over = when is not None and when <= tick and supervisor.armed
+            if over and not self._is_clear(supervisor):
+                timers.set(due, tick + FENCE_LOOK)
 
     def leave(self, *, heard: bool = False) -> None:
         """What is safe by now leaves. Then comes a piece of what takes long: nobody waits for this turn any more.

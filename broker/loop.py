@@ -16,6 +16,7 @@ import zmq
 
 from quiesce.broker.connections import Connections
 from quiesce.broker.core import Core
+from quiesce.broker.fence import Fence
 from quiesce.broker.journal import Journal, Recovered
 from quiesce.broker.journal_thread import DiskJournal
 from quiesce.broker.peers import Channel, Peers
@@ -93,6 +94,7 @@ class Broker:
             boot_id,
             complain=self._complain,
             patient=True,
+            is_clear=Fence().is_clear,
         )
         self._stand_in: StandIn | None = None
         if isinstance(journal, DiskJournal):

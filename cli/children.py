@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from quiesce.workers import kernel, processes
-from quiesce.workers.markers import ATTEMPT_MARKER, KEEP_ENVIRONMENT, RUN_MARKER, WORKER_MARKER
-from quiesce.workers.processes import Process
+from quiesce import processes
+from quiesce.markers import ATTEMPT_MARKER, KEEP_ENVIRONMENT, RUN_MARKER, WORKER_MARKER
+from quiesce.processes import Process
+from quiesce.workers import kernel
 
 #: -P: the current folder is for the tasks' code, and must not shadow what a broker or supervisor imports.
 #: -u: a line for a standard error that nobody can read any more is lost at once. Kept for later, it would fail

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from quiesce.cli import leftovers
+from quiesce import leftovers, processes
 from quiesce.errors import ConfigurationError, QuiesceError
-from quiesce.workers import kernel, processes
+from quiesce.workers import kernel
 
 #: Runs that can't be proven over are kept, for an `up` that can; but no more than so many, the oldest go first.
 MOST_KEPT: Final = 64
@@ -122,7 +122,7 @@ class Ledger:
                     f"{path} names the `quiesce up` with pid {each.pid}, which runs: either the state folder is "
                     "a copy of that one's, or its file system has no locks. Choose another state folder"
                 )
-        killed, ours = leftovers.end({each.run for each in reached}, patience)
+        killed, ours, _ = leftovers.end({each.run for each in reached}, patience)
         swept = [
             each
             for each in listed

@@ -183,6 +183,12 @@ MUTANTS: Final = (
         "now < self._half()",
     ),
     Mutant(
+        "a lease that is over proves the end of what is left",
+        "broker/core.py",
+        "            if over and not self._is_clear(supervisor):\n",
+        "            if False:\n",
+    ),
+    Mutant(
         "a session that was found silent once is forgotten",
         "registry/sessions.py",
         "    if is_silent and session.last_heard != DOUBTED:\n",

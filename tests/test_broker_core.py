@@ -3,17 +3,18 @@
 import gc
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from quiesce.broker import queries
-from quiesce.broker.core import A_MOMENT, PATIENCE, RECESS, Core
+from quiesce.broker.core import A_MOMENT, FENCE_LOOK, PATIENCE, RECESS, Core
 from quiesce.broker.journal import MemoryJournal, Recovered
 from quiesce.broker.outgoing import LATER, MANY, PIECE, Outgoing
 from quiesce.broker.peers import Channel, Peer, Peers
 from quiesce.broker.settings import BrokerSettings
-from quiesce.protocol import PROTOCOL_VERSION, from_client, to_client, to_worker
+from quiesce.protocol import PROTOCOL_VERSION, from_client, from_supervisor, to_client, to_worker
 from quiesce.protocol.codec import Decoder, encode
 from quiesce.protocol.runs import as_received
 from quiesce.registry.effects import AssignTasks, Effect, TakeEnds
@@ -21,6 +22,7 @@ from quiesce.registry.events import Instant
 from quiesce.registry.facts import Fact
 from quiesce.registry.ids import Attempt, Incarnation, StopId, TaskId
 from quiesce.registry.limits import KindLimits, RuntimeLimits
+from quiesce.registry.records import Supervisor
 from quiesce.registry.rows import AssignRow
 from quiesce.registry.timers import HELD_UP
 from registry_helpers import session_id, spawn_row
@@ -74,7 +76,12 @@ class RecordingPeers(Peers):
 class Broker:
     """A core, and a client that speaks to it."""
 
-    def __init__(self, *, patient: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        patient: bool = False,
+        is_clear: Callable[[Supervisor], bool] = lambda supervisor: True,
+    ) -> None:
         self.tick = 1.0
         self.peers = RecordingPeers()
         self.journal = StalledJournal()
@@ -97,6 +104,7 @@ class Broker:
             "boot",
             now=lambda: Instant(self.tick, 1000.0),
             patient=patient,
+            is_clear=is_clear,
         )
         self.turn(commit=True)
 
@@ -410,6 +418,30 @@ def test_a_broker_that_was_held_up_hears_its_inbox_before_it_judges() -> None:
     broker.core.leave()
     (report,) = (said for _, _, said in broker.peers.sent if type(said) is to_client.StopReport)
     assert not report.timed_out
+
+
+def test_a_lease_that_is_over_waits_until_nothing_is_left() -> None:
+    left = ["a child of a task"]
+    broker = Broker(is_clear=lambda supervisor: not left)
+    hello = from_supervisor.Hello(
+        *(PROTOCOL_VERSION, b"12345678", "pool", 41, "here", "boot", 1, 1, 0, 0, "", 1.0, True),
+        None,
+    )
+    broker.core.hear("control", b"s", hello)
+    broker.turn(commit=True)
+    due = broker.core.registry.timers.when(("lease", b"12345678"))
+    assert due is not None
+    broker.tick = due
+    for _ in range(3):
+        broker.turn(commit=True)
+        assert broker.core.registry.state.supervisors
+        again = broker.core.due()
+        assert again is not None
+        assert broker.tick < again <= broker.tick + FENCE_LOOK
+        broker.tick = again
+    left.clear()
+    broker.turn(commit=True)
+    assert not broker.core.registry.state.supervisors
 
 
 def test_a_broker_that_is_late_by_a_moment_listens_for_one() -> None:

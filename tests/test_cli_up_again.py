@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quiesce.processes import environment
 from quiesce.testing.leaks import is_running
-from quiesce.workers.processes import environment
 from up_house import House, open_house
 
 

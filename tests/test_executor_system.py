@@ -22,10 +22,10 @@ from quiesce import (
     QuiesceExecutor,
     TaskCrashedError,
     current_client,
+    processes,
 )
 from quiesce.client import private_broker
 from quiesce.testing import bodies, leaks, wait_until
-from quiesce.workers import processes
 from system import System, until
 
 pytestmark = pytest.mark.slow

@@ -262,6 +262,27 @@ def test_what_is_stopped_in_order_is_open_again_afterwards(run_folder: Path) -> 
             assert system.stop() == 0
 
 
+def test_a_lease_that_is_over_proves_the_end_of_what_tasks_had_started_too(
+    system: System, witness: Witness
+) -> None:
+    """With `up` frozen nobody reaps that: the broker ends it before it says FENCED."""
+    with system.client() as client:
+        supervisors(client)
+        handle = client.spawn(
+            "background", "attach", bodies.with_process, witness.path, 0, tenant_id="acme"
+        )
+        ticking(witness, 0)
+        (worker,) = [each for each in client.workers() if each.pid == handle.status().worker_pid]
+        below = descendants(worker.pid)
+        assert below
+        freeze(system.process.pid)
+        os.kill(worker.supervisor_pid, signal.SIGKILL)
+        report = client.shutdown_tasks(tenant_id="acme", grace=0.1)
+        assert [task.evidence for task in report.tasks] == ["FENCED"]
+        assert not [each.pid for each in below if is_running(each.pid)]
+        os.kill(system.process.pid, signal.SIGCONT)
+
+
 def test_tasks_are_asked_to_stop_when_no_broker_has_been_there_for_half_a_lease(
     system: System, witness: Witness
 ) -> None:

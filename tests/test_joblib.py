@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from quiesce import Client, QuiesceError
+from quiesce import Client, QuiesceError, processes
 from quiesce.testing import leaks
-from quiesce.workers import processes
 from system import System, until, workers_of
 
 joblib: Any = pytest.importorskip("joblib", reason="joblib is not installed (extra: joblib)")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.cli import leftovers
+from quiesce import leftovers
 from quiesce.cli.runs import (
     MOST_KEPT,
     Ledger,
@@ -241,7 +241,7 @@ def test_what_is_born_meanwhile_is_ended_too(start: Start) -> None:
     first = start("one", sys.executable, "-c", program)
     first_number(first)
     assert leftovers.end({"one"}).killed
-    assert leftovers.end({"one"}) == ([], {})
+    assert leftovers.end({"one"}) == ([], {}, [])
 
 
 def test_a_process_without_its_first_thread_is_ended_too(start: Start) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from quiesce import processes
 from quiesce.protocol import from_supervisor, from_worker
 from quiesce.registry.leases import KILL_DELAY, RENEWALS
 from quiesce.registry.rows import LEASE_OVER
 from quiesce.testing import worker_bodies as bodies
-from quiesce.workers import processes
 from quiesce.workers.lease_timer import boottime
 from quiesce.workers.table import PoolTable
 from system import until

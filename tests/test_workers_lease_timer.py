@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.workers import processes
+from quiesce import processes
 from quiesce.workers.lease_timer import LeaseTimer, boottime
 from system import until as wait_until
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from quiesce import processes
 from quiesce.protocol import from_supervisor, from_worker, to_supervisor, to_worker
 from quiesce.testing import leftover_bodies, leftover_processes, worker_bodies as bodies
-from quiesce.workers import predecessor, processes
+from quiesce.workers import predecessor
 from quiesce.workers.table import PoolTable
 from workers_fakes import FakeBroker, Key, Pool, value_of
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import multiprocess.process
 
 from quiesce.context import TaskContext, current_context
+from quiesce.markers import ATTEMPT_MARKER, RUN_MARKER
 from quiesce.registry.ids import Attempt, AttemptKey
-from quiesce.workers.markers import ATTEMPT_MARKER, RUN_MARKER
 from quiesce.workers.nursery import Nursery
 
 #: Helpers that multiprocessing keeps for the whole life of a process: no attempt waits for them.

@@ -3,11 +3,11 @@
 import os
 import signal
 
+from quiesce import processes
 from quiesce.locks import Lock
+from quiesce.markers import ATTEMPT_MARKER
+from quiesce.processes import Process
 from quiesce.registry.ids import Attempt, AttemptKey, TaskId
-from quiesce.workers import processes
-from quiesce.workers.markers import ATTEMPT_MARKER
-from quiesce.workers.processes import Process
 
 #: Names a process for ever.
 _Who = tuple[int, int]

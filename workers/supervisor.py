@@ -20,15 +20,16 @@ import multiprocess
 import setproctitle
 import zmq
 
+from quiesce import processes
 from quiesce.logs import FIELDS
+from quiesce.markers import ATTEMPT_MARKER, WORKER_MARKER
 from quiesce.protocol import from_supervisor, to_supervisor
 from quiesce.protocol.codec import Decoder
-from quiesce.workers import kernel, logs, predecessor, processes
+from quiesce.workers import kernel, logs, predecessor
 from quiesce.workers.dumps import Dumps
 from quiesce.workers.lease import ArmLease, AskForLease, LeaseIsBack
 from quiesce.workers.lease_timer import LeaseTimer, boottime
 from quiesce.workers.link import Link
-from quiesce.workers.markers import ATTEMPT_MARKER, WORKER_MARKER
 from quiesce.workers.settings import PoolSettings
 from quiesce.workers.supervisor_effects import (
     AskToEnd,

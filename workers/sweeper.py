@@ -5,11 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from quiesce.registry.ids import AttemptKey
-from quiesce.workers import logs
-from quiesce.workers.attempt import Attempt
-from quiesce.workers.nursery import Nursery
-from quiesce.workers.processes import (
+from quiesce.processes import (
     ENOUGH,
     NOT_OURS,
     Process,
@@ -18,6 +14,10 @@ from quiesce.workers.processes import (
     kill,
     open_pidfd,
 )
+from quiesce.registry.ids import AttemptKey
+from quiesce.workers import logs
+from quiesce.workers.attempt import Attempt
+from quiesce.workers.nursery import Nursery
 
 _log: Final = logging.getLogger("quiesce.worker")
 

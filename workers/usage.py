@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from quiesce import processes
 from quiesce.protocol import from_supervisor
 from quiesce.registry.ids import AttemptKey
-from quiesce.workers import processes
 from quiesce.workers.table import Place
 
 #: Seconds between two samples, and between two messages.

@@ -11,6 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from quiesce import processes
 from quiesce.cli.config import Config, load_config
 from quiesce.client import Client
 from quiesce.errors import QuiesceError
@@ -21,7 +22,6 @@ from quiesce.testing.launch import Launch
 from quiesce.testing.members import ClusterProcess
 from quiesce.testing.network import CLIENTS, Network, free_tcp_address
 from quiesce.values import WorkerInfo
-from quiesce.workers import processes
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
+from quiesce import processes
 from quiesce.testing import launch
 from quiesce.testing.cluster_files import unmount
-from quiesce.workers import processes
 
 
 def main() -> None:

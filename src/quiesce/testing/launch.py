@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from quiesce.cli import leftovers, runs
+from quiesce import leftovers, processes
+from quiesce.cli import runs
 from quiesce.errors import QuiesceError
-from quiesce.workers import processes
-from quiesce.workers.markers import RUN_MARKER
+from quiesce.markers import RUN_MARKER
 
 #: Seconds for what is about to end to do so by itself, and for what was killed to be gone.
 _DYING: Final = 1.0

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from quiesce.workers import processes
-from quiesce.workers.processes import Process
+from quiesce import processes
+from quiesce.processes import Process
 
 UP: Final = "up"
 BROKER: Final = "broker"

@@ -1,8 +1,9 @@
-"""What earlier runs of `quiesce up` left alive: found by the mark in its environment, killed, waited for.
+"""What the dead left alive: found by a mark in its environment, killed, waited for.
 
-Everything that an `up` starts carries its run in the environment, and so does all that descends from it. When
-`up` itself is killed, the kernel kills the broker, the supervisors and the workers with it, but what the tasks
-had started lives on, with any parent. These are no children of ours: their ends are seen through pidfds.
+Everything that a `quiesce up` starts carries its run in the environment, every worker its supervisor, and so does
+all that descends from them. When `up` is killed, the kernel kills the broker, the supervisors and the workers with
+it, and the workers with their supervisor, but what the tasks had started lives on, with any parent. These are no
+children of ours: their ends are seen through pidfds.
 
 Why an empty scan is a proof: whoever is alive at its end, and was not seen, was born after the pids were listed,
 of a line of parents one of which was listed. That one was read alive, and did not carry the mark; or it had
@@ -16,13 +17,13 @@ import os
 import select
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
+from quiesce import processes
 from quiesce.errors import QuiesceError
-from quiesce.workers import processes
-from quiesce.workers.markers import RUN_MARKER
-from quiesce.workers.processes import Process
+from quiesce.markers import RUN_MARKER, WORKER_MARKER
+from quiesce.processes import Process
 
 #: Seconds for what was killed to be gone. Only a process that hangs in the kernel takes longer.
 PATIENCE: Final = 30.0
@@ -32,13 +33,39 @@ _PROOFS: Final = 2
 _EMPTY_SCANS: Final = 100
 
 
+#: By its environment: whose a process is, of those that are looked for; "" if it is none of theirs.
+Whose = Callable[[dict[str, str]], str]
+
+
 class Swept(NamedTuple):
-    """What became of the runs."""
+    """What became of it."""
 
     #: What was killed, for people.
     killed: list[str]
-    #: By run: an ancestor of ours that belongs to it. We can't kill it, so that run is not over.
+    #: By whose it is: an ancestor of ours. We can't kill it, so that is not over.
     ours: dict[str, int]
+    #: What does not end, for people; then there may be more.
+    alive: list[str]
+
+
+def of_runs(runs: Collection[str]) -> Whose:
+    """Of these runs of `quiesce up`."""
+
+    def whose(environment: dict[str, str]) -> str:
+        run = environment.get(RUN_MARKER, "")
+        return run if run in runs else ""
+
+    return whose
+
+
+def of_supervisor(supervisor: str) -> Whose:
+    """Of the workers of this one, named in hex."""
+
+    def whose(environment: dict[str, str]) -> str:
+        named = environment.get(WORKER_MARKER, "").partition(":")[0]
+        return named if named == supervisor else ""
+
+    return whose
 
 
 def end(runs: Collection[str], patience: float = PATIENCE) -> Swept:
@@ -50,22 +77,31 @@ def end(runs: Collection[str], patience: float = PATIENCE) -> Swept:
     Raises:
         QuiesceError: some do not end within `patience` seconds; the text names them.
     """
+    swept = sweep(of_runs(runs), patience) if runs else Swept([], {}, [])
+    if swept.alive:
+        raise QuiesceError(
+            "these processes, left by an earlier `quiesce up` that was killed, were killed too but do "
+            f"not end: {', '.join(swept.alive)}; nothing is started before they have ended, because tasks of then "
+            "may still run in them"
+        )
+    return swept
+
+
+def sweep(whose: Whose, patience: float = PATIENCE) -> Swept:
+    """Kill everything that is theirs, and wait until it has ended, at most `patience` seconds."""
     deadline = time.monotonic() + patience
-    sweep = _Sweep(runs)
+    scans = _Sweep(whose)
     proofs = empty = 0
-    while runs and proofs < _PROOFS and empty < _EMPTY_SCANS:
-        found, proves = sweep.scan()
-        alive = sweep.wait(deadline)
+    alive: list[str] = []
+    while proofs < _PROOFS and empty < _EMPTY_SCANS:
+        found, proves = scans.scan()
+        alive = scans.wait(deadline)
         if alive or time.monotonic() > deadline:
-            names = ", ".join(alive) or "ever new ones"
-            raise QuiesceError(
-                "these processes, left by an earlier `quiesce up` that was killed, were killed too but do "
-                f"not end: {names}; nothing is started before they have ended, because tasks of then may "
-                "still run in them"
-            )
+            alive = alive or ["ever new ones"]
+            break
         proofs = proofs + 1 if proves else 0
         empty = 0 if found else empty + 1
-    return Swept(list(sweep.killed.values()), sweep.ours)
+    return Swept(list(scans.killed.values()), scans.ours, alive)
 
 
 def remain(runs: Collection[str]) -> bool:
@@ -74,8 +110,8 @@ def remain(runs: Collection[str]) -> bool:
 
 
 class _Sweep:
-    def __init__(self, runs: Collection[str]) -> None:
-        self._runs = runs
+    def __init__(self, whose: Whose) -> None:
+        self._whose = whose
         self.ours: dict[str, int] = {}
         #: By (pid, start): all that was found, in words.
         self.killed: dict[tuple[int, int], str] = {}
@@ -85,7 +121,7 @@ class _Sweep:
         self._dead: set[tuple[int, int]] = set()
 
     def scan(self) -> tuple[bool, bool]:
-        """Look at all processes, and kill those of the runs: whether there were any, and whether it is proven
+        """Look at all processes, and kill those that are theirs: whether there were any, and whether it is proven
         that there are no more."""
         by_pid = {each.pid: each for each in processes.everything()}
         above = _line(os.getpid(), by_pid)
@@ -96,15 +132,15 @@ class _Sweep:
         for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=True):
             process = processes.look(pid)
             environment = _environment(pid)
-            mark = environment.get(RUN_MARKER, "")
+            mark = self._whose(environment)
             if process is None:
                 missed = True
             elif not environment and _has_ended(process):
                 dead.add((pid, process.start))
-            elif mark in self._runs and pid in above:
+            elif mark and pid in above:
                 if pid != os.getpid():
                     self.ours[mark] = pid
-            elif mark in self._runs:
+            elif mark:
                 by_pid[pid] = process
                 marked.add(pid)
                 self._kill(process)
