@@ -412,7 +412,8 @@ def associate_with(tenant_id: str | None, timeline_id: str | None) -> None:
     """Set the current task's tenant and timeline, overwriting both; None clears.
 
     Returns once the registry has it: from then on a stop by the new tenant finds this task. If the new
-    scope is closed, the task is asked to stop, and every open stop of that scope waits for it too.
+    scope is closed, the task is asked to stop, and every open stop of that scope waits for it too; but a
+    `stopped()` block whose stop has returned does not: call `checkpoint()` before you touch what is the tenant's.
     From a coroutine, call it through `asyncio.to_thread` if the loop must not wait the round trip.
 
     Raises:
