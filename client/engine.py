@@ -371,6 +371,9 @@ class Engine:
                 None,  # unique_key
             )
             record = client._prepared(args, kwargs, asked, call.parent)
+            for future in futures if call.parent else ():
+                assert isinstance(future, TaskFuture), "see `submit`"
+                future.spawned = (client, record)
             with self.lock:
                 overtaken = call.number <= self._stopped_through
                 if not overtaken:

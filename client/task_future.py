@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from quiesce.client import own_stop
+from quiesce.client.records import SpawnRecord
 from quiesce.client.waiting import Waitable, Waker, wait_for
 from quiesce.context import current_context
 from quiesce.errors import QuiesceError, TaskCrashedError, TaskFailedError, TaskTimeoutError
 from quiesce.locks import Lock
+
+if TYPE_CHECKING:
+    from quiesce.client.client import Client
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -18,6 +23,8 @@ class TaskFuture(Future[Any]):
 
     #: What such calls wait for, once there was one, and its lock.
     _ended: "tuple[Waitable, Lock] | None" = None
+    #: The task that runs it, with the client that has spawned it: of a call that was made in a task.
+    spawned: "tuple[Client, SpawnRecord] | None" = None
 
     def result(self, timeout: float | None = None) -> Any:
         """As concurrent.futures has it."""
@@ -32,8 +39,16 @@ class TaskFuture(Future[Any]):
 
     def _wait_in_task(self, timeout: float | None) -> float | None:
         """What is left to be waited for: nothing, if this has waited already."""
-        if current_context() is None or self.done():
+        if current_context() is None:
             return timeout
+        if not self.done():
+            self._wait(timeout)
+            timeout = 0.0
+        if self.spawned is not None and self.done():
+            own_stop.comes_first(*self.spawned)
+        return timeout
+
+    def _wait(self, timeout: float | None) -> None:
         with self._condition:
             known = self._ended
             if known is None:
@@ -42,7 +57,6 @@ class TaskFuture(Future[Any]):
         if known is None:
             self.add_done_callback(self._on_done)
         wait_for(*self._ended, timeout)
-        return 0.0
 
     def _on_done(self, _: Future[Any]) -> None:
         assert self._ended is not None, "it was called for that"

@@ -29,6 +29,7 @@ from quiesce.client.client import Client
 from quiesce.client.nested import NestedClient, open_client
 from quiesce.client.outcomes import missed
 from quiesce.client.steps import CONTROL, DATA
+from quiesce.client.task_future import TaskFuture
 from quiesce.client.waiting import LONG
 from quiesce.errors import (
     BrokerUnavailableError,
@@ -1401,12 +1402,22 @@ async def _awaited(handle: Any) -> object:
     return await handle
 
 
+def _future_of(handle: Any) -> TaskFuture:
+    """As an executor would have it for this task."""
+    future = TaskFuture()
+    future.spawned = (handle._client, handle._record)
+    future.set_exception(TaskCancelledError("stopped"))
+    return future
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda handle: handle.result(),
         lambda handle: handle.exception(),
         lambda handle: asyncio.run(_awaited(handle)),
+        lambda handle: _future_of(handle).result(),
+        lambda handle: _future_of(handle).exception(),
     ],
 )
 def test_a_parent_learns_of_its_own_stop_before_that_of_its_child(
