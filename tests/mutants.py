@@ -263,6 +263,18 @@ MUTANTS: Final = (
         "        worker.attached = True\n",
     ),
     Mutant(
+        "a task that ended in time has timed out",
+        "registry/attempts.py",
+        "            in_time=_in_time(task, row),\n",
+        "",
+    ),
+    Mutant(
+        "a recovered task has timed out before its worker has said that it still runs",
+        "registry/recovery.py",
+        "age, at_least=turn.state.lease)",
+        "age)",
+    ),
+    Mutant(
         "a recovered stop has no time limit",
         "registry/recovery.py",
         '        turn.timers.set(("stop", stop.id), turn.now.tick + left)\n',

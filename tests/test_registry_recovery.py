@@ -274,8 +274,63 @@ def test_a_tasks_own_timeout_counts_on(desk: Desk) -> None:
     desk.running(worker, {"timeout": 5.0})
     desk.tick += 3.0
     desk.restart()
+    back(desk, worker, last_assign=1, begun=[(1, 1)])
+    begun(desk, worker, 3.0)
     desk.wait(1.9)
     assert fact_types(desk) == []
+    desk.wait(0.2)
+    assert desk.one(facts.TaskAsked).timed_out
+
+
+def begun(desk: Desk, worker: Incarnation, age: float) -> None:
+    """Said again to the new broker: the task has run for so long."""
+    desk.say(events.TasksBegun(worker, [(1, 1, age)]))
+
+
+def test_a_limit_is_not_called_over_before_the_worker_has_said_that_the_task_still_runs() -> None:
+    """It may have ended in time, while there was no broker."""
+    desk = Desk(lease=10.0)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 5.0, "retries": 1})
+    desk.tick += 7.0
+    desk.restart()
+    desk.supervisor(incarnation=1)
+    desk.wait(1.0)
+    desk.expect_nothing()
+    desk.exit(worker, phases={1: "completed"})  # its process has ended, too
+    desk.wait(1.0)
+    assert desk.life(1) == "completed RETURNED"
+
+
+def test_how_long_it_has_run_its_worker_knows_best() -> None:
+    """The wall clock was set forward while there was no broker, or back."""
+    for step in (100.0, -100.0):
+        desk = Desk(lease=10.0)
+        desk.session()
+        worker = desk.worker()
+        desk.running(worker, {"timeout": 5.0})
+        desk.tick += 1.0
+        desk.step += step
+        desk.restart()
+        back(desk, worker, last_assign=1, begun=[(1, 1)])
+        begun(desk, worker, 1.5)
+        desk.wait(3.4)
+        desk.expect_nothing()
+        desk.wait(0.2)
+        assert desk.one(facts.TaskAsked).timed_out
+
+
+def test_a_limit_of_a_task_whose_worker_answers_nothing_is_over_after_a_lease() -> None:
+    desk = Desk(lease=10.0)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 5.0})
+    desk.tick += 7.0
+    desk.restart()
+    desk.supervisor(incarnation=1)
+    desk.wait(9.9)
+    desk.expect_nothing()
     desk.wait(0.2)
     assert desk.one(facts.TaskAsked).timed_out
 
