@@ -24,6 +24,8 @@ def on_force_due(turn: Turn, task_id: TaskId) -> None:
     turn.timers.set(("force", task_id), turn.now.tick + STEP)
     if worker.status is not None:
         return
+    if not worker.attached and turn.now.tick - task.ask.heard <= turn.state.lease:
+        return  # what can't reach it, or may get lost, is no step; after a restart it is on its way back
     step = task.ask.forced
     if step and not task.ask.answered:
         step = KILL_STEP  # the last one was not even acknowledged

@@ -57,7 +57,7 @@ class Ask:
         self.forced = 0
         #: Its worker has answered since it was last forced.
         self.answered = True
-        #: The tick at which its worker last answered to it; at first, when it was asked.
+        #: The tick at which its worker last answered to it, or was reached anew; at first, when it was asked.
         self.heard = 0.0
         #: Its process has been sent a kill because of it.
         self.killed = False

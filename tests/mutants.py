@@ -275,6 +275,18 @@ MUTANTS: Final = (
         "age)",
     ),
     Mutant(
+        "a step of force that can't reach the worker counts",
+        "registry/forcing.py",
+        "    if not worker.attached and turn.now.tick",
+        "    if False and turn.now.tick",
+    ),
+    Mutant(
+        "force waits for ever for a worker that does not come back",
+        "registry/forcing.py",
+        "    if not worker.attached and turn.now.tick - task.ask.heard <= turn.state.lease:\n",
+        "    if not worker.attached:\n",
+    ),
+    Mutant(
         "a recovered stop has no time limit",
         "registry/recovery.py",
         '        turn.timers.set(("stop", stop.id), turn.now.tick + left)\n',
