@@ -108,6 +108,18 @@ MUTANTS: Final = (
         '    turn.timers.set(("resend", task.id), turn.now.tick + RESEND)\n',
         '    turn.timers.set(("resend", task.id), turn.now.tick + 1e9)\n',
     ),
+    Mutant(
+        "whoever is spoken to more seldom than its lease lasts is frozen",
+        "registry/forcing.py",
+        "        frozen = not task.ask.answered and when - task.ask.heard > max(turn.state.lease, PATIENCE)\n",
+        "        frozen = when - task.ask.heard > turn.state.lease\n",
+    ),
+    Mutant(
+        "who had nothing to answer was silent",
+        "registry/forcing.py",
+        "        task.ask.heard = turn.now.tick  # it",
+        "        pass  # it",
+    ),
     # --- stale words
     Mutant(
         "a stale incarnation is accepted",
