@@ -1,5 +1,6 @@
 """What workers say of attempts: begun, lingering, associated, given back, ended."""
 
+import math
 from collections.abc import Sized
 from itertools import repeat
 from operator import sub
@@ -9,7 +10,7 @@ from quiesce.registry import effects, events, facts, stopping
 from quiesce.registry.ending import all_plain, complete, end, is_plain, may_be_plain, never_ran
 from quiesce.registry.ids import Incarnation, TaskId
 from quiesce.registry.records import Ask, Task, Worker
-from quiesce.registry.rows import AlikeEnds, EndedRow, alike_ends
+from quiesce.registry.rows import LEASE_OVER, AlikeEnds, EndedRow, alike_ends
 from quiesce.registry.scheduling import paced, stuck
 from quiesce.registry.states import Evidence, Outcome, State as TaskState
 from quiesce.registry.turn import Turn
@@ -34,16 +35,22 @@ def held(turn: Turn, worker: Incarnation, task_id: int, attempt: int) -> Task | 
 def on_tasks_begun(turn: Turn, event: events.TasksBegun) -> None:
     for task_id, attempt, age in event.rows:
         task = held(turn, event.worker, task_id, attempt)
-        if task is not None and task.state is TaskState.ASSIGNED:
+        if task is None:
+            continue
+        if task.state is TaskState.ASSIGNED:
             turn.emit(facts.TaskBegan(task.id, max(task.created_at, turn.now.wall - age)))
-            set_limit(turn, task, age)
+        set_limit(turn, task, age)  # also of one that is said again, to a new broker, for one
 
 
-def set_limit(turn: Turn, task: Task, age: float) -> None:
-    """A task that began so many seconds ago has its own timeout, unless its worker is dead: then it has ended."""
+def set_limit(turn: Turn, task: Task, age: float, *, at_least: float = -math.inf) -> None:
+    """A task that began so many seconds ago has its own timeout, unless its worker is dead: then it has ended.
+
+    `at_least`: seconds from now before which it is not called over.
+    """
     alive = turn.state.workers[task.worker].status is None
     if task.spawn.timeout is not None and task.ask is None and alive:
-        turn.timers.set(("limit", task.id), turn.now.tick + task.spawn.timeout - age)
+        left = max(task.spawn.timeout - age, at_least)
+        turn.timers.set(("limit", task.id), turn.now.tick + left)
 
 
 def on_limit_due(turn: Turn, task_id: TaskId) -> None:
@@ -169,9 +176,20 @@ def _ended_each(turn: Turn, worker: Worker, rows: list[EndedRow], timed: Timed) 
             at=at,
             text=row.text,
             result=row.result,
+            in_time=_in_time(task, row),
         )
     if plain:
         _complete(turn, worker, plain)
+
+
+def _in_time(task: Task, row: EndedRow) -> bool:
+    """Whether it ended within its own timeout, by the clock of its worker, and unasked (but perhaps by its pool,
+    for want of a broker). The word of that may come so late that it was asked to stop meanwhile.
+    """
+    limit = task.spawn.timeout
+    if limit is None or row.begun_age is None or row.begun_age - row.ended_age > limit:
+        return False
+    return row.delivered_age is None or row.text.startswith(LEASE_OVER)
 
 
 def _complete(turn: Turn, worker: Worker, plain: dict[TaskId, Completed]) -> None:

@@ -42,8 +42,12 @@ def end(
     exit_status: int | None = None,
     text: str = "",
     result: Sized = b"",
+    in_time: bool = False,
 ) -> None:
-    """The attempt has ended: a new one begins, or the task has ended and all that waited for it hears so."""
+    """The attempt has ended: a new one begins, or the task has ended and all that waited for it hears so.
+
+    `in_time`: within its own timeout, though it was asked to stop since that seemed to be over.
+    """
     state = turn.state
     if task.ask is not None:
         turn.timers.clear(("resend", task.id))
@@ -52,7 +56,7 @@ def end(
         turn.timers.clear(("limit", task.id))
     turn.timers.clear(("late", task.id))
     turn.let_go(task)
-    if task.ask is not None and task.ask.timed_out:
+    if task.ask is not None and task.ask.timed_out and not in_time:
         outcome, result = Outcome.FAILED, b""
         text = f"{TIMED_OUT}{task.ask.reason}\n{text}".rstrip()
     if _goes_on(turn, task, outcome, interrupted=text.startswith(LEASE_OVER)):

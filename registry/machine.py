@@ -212,7 +212,7 @@ class Registry:
             if what == "resend":
                 stopping.on_resend_due(turn, TaskId(int(key)))
             elif what == "force":
-                forcing.on_force_due(turn, TaskId(int(key)))
+                forcing.on_force_due(turn, TaskId(int(key)), when)
             elif what == "limit":
                 attempts.on_limit_due(turn, TaskId(int(key)))
             elif what == "late":

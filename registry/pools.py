@@ -192,6 +192,7 @@ def on_worker_attached(turn: Turn, event: events.WorkerAttached) -> None:
         turn.dirty.add(worker.runtime)
         for task_id in worker.tasks:
             task = turn.state.tasks[task_id]
+            stopping.heard(turn, task)  # what it did not answer to may have been lost
             if task.assign_number > worker.arrived:
                 turn.assign(event.worker, [assign_row(task)])
     if turn.state.leaving:

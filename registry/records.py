@@ -57,7 +57,8 @@ class Ask:
         self.forced = 0
         #: Its worker has answered since it was last forced.
         self.answered = True
-        #: The tick at which its worker last answered to it; at first, when it was asked.
+        #: Its worker has been silent since this tick, at most: when it was asked, last answered, was reached anew,
+        #: or was forced after it had answered all.
         self.heard = 0.0
         #: Its process has been sent a kill because of it.
         self.killed = False

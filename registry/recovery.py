@@ -2,8 +2,9 @@
 
 The facts of the epochs before have given the state. What no fact speaks of (timers, who can be reached) begins
 anew here: every deadline is set by the wall times in the facts, so a stop that had timed out while there was no
-broker times out now. Whoever lives says hello again; until then a worker is silent, which proves nothing. What
-the silence of a supervisor proves in the end, its lease says.
+broker times out now. (Not so the time that a task may run: it may have ended meanwhile.) Whoever lives says
+hello again; until then a worker is silent, which proves nothing. What the silence of a supervisor proves in the
+end, its lease says.
 """
 
 from quiesce.registry import effects, events, facts, leasing
@@ -63,7 +64,9 @@ def _resume_task(turn: Turn, task: Task) -> None:
     ask, wall = task.ask, turn.now.wall
     if ask is None:
         if task.started_at is not None:
-            set_limit(turn, task, max(0.0, wall - task.started_at))
+            # Meanwhile it may have ended. If not, its worker says how long it has run, or answers nothing.
+            age = max(0.0, wall - task.started_at)
+            set_limit(turn, task, age, at_least=turn.state.lease)
         return
     heard(turn, task)
     if ask.delivered_at is None:

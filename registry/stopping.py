@@ -160,7 +160,7 @@ def _ask(
 
 
 def heard(turn: Turn, task: Task) -> None:
-    """Its worker has answered just now, or had no request to answer to."""
+    """Its worker has answered just now, or was not there to answer."""
     if task.ask is not None:
         task.ask.heard = turn.now.tick
         task.ask.answered = True

@@ -54,7 +54,7 @@ def spared(state: State, task: Task, worker: Worker, *, frozen: bool) -> str | N
 
     It may when nobody else runs in it (what has not begun is queued again), when the others are being forced
     too, when the runtime allows it, or when it is `frozen`: for as long as a lease lasts it has answered to
-    nothing, so its other tasks are beyond help too. Never when that would take a task marked
+    nothing that it was told, so its other tasks are beyond help too. Never when that would take a task marked
     shutdown_process_on_error that is not being forced itself.
     """
     neighbours = [

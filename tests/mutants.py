@@ -108,6 +108,18 @@ MUTANTS: Final = (
         '    turn.timers.set(("resend", task.id), turn.now.tick + RESEND)\n',
         '    turn.timers.set(("resend", task.id), turn.now.tick + 1e9)\n',
     ),
+    Mutant(
+        "whoever is spoken to more seldom than its lease lasts is frozen",
+        "registry/forcing.py",
+        "        frozen = not task.ask.answered and when - task.ask.heard > max(turn.state.lease, PATIENCE)\n",
+        "        frozen = when - task.ask.heard > turn.state.lease\n",
+    ),
+    Mutant(
+        "who had nothing to answer was silent",
+        "registry/forcing.py",
+        "        task.ask.heard = turn.now.tick  # it",
+        "        pass  # it",
+    ),
     # --- stale words
     Mutant(
         "a stale incarnation is accepted",
@@ -279,6 +291,30 @@ MUTANTS: Final = (
         "registry/recovery.py",
         "        worker.attached = False\n",
         "        worker.attached = True\n",
+    ),
+    Mutant(
+        "a task that ended in time has timed out",
+        "registry/attempts.py",
+        "            in_time=_in_time(task, row),\n",
+        "",
+    ),
+    Mutant(
+        "a recovered task has timed out before its worker has said that it still runs",
+        "registry/recovery.py",
+        "age, at_least=turn.state.lease)",
+        "age)",
+    ),
+    Mutant(
+        "a step of force that can't reach the worker counts",
+        "registry/forcing.py",
+        "    if not worker.attached and turn.now.tick",
+        "    if False and turn.now.tick",
+    ),
+    Mutant(
+        "force waits for ever for a worker that does not come back",
+        "registry/forcing.py",
+        "    if not worker.attached and turn.now.tick - task.ask.heard <= turn.state.lease:\n",
+        "    if not worker.attached:\n",
     ),
     Mutant(
         "a recovered stop has no time limit",

@@ -470,6 +470,7 @@ class Desk:
                 task_id,
                 self.task(task_id).attempt,
                 outcome="cancelled",
+                delivered_age=0.0,
                 observed_age=0.0,
                 result=b"",
             )

@@ -1,11 +1,13 @@
 """Attempts that follow one another, by restart policy; and tasks that run longer than their own timeout."""
 
+from typing import Any, Final
+
 import pytest
 
 from quiesce.registry import effects, events
 from quiesce.registry.ending import INTENSITY, PERIOD
-from quiesce.registry.rows import TIMED_OUT
-from registry_helpers import GRACE, Desk, answer
+from quiesce.registry.rows import LEASE_OVER, TIMED_OUT, alike_ends
+from registry_helpers import GRACE, Desk, answer, ended_row
 
 
 @pytest.mark.parametrize(
@@ -89,10 +91,82 @@ def test_a_task_that_runs_for_too_long_is_asked_and_has_failed() -> None:
     desk.wait(0.2)
     ((_, rows),) = desk.take(effects.AskStops)
     assert rows[0][:2] == (1, 1)
-    desk.end(worker, 1, outcome="completed")
+    desk.end(worker, 1, outcome="completed", begun_age=2.1)
     (result,) = desk.results()
     assert (result.outcome, result.evidence, len(result.result)) == ("failed", "RETURNED", 0)
     assert result.text.startswith(TIMED_OUT)
+
+
+#: What a worker says of a task, with a timeout of 2 s, that ended after 1.5 s. It is read after 2.5 s.
+ENDED_IN_TIME: Final[dict[str, Any]] = {"begun_age": 2.5, "ended_age": 1.0}
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed", "crashed"])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_task_that_ended_in_time_did_so_however_late_that_is_known(
+    outcome: str, together: bool
+) -> None:
+    """The limit was over for the broker, which had not heard of the end: it was away, or out of reach."""
+    desk = Desk(alike=2)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 2.0}, {"timeout": 2.0})
+    desk.wait(2.5)
+    assert all(desk.task(task).ask for task in (1, 2))
+    rows = [ended_row(task, outcome=outcome, text="t", **ENDED_IN_TIME) for task in (1, 2)]
+    desk.say(events.TasksEnded(worker, alike_ends(rows) if together else rows))
+    for result in desk.results():
+        assert (result.outcome, result.text, result.result) == (outcome, "t", b"result")
+    assert [desk.life(task) for task in (1, 2)] == [f"{outcome} RETURNED"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({"begun_age": 2.5, "ended_age": 0.5}, "completed"),  # at the last moment
+        ({"begun_age": 2.5, "ended_age": 0.4}, "failed"),  # late
+        ({"begun_age": None, "ended_age": 1.0}, "failed"),  # nobody knows
+        # Asked so early since the clocks disagree. What it made of that, it made of its timeout.
+        ({**ENDED_IN_TIME, "delivered_age": 1.1}, "failed"),
+    ],
+)
+def test_what_in_time_means(changes: dict[str, Any], outcome: str) -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 2.0})
+    desk.wait(2.5)
+    desk.end(worker, 1, **changes)
+    assert desk.life(1) == f"{outcome} RETURNED"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("outcome", ["completed", "failed"])
+def test_what_ended_in_time_is_tried_again_only_if_it_failed(stopped: bool, outcome: str) -> None:
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 2.0, "retries": 1, "tenant_id": "x"})
+    desk.wait(2.5)
+    if stopped:
+        desk.stop(tenant_id="x")
+    desk.end(worker, 1, outcome=outcome, **ENDED_IN_TIME)
+    again = outcome == "failed" and not stopped
+    assert desk.life(1) == ("assigned" if again else f"{outcome} RETURNED")
+    if stopped:
+        assert desk.ends() == [(1, outcome, "RETURNED")]
+
+
+def test_what_its_pool_had_asked_to_stop_in_time_was_interrupted() -> None:
+    """By a lease that was half over, before its own timeout was: that is not what ended it."""
+    desk = Desk()
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 2.0, "retries": 1})
+    desk.wait(2.5)
+    text = f"{LEASE_OVER}no broker for 0.7 s"
+    desk.end(worker, 1, outcome="cancelled", text=text, delivered_age=1.1, **ENDED_IN_TIME)
+    assert (desk.life(1), desk.task(1).attempt, desk.task(1).ask) == ("assigned", 2, None)
 
 
 def test_its_timeout_uses_the_same_ladder() -> None:
@@ -115,7 +189,7 @@ def test_a_task_that_ran_for_too_long_is_tried_again_unless_a_stop_waits_for_it(
         desk.wait(2.1)
         if stopped:
             desk.stop(tenant_id="x")
-        desk.end(worker, 1, outcome="cancelled")
+        desk.end(worker, 1, outcome="cancelled", begun_age=2.1)
         if stopped:
             assert desk.life(1) == "failed RETURNED"
         else:

@@ -6,20 +6,23 @@ from typing import Any
 import pytest
 
 from quiesce.registry import effects, events, facts
+from quiesce.registry.forcing import PATIENCE
 from quiesce.registry.ids import Incarnation
 from quiesce.registry.limits import KindLimits, RuntimeLimits
-from registry_helpers import GRACE, WALL, Desk, supervisor_id
+from registry_helpers import GRACE, LEASE, WALL, Desk, supervisor_id
 
 X = {"tenant_id": "x"}
 Y = {"tenant_id": "y"}
 
 
-def desk_with(**pool: Any) -> Desk:
+def desk_with(*, lease: float = LEASE, **pool: Any) -> Desk:
     desk = Desk(
         runtimes=[
             RuntimeLimits(name="pool", slots=3, **pool),
             RuntimeLimits(name="solo", slots=1),
-        ]
+        ],
+        lease=lease,
+        lease_bound=LEASE,  # nobody renews it here
     )
     desk.session()
     desk.session("B")
@@ -140,6 +143,47 @@ def test_a_neighbour_in_its_own_grace_is_spared(desk: Desk) -> None:
     desk.stop("B", **Y)
     desk.seen(worker, 2)
     assert steps(desk, 3.0)[-1] == (GRACE + 2, "ForceTask")
+
+
+@pytest.mark.parametrize("lease", [0.3, 0.9, 1.5, GRACE])
+@pytest.mark.parametrize("deaf", [False, True])
+def test_only_a_worker_that_answers_nothing_is_frozen(lease: float, deaf: bool) -> None:
+    """Answers that come at once are far apart for a short lease, and before force nothing was left to answer."""
+    desk = desk_with(lease=lease)
+    stopped(desk, X, Y)
+    happened = steps(desk, GRACE + max(lease, PATIENCE) + 1.0, deaf=deaf)
+    kills = [tick for tick, what in happened if what == "KillWorker"]
+    assert kills == ([GRACE + max(lease, PATIENCE) + 1.0] if deaf else [])
+
+
+def test_one_answer_that_is_missing_makes_no_worker_frozen() -> None:
+    desk = desk_with(lease=0.5)
+    stopped(desk, X, Y)
+    wait(desk, GRACE - 0.5)
+    for deaf in (False, True) * 5:
+        assert {what for _, what in steps(desk, 2.0, deaf=deaf)} == {"ForceTask"}
+
+
+@pytest.mark.parametrize("late", [0.9, 20.0])
+def test_a_broker_that_stood_still_takes_nobody_for_frozen(late: float) -> None:
+    """What the worker has answered meanwhile it has not read yet."""
+    desk = desk_with(lease=1.5)
+    worker = stopped(desk, X, Y)
+    assert {what for _, what in steps(desk, GRACE + 2)} == {"ForceTask"}
+    desk.tick += 1.0 + late
+    desk.say(events.Tick())
+    assert desk.take(effects.KillWorker) == []
+    desk.seen(worker, 1)
+    assert {what for _, what in steps(desk, 5.0)} == {"ForceTask"}
+
+
+def test_a_process_that_is_being_killed_has_not_failed_to_answer() -> None:
+    """Nobody asked it; and who has come since is no less innocent."""
+    desk = desk_with(lease=1.5)
+    worker = stopped(desk, X)
+    assert steps(desk, GRACE + 2)[-1] == (GRACE + 2, "KillWorker")
+    desk.running(worker, Y)
+    assert {what for _, what in steps(desk, 5.0)} == {"ForceTask"}
 
 
 def test_kill_neighbours_names_who_died_with_it() -> None:

@@ -119,7 +119,7 @@ def test_payloads_that_are_not_bytes_are_kept_as_their_length() -> None:
         lambda desk: setattr(desk.registry.state.stops[1], "cycle_told", True),
         lambda desk: setattr(desk.task(1).ask, "forced", 3),
         lambda desk: setattr(desk.task(1).ask, "killed", True),
-        lambda desk: setattr(desk.task(1).ask, "heard", 1.0),
+        lambda desk: setattr(desk.task(1).ask, "heard", 99.0),
         lambda desk: setattr(desk.registry.state.workers[4], "attached", False),
         lambda desk: setattr(desk.registry.state.workers[4], "arrived", 1),
         lambda desk: setattr(desk.registry.state.workers[4], "cpu_seconds", 1.0),

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from quiesce.registry import effects, events, facts
+from quiesce.registry.forcing import STEP
 from quiesce.registry.ids import Incarnation, RequestNumber
 from quiesce.registry.leases import default_bound
 from quiesce.registry.rows import LEASE_OVER
@@ -227,10 +228,66 @@ def test_the_grace_counts_on_the_wall(desk: Desk, down: float, left: float) -> N
     desk.stop(**X)
     desk.tick += down
     desk.restart()
+    back(desk, worker, last_assign=1, begun=[(1, 1)])
     desk.wait(max(0.0, left - 0.1))
     assert left == 0 or desk.take(effects.ForceTask) == []
     desk.wait(0.2)
     assert desk.take(effects.ForceTask) != [] or left == 0
+
+
+@pytest.mark.parametrize("away", [0.0, 0.5, 1.5, 7.5])
+def test_force_waits_until_the_worker_is_there_again(away: float) -> None:
+    """Its grace was over while there was no broker. What can't reach it yet is no reason to kill it unasked: its
+    `finally` shall run.
+    """
+    desk = Desk(lease=10.0)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.stop(**X)
+    desk.tick += GRACE + 1.0
+    desk.restart()
+    desk.supervisor(incarnation=1)
+    desk.wait(away)
+    assert [*desk.take(effects.ForceTask), *desk.take(effects.KillWorker)] == []
+    back(desk, worker, last_assign=1, begun=[(1, 1)])
+    desk.wait(STEP)
+    desk.one(effects.ForceTask)
+    desk.seen(worker, 1)
+    desk.wait(STEP)
+    desk.one(effects.ForceTask)
+    desk.seen(worker, 1)
+    desk.wait(STEP)
+    desk.one(effects.KillWorker)
+
+
+def test_force_waits_for_a_worker_no_longer_than_a_lease() -> None:
+    """It may be stopped, and never come back; its supervisor kills it then."""
+    desk = Desk(lease=10.0)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, X, {})
+    desk.stop(**X)
+    desk.tick += GRACE
+    desk.restart()
+    desk.supervisor(incarnation=1)
+    desk.wait(10.0)
+    assert [*desk.take(effects.ForceTask), *desk.take(effects.KillWorker)] == []
+    desk.wait(2 * STEP)
+    desk.one(effects.KillWorker)
+
+
+def test_what_a_worker_lost_with_its_connection_is_not_held_against_it(desk: Desk) -> None:
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.stop(**X)
+    desk.wait(GRACE)
+    desk.one(effects.ForceTask)
+    back(desk, worker, last_assign=1, begun=[(1, 1)])
+    desk.wait(STEP)
+    desk.one(effects.ForceTask)
+    desk.wait(STEP)
+    desk.one(effects.KillWorker)
 
 
 def test_a_wall_clock_that_is_set_back_makes_nothing_wait_longer(desk: Desk) -> None:
@@ -262,6 +319,7 @@ def test_what_a_task_asked_for_counts(desk: Desk) -> None:
     desk.stop(**X)
     desk.say(events.GraceAsked(worker, 1, 1, 5.0))
     desk.restart()
+    back(desk, worker, last_assign=1, begun=[(1, 1)])
     desk.seen(worker, 1)
     desk.wait(GRACE + 4.9)
     assert desk.take(effects.ForceTask) == []
@@ -274,8 +332,63 @@ def test_a_tasks_own_timeout_counts_on(desk: Desk) -> None:
     desk.running(worker, {"timeout": 5.0})
     desk.tick += 3.0
     desk.restart()
+    back(desk, worker, last_assign=1, begun=[(1, 1)])
+    begun(desk, worker, 3.0)
     desk.wait(1.9)
     assert fact_types(desk) == []
+    desk.wait(0.2)
+    assert desk.one(facts.TaskAsked).timed_out
+
+
+def begun(desk: Desk, worker: Incarnation, age: float) -> None:
+    """Said again to the new broker: the task has run for so long."""
+    desk.say(events.TasksBegun(worker, [(1, 1, age)]))
+
+
+def test_a_limit_is_not_called_over_before_the_worker_has_said_that_the_task_still_runs() -> None:
+    """It may have ended in time, while there was no broker."""
+    desk = Desk(lease=10.0)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 5.0, "retries": 1})
+    desk.tick += 7.0
+    desk.restart()
+    desk.supervisor(incarnation=1)
+    desk.wait(1.0)
+    desk.expect_nothing()
+    desk.exit(worker, phases={1: "completed"})  # its process has ended, too
+    desk.wait(1.0)
+    assert desk.life(1) == "completed RETURNED"
+
+
+def test_how_long_it_has_run_its_worker_knows_best() -> None:
+    """The wall clock was set forward while there was no broker, or back."""
+    for step in (100.0, -100.0):
+        desk = Desk(lease=10.0)
+        desk.session()
+        worker = desk.worker()
+        desk.running(worker, {"timeout": 5.0})
+        desk.tick += 1.0
+        desk.step += step
+        desk.restart()
+        back(desk, worker, last_assign=1, begun=[(1, 1)])
+        begun(desk, worker, 1.5)
+        desk.wait(3.4)
+        desk.expect_nothing()
+        desk.wait(0.2)
+        assert desk.one(facts.TaskAsked).timed_out
+
+
+def test_a_limit_of_a_task_whose_worker_answers_nothing_is_over_after_a_lease() -> None:
+    desk = Desk(lease=10.0)
+    desk.session()
+    worker = desk.worker()
+    desk.running(worker, {"timeout": 5.0})
+    desk.tick += 7.0
+    desk.restart()
+    desk.supervisor(incarnation=1)
+    desk.wait(9.9)
+    desk.expect_nothing()
     desk.wait(0.2)
     assert desk.one(facts.TaskAsked).timed_out
 
