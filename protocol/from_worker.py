@@ -98,7 +98,9 @@ class Progress(NamedTuple):
 
 
 class ExtendGrace(NamedTuple):
-    """Control: this stopping task asks for so many seconds more before it is forced."""
+    """Control: this stopping task has asked for so many seconds more in all before it is forced: the highest that
+    was said counts. Said again after Registered, and after Stop.
+    """
 
     task_id: int
     attempt: int

@@ -243,7 +243,7 @@ class AssociateAsked(NamedTuple):
 
 
 class GraceAsked(NamedTuple):
-    """extend_grace."""
+    """extend_grace: so many `seconds` in all. The same may come again."""
 
     worker: Incarnation
     task_id: int

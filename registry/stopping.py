@@ -187,14 +187,14 @@ def _move_force(turn: Turn, task: Task, ask_: Ask, grace: float) -> None:
 
 
 def extend(turn: Turn, task: Task, seconds: float) -> None:
-    """Move the time of force, by at most twice the configured grace in all."""
+    """Move the time of force, by so many seconds in all, and at most by twice the configured grace."""
     ask_ = task.ask
     present = turn.timers.when(("force", task.id))
     if ask_ is None or present is None or ask_.forced:
         return
-    more = min(seconds, 2 * turn.state.grace(task, None) - ask_.extended)
-    if more > 0:
-        _set_force(turn, task, present + more, ask_.extended + more)
+    extended = min(seconds, 2 * turn.state.grace(task, None))
+    if extended > ask_.extended:
+        _set_force(turn, task, present + extended - ask_.extended, extended)
 
 
 def _set_force(turn: Turn, task: Task, tick: float, extended: float) -> None:

@@ -120,6 +120,18 @@ MUTANTS: Final = (
         "        task.ask.heard = turn.now.tick  # it",
         "        pass  # it",
     ),
+    Mutant(
+        "more time that was asked for without a broker is forgotten",
+        "workers/worker_session.py",
+        "        effects += self.say_extended(self.extending)\n",
+        "",
+    ),
+    Mutant(
+        "more time that is said again is given again",
+        "registry/stopping.py",
+        "        _set_force(turn, task, present + extended - ask_.extended, extended)\n",
+        "        _set_force(turn, task, present + extended, ask_.extended + extended)\n",
+    ),
     # --- stale words
     Mutant(
         "a stale incarnation is accepted",

@@ -275,6 +275,7 @@ def test_a_new_stop_does_not_move_the_ladder(desk: Desk, grace: float) -> None:
 
 
 def extend(desk: Desk, worker: Incarnation, seconds: float) -> None:
+    """So many in all."""
     desk.say(events.GraceAsked(worker, 1, 1, seconds))
     desk.expect()
 
@@ -283,8 +284,22 @@ def test_more_time_is_a_fact(desk: Desk) -> None:
     worker = stopped(desk, X)
     extend(desk, worker, 5.0)
     desk.expect_facts(facts.ForceMoved(1, WALL + GRACE + 5, 5.0))
-    extend(desk, worker, 1.0)
+    extend(desk, worker, 6.0)
     desk.expect_facts(facts.ForceMoved(1, WALL + GRACE + 6, 6.0))
+
+
+def test_what_is_said_again_gives_no_more_time(desk: Desk) -> None:
+    """A worker whose broker has died does not know what that one has heard. (0.1 + 0.2 is not 0.3.)"""
+    worker = stopped(desk, X)
+    said = 0.0
+    for more in (0.1, 0.2, 0.4):
+        said += more
+        extend(desk, worker, said)
+        desk.expect_facts(facts.ForceMoved(1, WALL + GRACE + said, said))
+    for again in (said, 0.1):
+        extend(desk, worker, again)
+        desk.expect_facts()
+    assert steps(desk, GRACE + 1.0) == [(GRACE + 1.0, "ForceTask")]
 
 
 def test_a_task_may_ask_for_more_time(desk: Desk) -> None:
@@ -296,8 +311,8 @@ def test_a_task_may_ask_for_more_time(desk: Desk) -> None:
 def test_but_only_for_twice_the_configured_grace_in_all(desk: Desk) -> None:
     worker = stopped(desk, X, grace=1.0)
     extend(desk, worker, 15.0)
-    extend(desk, worker, 1000.0)
-    extend(desk, worker, 1000.0)
+    extend(desk, worker, 1015.0)
+    extend(desk, worker, 2015.0)
     assert steps(desk, 1 + 2 * GRACE + 0.5) == [(1 + 2 * GRACE, "ForceTask")]
 
 

@@ -320,6 +320,8 @@ def test_what_a_task_asked_for_counts(desk: Desk) -> None:
     desk.say(events.GraceAsked(worker, 1, 1, 5.0))
     desk.restart()
     back(desk, worker, last_assign=1, begun=[(1, 1)])
+    desk.say(events.GraceAsked(worker, 1, 1, 5.0))  # the worker can't know who has heard it
+    assert fact_types(desk) == []
     desk.seen(worker, 1)
     desk.wait(GRACE + 4.9)
     assert desk.take(effects.ForceTask) == []

@@ -724,11 +724,65 @@ def test_lingering_is_told_when_it_changes(worker: Driver) -> None:
     assert worker.session.linger(key(2), "thread") == []
 
 
-def test_extend_grace_and_stacks(worker: Driver) -> None:
+def more_time(effects: list[Any]) -> list[from_worker.ExtendGrace]:
+    """What is asked for in these."""
+    return [
+        effect.message
+        for effect in effects
+        if isinstance(effect, Control) and isinstance(effect.message, from_worker.ExtendGrace)
+    ]
+
+
+def test_stacks(worker: Driver) -> None:
     run(worker, row(1, 1))
-    assert worker.session.extend_grace(key(1), 5.0) == [Control(from_worker.ExtendGrace(1, 1, 5.0))]
-    assert worker.session.extend_grace(key(2), 5.0) == []
     assert worker(to_worker.StacksWanted(3, [(1, 1)])) == [Look(3, [(1, 1)])]
+
+
+def test_more_time_is_asked_for_in_all(worker: Driver) -> None:
+    run(worker, row(1, 1))
+    worker(stop(1, 1))
+    said = Control(from_worker.ExtendGrace(1, 1, 5.0))
+    assert worker.tell("extend_grace", key(1), 5.0) == [said]
+    said = Control(from_worker.ExtendGrace(1, 1, 7.0))
+    assert worker.tell("extend_grace", key(1), 2.0) == [said]
+    worker.do("ended", key(1), Outcome.COMPLETED, "", b"")
+    assert worker.tell("extend_grace", key(1), 2.0) == []
+
+
+def test_who_is_not_asked_to_stop_has_no_time_to_ask_for(worker: Driver) -> None:
+    run(worker, row(1, 1))
+    assert worker.tell("extend_grace", key(1), 5.0) == []
+    assert more_time(worker(stop(1, 1))) == []
+    worker.do("connected")
+    assert more_time(worker(to_worker.Registered(PROTOCOL_VERSION, 4, 9, 1000))) == []
+
+
+def test_the_flag_is_a_request_to_stop_as_well(worker: Driver) -> None:
+    run(worker, row(1, 1))
+    worker.do("observed", key(1))
+    assert more_time(worker.tell("extend_grace", key(1), 5.0)) == [(1, 1, 5.0)]
+
+
+def test_more_time_that_was_asked_for_without_a_broker_is_said_to_the_next(worker: Driver) -> None:
+    """And what one that died may have heard, and may not have: in all it is the same."""
+    run(worker, row(1, 1), row(2, 2))
+    worker(stop(1, 1))
+    worker(stop(2, 2))
+    worker.tell("extend_grace", key(1), 5.0)
+    worker.do("connection_lost")
+    assert worker.tell("extend_grace", key(1), 2.0) == []
+    assert worker.tell("extend_grace", key(2), 1.0) == []
+    worker.do("connected")
+    again = worker(to_worker.Registered(PROTOCOL_VERSION, 4, 9, 1000))
+    assert more_time(again) == [(1, 1, 7.0), (2, 1, 1.0)]
+
+
+def test_more_time_that_was_asked_of_the_pool_is_asked_of_the_broker_too(worker: Driver) -> None:
+    """For half of its lease the pool had no word of the broker; now a stop comes."""
+    run(worker, row(1, 1))
+    worker.tell("lease_half_over", "alone", worker.now)
+    worker.tell("extend_grace", key(1), 5.0)
+    assert more_time(worker(stop(1, 1))) == [(1, 1, 5.0)]
 
 
 # --- the end --------------------------------------------------------------------------------------

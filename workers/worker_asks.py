@@ -1,5 +1,6 @@
 """What running attempts ask of the broker: the part of a worker's session that passes it on."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from quiesce.protocol import from_worker, to_worker
@@ -63,7 +64,18 @@ class WorkerAsks(WorkerState):
         return [Control(from_worker.Progress(rows))]
 
     def extend_grace(self, key: AttemptKey, seconds: float) -> Effects:
-        """A stopping attempt asks for more time."""
-        if key not in self.running:
+        """A stopping attempt asks for more time. One that is not asked to stop has no grace yet."""
+        if key not in self.asked:
             return []
-        return [Control(from_worker.ExtendGrace(*key, seconds))]
+        self.extending[key] = self.extending.get(key, 0.0) + seconds
+        return self.say_extended([key])
+
+    def say_extended(self, keys: Iterable[AttemptKey]) -> Effects:
+        """What each of these has asked for in all: so it may be said again, and makes up for what was lost."""
+        if not self.registered:
+            return []
+        return [
+            Control(from_worker.ExtendGrace(*key, self.extending[key]))
+            for key in keys
+            if key in self.extending
+        ]

@@ -51,7 +51,7 @@ class WorkerEnds(WorkerState):
         """A running attempt has ended; the request to stop that it had."""
         del self.running[key]
         self.untold.pop(key, None)
-        for others in (self.loading, self.waiting, self.lingering, self.progress):
+        for others in (self.loading, self.waiting, self.lingering, self.progress, self.extending):
             if others:
                 others.pop(key, None)
         return self.asked.pop(key, None)

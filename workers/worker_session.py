@@ -168,6 +168,7 @@ class WorkerSession(WorkerAsks, WorkerEnds, WorkerWaits, WorkerGivesBack, Worker
             for (task, attempt), what in self.lingering.items()
         ]
         effects += self.say_waits(self.waiting)
+        effects += self.say_extended(self.extending)
         effects += [Control(associate) for associate in self.associating.values()]
         return effects
 
@@ -309,6 +310,9 @@ class WorkerSession(WorkerAsks, WorkerEnds, WorkerWaits, WorkerGivesBack, Worker
             key = (TaskId(order.task_id), Attempt(order.attempt))
             if key in self.running:
                 effects += self._ask(key, order.reason, now)
+                effects += self.say_extended(
+                    [key]
+                )  # what it asked of its pool the broker did not know
                 seen.append(self._seen(key, now))
             elif key in self.held and self.held[key].begun_at is not None:
                 seen.append(from_worker.StopSeenRow(*key, "over", 0.0, None))

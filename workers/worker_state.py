@@ -40,6 +40,8 @@ class WorkerState:
         self.tell_at = math.inf
         #: The running ones that were asked to stop.
         self.asked: dict[AttemptKey, Asked] = {}
+        #: The asked ones that have asked for more time: how many seconds in all.
+        self.extending: dict[AttemptKey, float] = {}
         #: The running ones that wait for other tasks: for which, and how many of their calls do.
         self.waiting: dict[AttemptKey, dict[int, int]] = {}
         #: The running ones whose body has ended, and what they wait for.
@@ -103,6 +105,7 @@ class WorkerState:
             tuple(self.untold),
             self.tell_at,
             self.look_at,
+            tuple(self.extending.items()),
         )
 
     @classmethod
@@ -138,7 +141,9 @@ class WorkerState:
             untold,
             session.tell_at,
             session.look_at,
+            extending,
         ) = frozen
+        session.extending = dict(extending)
         session.given_back = dict.fromkeys(given_back)
         session.received = {key: AssignRow(*row) for key, row in received}
         session.handed = {key: AssignRow(*row) for key, row in handed}
@@ -171,6 +176,7 @@ class WorkerState:
         assert self.untold.keys() <= self.running.keys()
         assert all(self.tell_at <= self.running[key] + 1.0 for key in self.untold)
         assert self.asked.keys() <= self.running.keys()
+        assert self.extending.keys() <= self.asked.keys()
         assert self.waiting.keys() <= self.running.keys()
         assert all(
             others and min(others.values()) > 0 and 0 not in others

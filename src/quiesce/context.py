@@ -438,6 +438,8 @@ def report_progress(done: float, total: float | None = None, note: str = "") -> 
 def extend_grace(seconds: float) -> None:
     """Ask for so many seconds more before this stopping task is forced; bounded by the configuration.
 
+    Never blocks: a broker that is away hears of it when it is back. Does nothing before the task is asked to stop.
+
     Raises:
         NotInTaskError: outside of a task.
         TypeError, ValueError: `seconds` is no number that a float has room for, or below 0.
