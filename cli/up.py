@@ -47,6 +47,11 @@ BROKER_PATIENCE: Final = 5.0
 _TICK: Final = 0.02
 #: The same while nothing is left but orphans that can't be killed.
 _SLOW_TICK: Final = 0.5
+#: The same while there is a deadline: who sleeps until then does not know how much of it stood still.
+_BEAT: Final = 1.0
+#: A wait that takes so much longer than it was to has stood still, and very likely all that is waited for has, too:
+#: a container was paused, or a job stopped.
+_HELD_UP: Final = 1.0
 
 RUNNING: Final = "running"
 STOPPING: Final = "stopping"
@@ -170,7 +175,7 @@ class Up:
             try:
                 self._start()
                 while not self._is_over():
-                    for signum in signals.wait(self._timeout()):
+                    for signum in self._wait(signals):
                         self._on_signal(signum)
                     self._reap()
                     self._on_time(time.monotonic())
@@ -350,6 +355,21 @@ class Up:
 
     # --- time
 
+    def _wait(self, signals: Signals) -> bytes:
+        """For signals, as long as there is nothing to do. Time that stood still uses up nobody's patience."""
+        timeout, since = self._timeout(), time.monotonic()
+        found = signals.wait(timeout)
+        late = 0.0 if timeout is None else time.monotonic() - since - timeout
+        if late > _HELD_UP:
+            if self._deadline is not None:
+                self._deadline += late
+                self.say(
+                    f"everything stood still for {late:.1f} s: they do not count", logging.WARNING
+                )
+            if self._missing_at is not None:
+                self._missing_at += late
+        return found
+
     def _on_time(self, now: float) -> None:
         if self.state == KILLING:
             self._orphans.kill(set(self._children))
@@ -448,7 +468,7 @@ class Up:
         """Until what has to be done even if no signal comes."""
         if self.state == KILLING or any(pool.clearing for pool in self.pools):
             return _SLOW_TICK if self._orphans.only_wait else _TICK
-        times = [] if self._deadline is None else [self._deadline]
+        times = [] if self._deadline is None else [min(self._deadline, time.monotonic() + _BEAT)]
         if self.state in (RUNNING, STOPPING):
             if self.state == RUNNING and not self.ready:
                 return _TICK

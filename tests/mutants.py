@@ -132,6 +132,12 @@ MUTANTS: Final = (
         "        _set_force(turn, task, present + extended - ask_.extended, extended)\n",
         "        _set_force(turn, task, present + extended, ask_.extended + extended)\n",
     ),
+    Mutant(
+        "time that stood still uses up the patience of an orderly stop",
+        "cli/up.py",
+        "                self._deadline += late\n",
+        "                pass\n",
+    ),
     # --- stale words
     Mutant(
         "a stale incarnation is accepted",
@@ -694,6 +700,7 @@ SUITES: Final = (
         ),
         600,
     ),
+    Suite("up", ("tests/test_cli_up.py",), 300),
 )
 
 

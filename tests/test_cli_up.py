@@ -230,6 +230,30 @@ def test_a_stop_that_takes_too_long_is_cut_short(house: House) -> None:
     house.assert_clean()
 
 
+def test_what_stood_still_used_up_no_patience(house: House) -> None:
+    """A container was paused in the midst of the stop: the broker has had no time either."""
+    house.start("second", patience=10.0)
+    house.up()
+    house.send(signal.SIGTERM)
+    house.until_said("broker: asked")
+    house.stand_still()
+    house.send(signal.SIGTERM)
+    assert house.end() == 0, house.text
+    assert "everything stood still for" in house.text
+    house.assert_clean()
+
+
+def test_it_is_cut_short_all_the_same_if_it_takes_too_long_then(house: House) -> None:
+    house.start("deaf")
+    house.up()
+    house.send(signal.SIGTERM)
+    house.until_said("broker: asked")
+    house.stand_still()
+    assert house.end() == 1
+    assert house.text.index("everything stood still for") < house.text.index("took too long")
+    house.assert_clean()
+
+
 def test_a_broker_that_can_not_start_ends_all(house: House) -> None:
     house.start("no start")
     assert house.end() == 1
@@ -309,7 +333,7 @@ def test_children_of_others_are_left_alone(house: House) -> None:
     house.send(signal.SIGTERM)
     assert house.end() == 0
     driver = f"import os, subprocess\nother = subprocess.Popen(['sleep', '1000'])\n{DRIVER}"
-    command = [sys.executable, "-c", driver, str(house.folder), "", "", "0"]
+    command = [sys.executable, "-c", driver, str(house.folder), "", "", "0", "1"]
     for note in house.notes.iterdir():
         note.unlink()
     with house.log.open("wb") as log:

@@ -15,20 +15,34 @@ from quiesce.cli.children import is_pending
 from quiesce.testing.leaks import descendants
 
 #: Runs `Up` with stand-ins: argv is the folder, what the brokers do one after the other (the last mode is that
-#: of all that follow), what the supervisors do, and how long a signal says nothing new.
+#: of all that follow), what the supervisors do, how long a signal says nothing new, and the patience with a stop.
+#: A file "stands still" in the notes makes its next wait one of 100 s more.
 DRIVER = """
-import sys
+import sys, time
 from pathlib import Path
 from quiesce.cli.config import load_config
+from quiesce.cli.signals import Signals
 from quiesce.cli.up import Up
 
-folder, broker, supervisor, again_after = sys.argv[1:]
+folder, broker, supervisor, again_after, patience = sys.argv[1:]
+monotonic, wait = time.monotonic, Signals.wait
+still, stood = Path(folder, "notes", "stands still"), [0.0]
+
+def wait_on(self, timeout):
+    found = wait(self, timeout)
+    if still.exists():
+        still.unlink()
+        stood[0] += 100.0
+    return found
+
+Signals.wait = wait_on
+time.monotonic = lambda: monotonic() + stood[0]
 up = Up(
     load_config(f"{folder}/quiesce.toml", {}),
     runtimes=() if supervisor == "none" else None,
     broker_command=[sys.executable, f"{folder}/broker.py", broker],
     supervisor_command=[sys.executable, f"{folder}/supervisor.py", supervisor],
-    stop_patience=1.0,
+    stop_patience=float(patience),
     again_after=float(again_after),
 )
 sys.exit(up.run())
@@ -164,6 +178,7 @@ class House:
         runtimes: int = 1,
         more: str = "",
         again_after: float = 0.0,
+        patience: float = 1.0,
     ) -> None:
         """`more`: lines for [broker]. `again_after`: 0, and each signal counts."""
         self.notes.mkdir(exist_ok=True)
@@ -174,7 +189,7 @@ class House:
         )
         (self.folder / "broker.py").write_text(BROKER)
         (self.folder / "supervisor.py").write_text(SUPERVISOR)
-        words = [str(self.folder), broker, supervisor, str(again_after)]
+        words = [str(self.folder), broker, supervisor, str(again_after), str(patience)]
         command = [sys.executable, "-c", DRIVER, *words]
         with self.log.open("wb") as log:
             # In a process group of its own, so that a test can do what a terminal does.
@@ -229,6 +244,13 @@ class House:
         self.until_said("quiesce is up")
         for number in range(count):
             self.supervisor(0, f"r{number}")
+
+    def stand_still(self) -> None:
+        """As if a wait of `up` had taken 100 s longer: its container was paused, say."""
+        still = self.notes / "stands still"
+        still.touch()
+        self.send(signal.SIGCHLD)  # of which it makes nothing
+        self.until("its next turn", lambda: not still.exists())
 
     def send(self, signum: int) -> None:
         self.process.send_signal(signum)
