@@ -24,6 +24,9 @@ Waker = Callable[[], None]
 
 #: Seconds after which a task's wait for another is told to its worker.
 LONG: Final = 1.0
+#: A wait that ends so many seconds too late stood still, as this whole process may have: what it waited for may
+#: have arrived, unread. Then it goes on for as many, which the I/O thread has for reading.
+HELD_UP: Final = 0.05
 #: What a lock can wait for, in seconds. An infinite timeout would raise.
 _LONGEST: Final = threading.TIMEOUT_MAX
 
@@ -85,6 +88,11 @@ def deadline_after(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
+def _stood_still(thing: Waitable, deadline: float | None) -> bool:
+    """Whether a wait that is over in vain is so much too late that it shall go on for a moment."""
+    return not (thing.over or deadline is None) and time.monotonic() - deadline > HELD_UP
+
+
 def is_asked(task: TaskContext | None) -> bool:
     """Whether this task has been asked to stop; that the task itself has seen it is not noted."""
     return task is not None and (task.is_asked)
@@ -109,6 +117,7 @@ def wait_for(
         return True
     if timeout is not None:
         checks.patience(timeout)
+    deadline = None if timeout is None else deadline_after(max(timeout, 0.0))
     task = current_context() if interruptible else None
     gate = threading.Lock()
     gate.acquire()
@@ -124,6 +133,8 @@ def wait_for(
             gate.acquire(timeout=_bounded(timeout))
         else:
             _acquire_in_task(gate, thing, task, timeout)
+        if _stood_still(thing, deadline):
+            gate.acquire(timeout=HELD_UP)
         if _is_over(thing):
             return True
         raise_if_asked(task)
@@ -251,7 +262,10 @@ async def wait_for_async(
         if timeout is None:
             await future
         else:
+            deadline = deadline_after(max(timeout, 0.0))
             await asyncio.wait([future], timeout=min(max(timeout, 0.0), _LONGEST))
+            if _stood_still(thing, deadline):
+                await asyncio.wait([future], timeout=HELD_UP)
         if _is_over(thing):
             return True
         raise_if_asked(task)

@@ -138,6 +138,12 @@ MUTANTS: Final = (
         "                self._deadline += late\n",
         "                pass\n",
     ),
+    Mutant(
+        "a client that stood still does not read what has arrived",
+        "client/waiting.py",
+        "            gate.acquire(timeout=HELD_UP)\n",
+        "            pass\n",
+    ),
     # --- stale words
     Mutant(
         "a stale incarnation is accepted",
@@ -681,6 +687,7 @@ SUITES: Final = (
             "tests/test_workers_slots.py",
             "tests/test_workers_supervisor_session.py",
             "tests/test_client_session.py",
+            "tests/test_client_waiting.py",
             "tests/test_codec.py",
             "--deselect=tests/test_registry_random.py",
         ),
