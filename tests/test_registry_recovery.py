@@ -329,6 +329,24 @@ def test_what_a_task_asked_for_counts(desk: Desk) -> None:
     assert desk.take(effects.ForceTask) != []
 
 
+def test_what_it_asked_for_while_nobody_heard_it_counts_though_its_grace_is_over(
+    desk: Desk,
+) -> None:
+    worker = desk.worker()
+    desk.running(worker, X)
+    desk.stop(**X)
+    desk.seen(worker, 1)
+    desk.tick += GRACE + 1.0
+    desk.restart()
+    desk.wait(0.5)
+    back(desk, worker, last_assign=1, begun=[(1, 1)])
+    desk.say(events.GraceAsked(worker, 1, 1, 5.0))
+    desk.wait(5.0)
+    assert desk.take(effects.ForceTask) == []
+    desk.wait(STEP)
+    assert desk.take(effects.ForceTask) != []
+
+
 def test_a_tasks_own_timeout_counts_on(desk: Desk) -> None:
     worker = desk.worker()
     desk.running(worker, {"timeout": 5.0})
