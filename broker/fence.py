@@ -25,20 +25,25 @@ class Fence:
     """Looks in threads of its own: a look at a machine with many processes takes long."""
 
     def __init__(self) -> None:
-        #: Whether nothing is left of those that were asked for, by their ids; a thread writes, others read.
+        #: Whether nothing is left of those that were asked for, by their ids; one that has its thread has an entry.
         self._clear: dict[bytes, bool] = {}
 
     def is_clear(self, supervisor: Supervisor) -> bool:
         """Whether nothing of this one, which is dead, is left. Never blocks: ask until it is."""
-        known = self._clear.get(supervisor.id)
-        if known is None:
-            self._clear[supervisor.id] = known = False
+        if supervisor.id not in self._clear:
+            self._clear[supervisor.id] = False
             name = f"quiesce fence of {supervisor.runtime}"
-            target, args = self._end, (supervisor.id, supervisor.runtime)
-            threading.Thread(target=target, args=args, name=name, daemon=True).start()
-        if known:
+            args = (supervisor.id, supervisor.runtime)
+            thread = threading.Thread(target=self._end, args=args, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # none can be started now
+                del self._clear[supervisor.id]
+                return False
+        if self._clear[supervisor.id]:
             del self._clear[supervisor.id]
-        return known
+            return True
+        return False
 
     def _end(self, supervisor: bytes, runtime: str) -> None:
         said_at = -_SAY_EVERY
@@ -58,8 +63,8 @@ class Fence:
         """What of it is left, for people."""
         try:
             swept = leftovers.sweep(leftovers.of_supervisor(supervisor.hex()), PATIENCE)
-        except OSError as error:
-            return f"what can't be looked for: {error}"
+        except Exception as error:  # whatever it is: else all would wait for ever, and not know why
+            return f"what can't be looked for: {error!r}"
         if swept.killed:
             killed = ", ".join(swept.killed)
             log.warning("ended what pool %r, whose lease is over, had left: %s", runtime, killed)

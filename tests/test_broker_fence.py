@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,6 +52,10 @@ def test_it_looks_anew_each_time() -> None:
             assert its.wait() == -9
 
 
+def _none(*_: object, **__: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def test_as_long_as_something_of_it_does_not_end_it_is_not_clear(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -67,7 +72,12 @@ def test_as_long_as_something_of_it_does_not_end_it_is_not_clear(
     monkeypatch.setattr(fence, "AGAIN", 0.001)
     monkeypatch.setattr(leftovers, "sweep", sweep)
     looking = Fence()
+    with monkeypatch.context() as short:
+        short.setattr(threading, "_start_new_thread", _none, raising=False)  # before Python 3.13
+        short.setattr(threading, "_start_joinable_thread", _none, raising=False)
+        assert not looking.is_clear(supervisor(DEAD))
+    assert not looks
     wait_until(lambda: looking.is_clear(supervisor(DEAD)))
     assert len(looks) == 4
-    assert said[0].endswith("does not end: what can't be looked for: no descriptors")
+    assert said[0].endswith("does not end: what can't be looked for: OSError('no descriptors')")
     assert sum("does not end" in each for each in said) == 1
