@@ -12,13 +12,12 @@ from typing import Final
 
 from quiesce import leftovers
 from quiesce.registry.records import Supervisor
+from quiesce.seldom import Seldom
 
 log: Final = logging.getLogger("quiesce.broker")
 #: Seconds for what was killed to be gone, and until it looks again if that is not, or if it can't look.
 PATIENCE: Final = 10.0
 AGAIN: Final = 1.0
-#: Seconds between two words about that.
-_SAY_EVERY: Final = 60.0
 
 
 class Fence:
@@ -30,26 +29,25 @@ class Fence:
 
     def is_clear(self, supervisor: Supervisor) -> bool:
         """Whether nothing of this one, which is dead, is left. Never blocks: ask until it is."""
-        if supervisor.id not in self._clear:
-            self._clear[supervisor.id] = False
-            name = f"quiesce fence of {supervisor.runtime}"
-            args = (supervisor.id, supervisor.runtime)
-            thread = threading.Thread(target=self._end, args=args, name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # none can be started now
-                del self._clear[supervisor.id]
-                return False
-        if self._clear[supervisor.id]:
+        clear = self._clear.get(supervisor.id)
+        if clear is None:
+            self._begin(supervisor.id, supervisor.runtime)
+        elif clear:
             del self._clear[supervisor.id]
-            return True
-        return False
+        return bool(clear)
+
+    def _begin(self, supervisor: bytes, runtime: str) -> None:
+        self._clear[supervisor] = False
+        name, args = f"quiesce fence of {runtime}", (supervisor, runtime)
+        try:
+            threading.Thread(target=self._end, args=args, name=name, daemon=True).start()
+        except RuntimeError:  # none can be started now
+            del self._clear[supervisor]
 
     def _end(self, supervisor: bytes, runtime: str) -> None:
-        said_at = -_SAY_EVERY
+        complaints = Seldom()
         while left := self._sweep(supervisor, runtime):
-            if time.monotonic() >= said_at + _SAY_EVERY:
-                said_at = time.monotonic()
+            if complaints.is_time():
                 log.warning(
                     "pool %r, whose lease is over, has left behind what does not end: %s",
                     runtime,

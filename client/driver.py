@@ -443,8 +443,7 @@ class Driver:
 
     def _reject(self, trouble: Trouble) -> None:
         """Nothing will ever come of this client: everyone who waits or asks learns why."""
-        self._mail.broken = trouble
-        self._mail.close(0)
+        self._mail.close(0, trouble)
         self._ledger.fail_replies([self.ready], trouble)
         self._ledger.fail_spawns([], trouble, trouble)
 

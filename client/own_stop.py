@@ -6,7 +6,7 @@ So the parent asks the registry, which knows.
 """
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from quiesce.client.records import SpawnRecord
 from quiesce.client.waiting import raise_if_asked
@@ -17,15 +17,21 @@ from quiesce.registry.states import Outcome
 if TYPE_CHECKING:
     from quiesce.client.client import Client
 
+#: As rows have it: a plain string, as in `outcomes`.
+_CANCELLED: Final = str(Outcome.CANCELLED)
+
 
 def may_come(record: SpawnRecord) -> TaskContext | None:
     """The task that we are in, if this is the end of a child of its that was stopped, and it has not seen a request
     to stop yet.
     """
-    task, row = current_context(), record.result
-    if task is None or row is None or row.outcome != Outcome.CANCELLED:
+    row = record.result
+    if row is None or row.outcome != _CANCELLED:  # first: of nearly all that is asked for
         return None
-    return None if record.parent != task.key or task.has_observed else task
+    task = current_context()
+    if task is None or task.has_observed or record.parent != task.key:
+        return None
+    return task
 
 
 def comes_first(client: "Client", record: SpawnRecord) -> None:

@@ -117,7 +117,7 @@ def wait_for(
         return True
     if timeout is not None:
         checks.patience(timeout)
-    deadline = None if timeout is None else deadline_after(max(timeout, 0.0))
+    deadline = deadline_after(None if timeout is None else max(timeout, 0.0))
     task = current_context() if interruptible else None
     gate = threading.Lock()
     gate.acquire()
@@ -132,7 +132,7 @@ def wait_for(
         if task is None:
             gate.acquire(timeout=_bounded(timeout))
         else:
-            _acquire_in_task(gate, thing, task, timeout)
+            _acquire_in_task(gate, thing, task, deadline)
         if _stood_still(thing, deadline):
             gate.acquire(timeout=HELD_UP)
         if _is_over(thing):
@@ -156,10 +156,9 @@ def _bounded(timeout: float | None) -> float:
 
 
 def _acquire_in_task(
-    gate: threading.Lock, thing: Waitable, task: TaskContext, timeout: float | None
+    gate: threading.Lock, thing: Waitable, task: TaskContext, deadline: float | None
 ) -> None:
     """A wait for another task that lasts is shown to whoever looks at this one."""
-    deadline = deadline_after(timeout)
     other = 0
     try:
         while not other:

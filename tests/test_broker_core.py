@@ -117,6 +117,23 @@ class Broker:
         sent, self.peers.sent = self.peers.sent, []
         return [message for _, channel, message in sent if channel == "data"]
 
+    def stop_that_waits(self) -> None:
+        """A client asks for a stop, with a timeout of 5 s. It waits for a spawn of before, which has not come."""
+        self.hello("control", b"1")
+        self.hello("data", b"2")
+        scope = (None, "x", None, None)
+        stop = from_client.Stop(1, scope, None, None, 5.0, False, False, "", 1, None)
+        self.core.hear("control", b"1", stop)
+
+    def spawn_comes(self) -> to_client.StopReport:
+        """That spawn is read; gives what the stop says then."""
+        self.core.hear("data", b"2", from_client.Spawn(0, [spawn_row(1, tenant_id="x")]))
+        self.core.pass_time()
+        self.journal.commit()
+        self.core.leave()
+        (report,) = (said for _, _, said in self.peers.sent if type(said) is to_client.StopReport)
+        return report
+
     def hello(self, channel: Channel, route: bytes, *, resumed: bool = False) -> None:
         hello = from_client.Hello(PROTOCOL_VERSION, A, channel, 1, "here", 0, resumed)
         self.core.hear(channel, route, hello)
@@ -404,20 +421,12 @@ def test_acknowledgements_of_ends_wait_for_company() -> None:
 def test_a_broker_that_was_held_up_hears_its_inbox_before_it_judges() -> None:
     """The last spawn that a stop waits for has come meanwhile, but nobody has looked: no reason to time out."""
     broker = Broker()
-    broker.hello("control", b"1")
-    broker.hello("data", b"2")
-    stop = from_client.Stop(1, (None, "x", None, None), None, None, 5.0, False, False, "", 1, None)
-    broker.core.hear("control", b"1", stop)
+    broker.stop_that_waits()
     broker.turn(commit=True)
     broker.tick += 30.0
     broker.turn(commit=True)
     assert broker.core.due() == broker.tick + HELD_UP
-    broker.core.hear("data", b"2", from_client.Spawn(0, [spawn_row(1, tenant_id="x")]))
-    broker.core.pass_time()
-    broker.journal.commit()
-    broker.core.leave()
-    (report,) = (said for _, _, said in broker.peers.sent if type(said) is to_client.StopReport)
-    assert not report.timed_out
+    assert not broker.spawn_comes().timed_out
 
 
 def test_a_lease_that_is_over_waits_until_nothing_is_left() -> None:
@@ -447,10 +456,7 @@ def test_a_lease_that_is_over_waits_until_nothing_is_left() -> None:
 def test_a_broker_that_is_late_by_a_moment_listens_for_one() -> None:
     """After it was stopped its thread may be there before that of ZeroMQ which reads its inbox."""
     broker = Broker()
-    broker.hello("control", b"1")
-    broker.hello("data", b"2")
-    stop = from_client.Stop(1, (None, "x", None, None), None, None, 5.0, False, False, "", 1, None)
-    broker.core.hear("control", b"1", stop)
+    broker.stop_that_waits()
     ends = broker.tick + 5.0
     broker.turn(commit=True)
     while (due := broker.core.due()) is not None and due < ends:
@@ -460,20 +466,12 @@ def test_a_broker_that_is_late_by_a_moment_listens_for_one() -> None:
     broker.turn(commit=True)
     assert broker.core.due() == broker.tick + A_MOMENT
     broker.tick += A_MOMENT / 2
-    broker.core.hear("data", b"2", from_client.Spawn(0, [spawn_row(1, tenant_id="x")]))
-    broker.core.pass_time()
-    broker.journal.commit()
-    broker.core.leave()
-    (report,) = (said for _, _, said in broker.peers.sent if type(said) is to_client.StopReport)
-    assert not report.timed_out
+    assert not broker.spawn_comes().timed_out
 
 
 def test_what_is_due_comes_after_that_whoever_talks() -> None:
     broker = Broker()
-    broker.hello("control", b"1")
-    broker.hello("data", b"2")
-    stop = from_client.Stop(1, (None, "x", None, None), None, None, 5.0, False, False, "", 1, None)
-    broker.core.hear("control", b"1", stop)
+    broker.stop_that_waits()
     broker.turn(commit=True)
     broker.tick += 30.0
     broker.turn(commit=True)

@@ -6,6 +6,7 @@ import pytest
 
 from quiesce.registry import effects, events
 from quiesce.registry.ending import INTENSITY, PERIOD
+from quiesce.registry.ids import Incarnation
 from quiesce.registry.rows import LEASE_OVER, TIMED_OUT, alike_ends
 from registry_helpers import GRACE, Desk, answer, ended_row
 
@@ -81,12 +82,18 @@ def test_a_stopped_task_is_never_restarted() -> None:
     assert desk.life(1) == "failed RETURNED"
 
 
-def test_a_task_that_runs_for_too_long_is_asked_and_has_failed() -> None:
+def running_for(seconds: float, **spawn: Any) -> tuple[Desk, Incarnation]:
+    """A task with a timeout of 2 s, which began so long ago; and its worker."""
     desk = Desk()
     desk.session()
     worker = desk.worker()
-    desk.running(worker, {"timeout": 2.0})
-    desk.wait(1.9)
+    desk.running(worker, {"timeout": 2.0, **spawn})
+    desk.wait(seconds)
+    return desk, worker
+
+
+def test_a_task_that_runs_for_too_long_is_asked_and_has_failed() -> None:
+    desk, worker = running_for(1.9)
     assert desk.task(1).ask is None
     desk.wait(0.2)
     ((_, rows),) = desk.take(effects.AskStops)
@@ -131,11 +138,7 @@ def test_a_task_that_ended_in_time_did_so_however_late_that_is_known(
     ],
 )
 def test_what_in_time_means(changes: dict[str, Any], outcome: str) -> None:
-    desk = Desk()
-    desk.session()
-    worker = desk.worker()
-    desk.running(worker, {"timeout": 2.0})
-    desk.wait(2.5)
+    desk, worker = running_for(2.5)
     desk.end(worker, 1, **changes)
     assert desk.life(1) == f"{outcome} RETURNED"
 
@@ -143,11 +146,7 @@ def test_what_in_time_means(changes: dict[str, Any], outcome: str) -> None:
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("outcome", ["completed", "failed"])
 def test_what_ended_in_time_is_tried_again_only_if_it_failed(stopped: bool, outcome: str) -> None:
-    desk = Desk()
-    desk.session()
-    worker = desk.worker()
-    desk.running(worker, {"timeout": 2.0, "retries": 1, "tenant_id": "x"})
-    desk.wait(2.5)
+    desk, worker = running_for(2.5, retries=1, tenant_id="x")
     if stopped:
         desk.stop(tenant_id="x")
     desk.end(worker, 1, outcome=outcome, **ENDED_IN_TIME)
@@ -159,22 +158,14 @@ def test_what_ended_in_time_is_tried_again_only_if_it_failed(stopped: bool, outc
 
 def test_what_its_pool_had_asked_to_stop_in_time_was_interrupted() -> None:
     """By a lease that was half over, before its own timeout was: that is not what ended it."""
-    desk = Desk()
-    desk.session()
-    worker = desk.worker()
-    desk.running(worker, {"timeout": 2.0, "retries": 1})
-    desk.wait(2.5)
+    desk, worker = running_for(2.5, retries=1)
     text = f"{LEASE_OVER}no broker for 0.7 s"
     desk.end(worker, 1, outcome="cancelled", text=text, delivered_age=1.1, **ENDED_IN_TIME)
     assert (desk.life(1), desk.task(1).attempt, desk.task(1).ask) == ("assigned", 2, None)
 
 
 def test_its_timeout_uses_the_same_ladder() -> None:
-    desk = Desk()
-    desk.session()
-    worker = desk.worker()
-    desk.running(worker, {"timeout": 2.0})
-    desk.wait(2.1)
+    desk, worker = running_for(2.1)
     desk.seen(worker, 1)
     desk.wait(GRACE)
     assert desk.one(effects.ForceTask).task_id == 1
@@ -182,11 +173,7 @@ def test_its_timeout_uses_the_same_ladder() -> None:
 
 def test_a_task_that_ran_for_too_long_is_tried_again_unless_a_stop_waits_for_it() -> None:
     for stopped in (False, True):
-        desk = Desk()
-        desk.session()
-        worker = desk.worker()
-        desk.running(worker, {"timeout": 2.0, "retries": 1, "tenant_id": "x"})
-        desk.wait(2.1)
+        desk, worker = running_for(2.1, retries=1, tenant_id="x")
         if stopped:
             desk.stop(tenant_id="x")
         desk.end(worker, 1, outcome="cancelled", begun_age=2.1)

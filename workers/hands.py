@@ -102,7 +102,7 @@ class Hands:
         elif now >= self._look_at:
             # We are late for want of a processor, or of the interpreter: so may others be. That is told once.
             self._was_late = now > self._look_at + PATIENCE and not self._was_late
-            self._look_at = now + _TRY_AGAIN
+            self._look_at = now + _TRY_AGAIN  # unless this goes well
             if not self._was_late:
                 self._judge()
             self._look_at = now + PATIENCE

@@ -8,9 +8,7 @@ An attempt may be stopped until it begins, so both the load and the body ask fir
 """
 
 import logging
-import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sized
 from functools import partial
@@ -20,6 +18,7 @@ from quiesce.errors import ShutdownRequested
 from quiesce.protocol.callables import Loaded, known_function, load_function, unpack_arguments
 from quiesce.protocol.frames import Frame, payload_view
 from quiesce.registry.states import Outcome
+from quiesce.seldom import Seldom
 from quiesce.workers import logs, loop as loops, task_logs, tracing
 from quiesce.workers.attempt import (
     COMPLETED,
@@ -44,8 +43,6 @@ _own_log: Final = logging.getLogger("quiesce.worker")
 
 #: Results of these types are pickled on the loop's thread; others elsewhere, since they may be large.
 _SMALL: Final = (type(None), bool, int, float)
-#: Seconds between two words that no thread can be started.
-_SAY_EVERY: Final = 60.0
 
 
 class Gate(Protocol):
@@ -94,8 +91,8 @@ class Runner:
         self._ends_at_once = ends_at_once
         self.limit = 2**63
         self._hands = Hands("quiesce-slot")
-        #: When it was last said that no thread can be started.
-        self._short_at = -math.inf
+        #: That no thread can be started.
+        self._shortage = Seldom()
         #: Attempts that have used the loop and are over, but for what they have left there. Any thread appends.
         self._to_purge: deque[Attempt] = deque()
         self.loop = loops.LoopThread(nursery, threads=4 * slots + 32)
@@ -135,9 +132,7 @@ class Runner:
             self._on_shortage()
 
     def _tell_shortage(self, error: RuntimeError) -> None:
-        now = time.monotonic()
-        if now >= self._short_at + _SAY_EVERY:
-            self._short_at = now
+        if self._shortage.is_time():
             text = "%s: what needs one waits until a thread of this process ends, or one can be started"
             logs.say(_own_log.warning, text, error)
 

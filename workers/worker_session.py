@@ -310,9 +310,8 @@ class WorkerSession(WorkerAsks, WorkerEnds, WorkerWaits, WorkerGivesBack, Worker
             key = (TaskId(order.task_id), Attempt(order.attempt))
             if key in self.running:
                 effects += self._ask(key, order.reason, now)
-                effects += self.say_extended(
-                    [key]
-                )  # what it asked of its pool the broker did not know
+                # What it has asked for since its pool had asked it to stop the broker does not know.
+                effects += self.say_extended([key])
                 seen.append(self._seen(key, now))
             elif key in self.held and self.held[key].begun_at is not None:
                 seen.append(from_worker.StopSeenRow(*key, "over", 0.0, None))

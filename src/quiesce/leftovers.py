@@ -106,7 +106,8 @@ def sweep(whose: Whose, patience: float = PATIENCE) -> Swept:
 
 def remain(runs: Collection[str]) -> bool:
     """Whether anything that carries the mark of one of these runs is not dead yet, as far as one look can tell."""
-    return any(_environment(each.pid).get(RUN_MARKER) in runs for each in processes.everything())
+    whose = of_runs(runs)
+    return any(whose(_environment(each.pid)) for each in processes.everything())
 
 
 class _Sweep:

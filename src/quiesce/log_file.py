@@ -2,14 +2,11 @@
 
 import logging
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from logging.handlers import WatchedFileHandler
-from typing import Final
 
-#: Seconds after which it is said again that the file can't be written.
-_AGAIN: Final = 60.0
+from quiesce.seldom import Seldom
 
 
 class LogFile(WatchedFileHandler):
@@ -21,7 +18,7 @@ class LogFile(WatchedFileHandler):
     def __init__(self, file: str, elsewhere: Callable[[str], None]) -> None:
         super().__init__(file, encoding="utf-8", errors="backslashreplace")
         self._elsewhere = elsewhere
-        self._say_at = 0.0
+        self._complaints = Seldom()
 
     def emit(self, record: logging.LogRecord) -> None:
         """See the class."""
@@ -47,9 +44,7 @@ class LogFile(WatchedFileHandler):
         except Exception:
             super().handleError(record)
             return
-        now = time.monotonic()
-        if now >= self._say_at:
-            self._say_at = now + _AGAIN
+        if self._complaints.is_time():
             self._elsewhere(self.format(self._trouble(error)))
         self._elsewhere(line)
 
